@@ -1,0 +1,330 @@
+//! How much may be under way: bytes that were read and not yet answered for.
+//!
+//! A monitor takes credit *before* it reads ([`Door::try_take`], never a blocking wait) and the buffer that
+//! the credit paid for gives it back when it is dropped, so the account cannot drift from the memory.
+//! Refused monitors are served oldest first and are told by a one-slot signal when there is room.
+//!
+//! Always true: what was granted by `try_take` never exceeds the capacity. One source never holds more than the
+//! larger of one read and half of what is free, so that a hot file leaves room for the quiet ones.
+//!
+//! Not here: the memory of encoded batches. It is bounded by the number of connections, when the agent starts.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use parking_lot::Mutex;
+
+/// Fills a read from the page cache and a TCP window; some thirty of them fit the default budget.
+pub const READ_BYTES: usize = 256 * 1024;
+
+/// The rules alone: who may take how much, and who is next. Pure.
+#[derive(Debug)]
+struct Fair {
+    capacity: usize,
+    used: usize,
+    /// Doors that were refused for lack of room, oldest first.
+    queue: VecDeque<u64>,
+}
+
+#[derive(Debug, PartialEq, Eq, Clone, Copy)]
+enum Answer {
+    Granted,
+    /// No room, or somebody has waited longer: the door is queued.
+    Full,
+    /// There is room, but this source has its part of it.
+    SourceFull,
+}
+
+impl Fair {
+    fn free(&self) -> usize {
+        self.capacity.saturating_sub(self.used)
+    }
+
+    fn ask(&mut self, door: u64, held: usize, bytes: usize) -> Answer {
+        let at = self.queue.iter().position(|waiting| *waiting == door);
+        if at.unwrap_or(self.queue.len()) > 0 || bytes > self.free() {
+            if at.is_none() {
+                self.queue.push_back(door);
+            }
+            return Answer::Full;
+        }
+        // From here on the door is first in line, or there is no line.
+        if held > 0 && held + bytes > READ_BYTES.max(self.free() / 2) {
+            return Answer::SourceFull;
+        }
+        self.used += bytes;
+        Answer::Granted
+    }
+
+    fn give(&mut self, bytes: usize) {
+        self.used -= bytes;
+    }
+
+    /// Whether the door stood in the line: then the next one has to hear of it.
+    fn leave(&mut self, door: u64) -> bool {
+        let before = self.queue.len();
+        self.queue.retain(|waiting| *waiting != door);
+        self.queue.len() < before
+    }
+}
+
+/// Shared by all monitors of one agent. Cheap to clone.
+#[derive(Clone)]
+pub struct Budget(Arc<Inner>);
+
+struct Inner {
+    state: Mutex<State>,
+}
+
+struct State {
+    fair: Fair,
+    doors: Vec<(u64, Sender<()>)>,
+    next_door: u64,
+}
+
+/// One monitor thread's way to the budget.
+pub struct Door {
+    budget: Budget,
+    id: u64,
+    room: Receiver<()>,
+}
+
+/// What one source holds at the moment, in bytes.
+#[derive(Clone, Default, Debug)]
+pub struct Holder(Arc<AtomicUsize>);
+
+impl Holder {
+    pub fn held(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Why there is no credit now. Come back after [`Door::room`] rings.
+#[derive(Debug, PartialEq, Eq, Clone, Copy)]
+pub enum Refused {
+    /// The whole budget is under way, or another monitor is first: nothing else will be granted either.
+    Full,
+    /// This source holds its part; another source of the same monitor may well get some.
+    SourceFull,
+}
+
+/// Bytes that may be under way, given back on drop.
+#[derive(Debug)]
+pub struct Credit {
+    budget: Budget,
+    holder: Holder,
+    bytes: usize,
+}
+
+impl std::fmt::Debug for Budget {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Budget({} of {})", self.used(), self.capacity())
+    }
+}
+
+impl Budget {
+    /// `capacity` in bytes, at least one read.
+    pub fn new(capacity: usize) -> Budget {
+        assert!(capacity >= READ_BYTES, "the configuration guarantees room for one read");
+        let fair = Fair { capacity, used: 0, queue: VecDeque::new() };
+        Budget(Arc::new(Inner { state: Mutex::new(State { fair, doors: Vec::new(), next_door: 0 }) }))
+    }
+
+    pub fn door(&self) -> Door {
+        let (ring, room) = bounded(1);
+        let mut state = self.0.state.lock();
+        let id = state.next_door;
+        state.next_door += 1;
+        state.doors.push((id, ring));
+        Door { budget: self.clone(), id, room }
+    }
+
+    pub fn capacity(&self) -> usize {
+        self.0.state.lock().fair.capacity
+    }
+
+    pub fn used(&self) -> usize {
+        self.0.state.lock().fair.used
+    }
+
+    fn give(&self, bytes: usize) {
+        if bytes > 0 {
+            let mut state = self.0.state.lock();
+            state.fair.give(bytes);
+            state.ring();
+        }
+    }
+}
+
+impl State {
+    /// Full slots have rung already, and there are as many doors as monitors: a handful.
+    fn ring(&self) {
+        for (_, bell) in &self.doors {
+            let _ = bell.try_send(());
+        }
+    }
+
+    /// `door` waits no longer, whatever it got. Rings the others only if it did wait, and never itself: else
+    /// two refused doors would keep each other awake.
+    fn step_out(&mut self, door: u64) {
+        if self.fair.leave(door) {
+            for (_, bell) in self.doors.iter().filter(|(id, _)| *id != door) {
+                let _ = bell.try_send(());
+            }
+        }
+    }
+}
+
+impl Door {
+    /// `bytes` at most what will be read and kept; see [`Credit::shrink_to`].
+    pub fn try_take(&self, holder: &Holder, bytes: usize) -> Result<Credit, Refused> {
+        let mut state = self.budget.0.state.lock();
+        let answer = state.fair.ask(self.id, holder.held(), bytes);
+        if answer == Answer::Full {
+            return Err(Refused::Full);
+        }
+        state.step_out(self.id);
+        if answer == Answer::SourceFull {
+            return Err(Refused::SourceFull);
+        }
+        holder.0.fetch_add(bytes, Ordering::Relaxed);
+        Ok(Credit { budget: self.budget.clone(), holder: holder.clone(), bytes })
+    }
+
+    /// Rings after credit was given back. One slot: look again after each ring.
+    pub fn room(&self) -> &Receiver<()> {
+        &self.room
+    }
+
+    /// Nothing to read any more: give up the place in the line, so that nobody waits behind a sleeper.
+    pub fn leave_queue(&self) {
+        self.budget.0.state.lock().step_out(self.id);
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        let mut state = self.budget.0.state.lock();
+        state.step_out(self.id);
+        state.doors.retain(|(id, _)| *id != self.id);
+    }
+}
+
+impl Credit {
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Gives back what was not needed after all.
+    pub fn shrink_to(&mut self, bytes: usize) {
+        let back = self.bytes.saturating_sub(bytes);
+        self.release(back);
+    }
+
+    /// Accounts for memory that exists already (a stage made a record larger). May overdraw the budget: then
+    /// nobody gets anything until it is paid back.
+    pub fn grow(&mut self, by: usize) {
+        self.budget.0.state.lock().fair.used += by;
+        self.holder.0.fetch_add(by, Ordering::Relaxed);
+        self.bytes += by;
+    }
+
+    fn release(&mut self, bytes: usize) {
+        self.bytes -= bytes;
+        self.holder.0.fetch_sub(bytes, Ordering::Relaxed);
+        self.budget.give(bytes);
+    }
+}
+
+impl Drop for Credit {
+    fn drop(&mut self) {
+        self.release(self.bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_oldest_waiter_is_served_first() {
+        let budget = Budget::new(READ_BYTES);
+        let (first, second, third) = (budget.door(), budget.door(), budget.door());
+        let all = first.try_take(&Holder::default(), READ_BYTES).unwrap();
+        assert_eq!(second.try_take(&Holder::default(), 1).unwrap_err(), Refused::Full);
+        assert_eq!(third.try_take(&Holder::default(), 1).unwrap_err(), Refused::Full);
+        drop(all);
+        assert!(second.room().try_recv().is_ok() && third.room().try_recv().is_ok());
+        assert_eq!(third.try_take(&Holder::default(), 1).unwrap_err(), Refused::Full);
+        assert!(second.try_take(&Holder::default(), 1).is_ok());
+        assert!(third.try_take(&Holder::default(), 1).is_ok());
+    }
+
+    #[test]
+    fn a_waiter_that_goes_away_blocks_nobody() {
+        let budget = Budget::new(READ_BYTES);
+        let (first, second, third) = (budget.door(), budget.door(), budget.door());
+        let all = first.try_take(&Holder::default(), READ_BYTES).unwrap();
+        let _ = second.try_take(&Holder::default(), 1).unwrap_err();
+        let _ = third.try_take(&Holder::default(), 1).unwrap_err();
+        drop(all);
+        drop(second);
+        assert!(third.try_take(&Holder::default(), 1).is_ok());
+    }
+
+    #[test]
+    fn a_hot_source_leaves_half_of_the_room() {
+        let budget = Budget::new(16 * READ_BYTES);
+        let door = budget.door();
+        let (hot, quiet) = (Holder::default(), Holder::default());
+        let mut held = Vec::new();
+        while let Ok(credit) = door.try_take(&hot, READ_BYTES) {
+            held.push(credit);
+        }
+        assert!(hot.held() <= 8 * READ_BYTES, "{}", hot.held());
+        assert!(door.try_take(&quiet, READ_BYTES).is_ok());
+    }
+
+    #[test]
+    fn credit_that_was_not_needed_returns_at_once() {
+        let budget = Budget::new(READ_BYTES);
+        let (door, holder) = (budget.door(), Holder::default());
+        let mut credit = door.try_take(&holder, READ_BYTES).unwrap();
+        credit.shrink_to(100);
+        assert_eq!((budget.used(), holder.held()), (100, 100));
+        credit.grow(50);
+        assert_eq!(budget.used(), 150);
+        drop(credit);
+        assert_eq!((budget.used(), holder.held()), (0, 0));
+    }
+
+    proptest! {
+        /// The model: any order of taking and giving by any doors keeps the sum right, never grants beyond the
+        /// capacity, and once everything is given back the first in line is always served.
+        #[test]
+        fn the_account_never_drifts(acts in proptest::collection::vec((0usize..4, 1usize..READ_BYTES, any::<bool>()), 1..100)) {
+            let budget = Budget::new(2 * READ_BYTES);
+            let doors: Vec<Door> = (0..4).map(|_| budget.door()).collect();
+            let holders: Vec<Holder> = (0..4).map(|_| Holder::default()).collect();
+            let mut credits: Vec<Credit> = Vec::new();
+            for (who, bytes, take) in acts {
+                if take {
+                    credits.extend(doors[who].try_take(&holders[who], bytes).ok());
+                } else if !credits.is_empty() {
+                    credits.swap_remove(who % credits.len());
+                }
+                let sum: usize = credits.iter().map(Credit::bytes).sum();
+                prop_assert_eq!(budget.used(), sum);
+                prop_assert!(sum <= budget.capacity());
+                prop_assert_eq!(holders.iter().map(Holder::held).sum::<usize>(), sum);
+            }
+            credits.clear();
+            let first = budget.0.state.lock().fair.queue.front().copied().unwrap_or(0);
+            prop_assert!(doors[first as usize].try_take(&holders[first as usize], 1).is_ok());
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! Time: real and by hand, and the stamps that lines without a time of their own get.
+//!
+//! The only file that reads a clock. Everything else is told the time as an argument, or holds a [`Clock`].
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use parking_lot::Mutex;
+
+/// A source of time. Cheap to clone; clones of one made by hand move together.
+#[derive(Clone)]
+pub struct Clock(Kind);
+
+#[derive(Clone)]
+enum Kind {
+    Real,
+    ByHand(Arc<Mutex<(Instant, i64)>>),
+}
+
+impl Clock {
+    pub fn real() -> Clock {
+        Clock(Kind::Real)
+    }
+
+    /// For tests: stands still until [`Clock::advance`].
+    pub fn by_hand(wall_ns: i64) -> Clock {
+        Clock(Kind::ByHand(Arc::new(Mutex::new((real_now(), wall_ns)))))
+    }
+
+    /// Monotonic: for every deadline and every measure.
+    pub fn now(&self) -> Instant {
+        match &self.0 {
+            Kind::Real => real_now(),
+            Kind::ByHand(hands) => hands.lock().0,
+        }
+    }
+
+    /// Nanoseconds since 1970, UTC: for stamps and for people, never for a time-out.
+    pub fn wall_ns(&self) -> i64 {
+        match &self.0 {
+            Kind::Real => real_wall_ns(),
+            Kind::ByHand(hands) => hands.lock().1,
+        }
+    }
+
+    /// Moves a clock made by hand; a real one moves by itself.
+    pub fn advance(&self, by: Duration) {
+        if let Kind::ByHand(hands) = &self.0 {
+            let mut hands = hands.lock();
+            hands.0 += by;
+            hands.1 += by.as_nanos() as i64;
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "this is the one place that reads the clock")]
+fn real_now() -> Instant {
+    Instant::now()
+}
+
+#[expect(clippy::disallowed_methods, reason = "this is the one place that reads the clock")]
+fn real_wall_ns() -> i64 {
+    match SystemTime::now().duration_since(UNIX_EPOCH) {
+        Ok(since) => since.as_nanos() as i64,
+        Err(before) => -(before.duration().as_nanos() as i64),
+    }
+}
+
+/// How far the stamps may stand ahead of the wall clock before we believe the wall clock and start a new
+/// epoch: longer than any leap or slew, shorter than what a box without a battery invents at boot.
+const EPOCH_GAP_NS: i64 = 3600 * 1_000_000_000;
+
+/// Gives every line of the agent a nanosecond of its own: reserves `[base, base + n)`, strictly rising over
+/// all sources and restarts, so that a sink which drops equal entries never drops a real repeat.
+#[derive(Debug)]
+pub struct StampClock {
+    next_ns: i64,
+    epochs: u64,
+}
+
+impl StampClock {
+    /// `floor_ns`: nothing below it is handed out (what the last life may have used).
+    pub fn new(floor_ns: i64) -> StampClock {
+        StampClock { next_ns: floor_ns, epochs: 0 }
+    }
+
+    pub fn reserve(&mut self, lines: u64, wall_ns: i64) -> i64 {
+        if self.next_ns > wall_ns.saturating_add(EPOCH_GAP_NS) {
+            self.next_ns = wall_ns;
+            self.epochs += 1;
+        }
+        let base = self.next_ns.max(wall_ns);
+        self.next_ns = base + lines as i64;
+        base
+    }
+
+    /// One more than the last stamp that was handed out.
+    pub fn next_ns(&self) -> i64 {
+        self.next_ns
+    }
+
+    /// How often the wall clock had gone back so far that rising order was given up.
+    pub fn epochs(&self) -> u64 {
+        self.epochs
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stamps_never_meet_and_follow_the_wall_clock() {
+        let mut stamps = StampClock::new(0);
+        assert_eq!(stamps.reserve(10, 1_000), 1_000);
+        assert_eq!(stamps.reserve(5, 1_000), 1_010);
+        assert_eq!(stamps.reserve(1, 500), 1_015, "a small step back does not repeat a stamp");
+        assert_eq!(stamps.reserve(1, 2_000), 2_000);
+    }
+
+    #[test]
+    fn a_restart_stays_above_the_floor() {
+        assert_eq!(StampClock::new(9_000).reserve(1, 8_000), 9_000);
+    }
+
+    #[test]
+    fn a_wildly_wrong_clock_starts_a_new_epoch_once_corrected() {
+        let mut stamps = StampClock::new(0);
+        let wrong = 10 * EPOCH_GAP_NS;
+        stamps.reserve(1, wrong);
+        assert_eq!(stamps.reserve(1, 5), 5);
+        assert_eq!(stamps.epochs(), 1);
+    }
+}

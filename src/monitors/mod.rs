@@ -1,0 +1,62 @@
+//! Where lines come from, and the [`Outlet`]: the only door in.
+//!
+//! Not here: what a line is (`file/framing.rs`), what becomes of it (`dispatcher/`).
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::record::Labels;
+
+/// One entry of `sources[]`.
+#[derive(Clone, Debug)]
+pub struct SourceOptions {
+    pub name: Arc<str>,
+    /// With `host` and `source` already in it; `filename` is added per file.
+    pub labels: Labels,
+    /// A longer line is cut, flagged and counted. Already shrunk to what the budget allows.
+    pub max_line_bytes: usize,
+    /// How long a half line at a quiet end waits for its rest.
+    pub idle: Duration,
+    pub kind: SourceKind,
+}
+
+#[derive(Clone, Debug)]
+pub enum SourceKind {
+    File(FileSourceOptions),
+    Stdin,
+}
+
+#[derive(Clone, Debug)]
+pub struct FileSourceOptions {
+    /// Absolute glob patterns (`**` crosses folders, `*` does not), checked by the configuration.
+    pub include: Vec<String>,
+    pub exclude: Vec<String>,
+    pub start_at: StartAt,
+    /// How often every open file is looked at even if nothing was reported: the truth behind inotify.
+    pub poll_interval: Duration,
+    pub binary: Binary,
+}
+
+/// Where a file begins that was never seen before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StartAt {
+    Beginning,
+    /// Of files that stand there at the agent's first start; later ones are read whole.
+    End,
+}
+
+/// What becomes of files whose head is not text (a NUL byte, or the mark of a compressed file).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Binary {
+    /// Passed over, counted and named once.
+    Skip,
+    Read,
+}
+
+/// Places that are never captured: what the agent itself writes.
+#[derive(Clone, Debug, Default)]
+pub struct Off {
+    /// Folders, with everything below.
+    pub folders: Vec<PathBuf>,
+}

@@ -1,0 +1,306 @@
+//! What travels: a chunk of whole lines, its records, and a sink's batch of them.
+//!
+//! ```text
+//! monitor ── Chunk { Lines, Ack } ──▶ worker ── Parcel { Arc<Records>, Share } ──▶ lane ── Batch ──▶ sender
+//! ```
+//!
+//! The bytes are copied once, from the file into the chunk. Everything after that is a view: a [`Record`]
+//! borrows its text from the chunk until a stage really changes it, and a batch is a list of ranges.
+//!
+//! Not here: what a line is (`monitors/file/framing.rs`), who answers for it (`ack.rs`).
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::ack::{Ack, Count, GenerationId, Share};
+use crate::budget::Credit;
+
+/// Sorted by name, names unique. Shared by all records of a source until a stage changes them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Labels(Vec<(Box<str>, Box<str>)>);
+
+impl Labels {
+    pub fn new<N: Into<Box<str>>, V: Into<Box<str>>>(pairs: impl IntoIterator<Item = (N, V)>) -> Labels {
+        let mut labels = Labels::default();
+        pairs.into_iter().for_each(|(name, value)| labels.set(name, value));
+        labels
+    }
+
+    /// Adds a label, or replaces the value of one.
+    pub fn set(&mut self, name: impl Into<Box<str>>, value: impl Into<Box<str>>) {
+        let (name, value) = (name.into(), value.into());
+        match self.0.binary_search_by(|(known, _)| known.cmp(&name)) {
+            Ok(at) => self.0[at].1 = value,
+            Err(at) => self.0.insert(at, (name, value)),
+        }
+    }
+
+    pub fn remove(&mut self, name: &str) {
+        self.0.retain(|(known, _)| **known != *name);
+    }
+
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.binary_search_by(|(known, _)| (**known).cmp(name)).ok().map(|at| &*self.0[at].1)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, value)| (&**name, &**value))
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// Where lines come from: one generation of one file, or one stream.
+#[derive(Debug)]
+pub struct Origin {
+    /// The `name` of the entry of `sources[]`.
+    pub source: Arc<str>,
+    pub generation: GenerationId,
+    /// Binds the source to one worker and one sender: equal for all generations of one lineage, so that order
+    /// holds across a rotation.
+    pub lineage: u64,
+    /// `host`, `source`, `filename` and those of the configuration.
+    pub labels: Arc<Labels>,
+    /// The path that matched, with invalid UTF-8 replaced; `None` for a stream.
+    pub filename: Option<Arc<str>>,
+    /// Can be read again after a restart: what is let go is not lost.
+    pub replayable: bool,
+}
+
+/// Whole lines of one source in one buffer.
+#[derive(Debug)]
+pub struct Lines {
+    pub origin: Arc<Origin>,
+    /// Offset of `data[0]` in the generation, in bytes.
+    pub start: u64,
+    /// The exact bytes, line ends included. A line without an end at its end was cut: at the limit of length,
+    /// or because the file ended there.
+    pub data: Vec<u8>,
+    /// Where each line ends in `data`, exclusive, rising. Never empty; the last one is `data.len()`.
+    pub ends: Vec<u32>,
+    /// Line `i` has the time `base_ns + i` unless a stage parses a better one.
+    pub base_ns: i64,
+    /// Number of the first line in its generation, from 0.
+    pub first_line: u64,
+    /// The first line goes on where an earlier record was cut.
+    pub continues: bool,
+    /// Pays for `data` and `ends`, for as long as they live.
+    pub credit: Credit,
+}
+
+impl Lines {
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    pub fn byte_range(&self) -> Range<u64> {
+        self.start..self.start + self.data.len() as u64
+    }
+
+    pub fn count(&self) -> Count {
+        Count { lines: self.ends.len() as u64, bytes: self.data.len() as u64 }
+    }
+
+    fn starts_at(&self, line: usize) -> usize {
+        if line == 0 { 0 } else { self.ends[line - 1] as usize }
+    }
+
+    /// With its line end.
+    pub fn raw(&self, line: usize) -> &[u8] {
+        &self.data[self.starts_at(line)..self.ends[line] as usize]
+    }
+
+    /// Without its line end (`\n` or `\r\n`).
+    pub fn text(&self, line: usize) -> &[u8] {
+        without_line_end(self.raw(line))
+    }
+
+    /// Cut off before its end, or the rest of one that was.
+    pub fn is_partial(&self, line: usize) -> bool {
+        let continues =
+            if line == 0 { self.continues } else { !self.data[..self.starts_at(line)].ends_with(b"\n") };
+        continues || !self.raw(line).ends_with(b"\n")
+    }
+}
+
+pub fn without_line_end(raw: &[u8]) -> &[u8] {
+    let text = raw.strip_suffix(b"\n").unwrap_or(raw);
+    if text.len() < raw.len() { text.strip_suffix(b"\r").unwrap_or(text) } else { text }
+}
+
+/// Lines and who must answer for them: what an Outlet hands to a worker.
+pub struct Chunk {
+    pub lines: Lines,
+    pub ack: Ack,
+}
+
+/// What is left of a chunk after the pipeline, for all sinks.
+#[derive(Debug)]
+pub struct Records {
+    lines: Lines,
+    kept: Kept,
+}
+
+#[derive(Debug)]
+enum Kept {
+    /// The pipeline changed nothing.
+    All,
+    Some(Vec<Entry>),
+}
+
+/// One line that the pipeline kept.
+#[derive(Debug)]
+pub struct Entry {
+    pub line: u32,
+    /// `None`: as it was read.
+    pub changed: Option<Box<Changed>>,
+}
+
+/// What stages made of a line; `None` and empty mean: as it was.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Changed {
+    pub text: Option<Box<[u8]>>,
+    pub time_ns: Option<i64>,
+    pub labels: Option<Arc<Labels>>,
+    /// Structured metadata: belongs to the line, not to its stream.
+    pub metadata: Vec<(Arc<str>, Box<str>)>,
+}
+
+/// A view of one line, as a sink sees it.
+#[derive(Debug, Clone, Copy)]
+pub struct Record<'a> {
+    pub origin: &'a Arc<Origin>,
+    pub labels: &'a Arc<Labels>,
+    pub time_ns: i64,
+    /// Without its line end.
+    pub text: &'a [u8],
+    /// As it stands in the source, line end included; the changed text and `\n` do not count as such, so this
+    /// is `None` when a stage replaced the text.
+    pub raw: Option<&'a [u8]>,
+    pub metadata: &'a [(Arc<str>, Box<str>)],
+    /// Cut at the limit of length or at the end of a file, or the rest of such a line.
+    pub partial: bool,
+    /// Offset of the line in its generation, in bytes.
+    pub offset: u64,
+}
+
+impl Records {
+    /// An empty pipeline: every line as it is.
+    pub fn untouched(lines: Lines) -> Records {
+        Records { lines, kept: Kept::All }
+    }
+
+    /// `entries` in rising order of lines. Lines that are not named were dropped and are settled already.
+    pub fn kept(lines: Lines, entries: Vec<Entry>) -> Records {
+        Records { lines, kept: Kept::Some(entries) }
+    }
+
+    pub fn origin(&self) -> &Arc<Origin> {
+        &self.lines.origin
+    }
+
+    /// How many records there are.
+    pub fn len(&self) -> u32 {
+        match &self.kept {
+            Kept::All => self.lines.len() as u32,
+            Kept::Some(entries) => entries.len() as u32,
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub fn get(&self, index: u32) -> Record<'_> {
+        let (line, changed) = self.entry(index);
+        let raw = self.lines.raw(line);
+        let text = changed.and_then(|c| c.text.as_deref());
+        Record {
+            origin: &self.lines.origin,
+            labels: changed.and_then(|c| c.labels.as_ref()).unwrap_or(&self.lines.origin.labels),
+            time_ns: changed.and_then(|c| c.time_ns).unwrap_or(self.lines.base_ns + line as i64),
+            text: text.unwrap_or_else(|| without_line_end(raw)),
+            raw: text.is_none().then_some(raw),
+            metadata: changed.map_or(&[], |c| &c.metadata),
+            partial: self.lines.is_partial(line),
+            offset: self.lines.start + self.lines.starts_at(line) as u64,
+        }
+    }
+
+    fn entry(&self, index: u32) -> (usize, Option<&Changed>) {
+        match &self.kept {
+            Kept::All => (index as usize, None),
+            Kept::Some(entries) => {
+                let entry = &entries[index as usize];
+                (entry.line as usize, entry.changed.as_deref())
+            }
+        }
+    }
+
+    /// Lines and source bytes of some of the records: what their shares count.
+    pub fn count(&self, range: Range<u32>) -> Count {
+        let lines = u64::from(range.end - range.start);
+        let bytes = match &self.kept {
+            Kept::All if range.is_empty() => 0,
+            Kept::All => {
+                let first = self.lines.starts_at(range.start as usize);
+                u64::from(self.lines.ends[range.end as usize - 1]) - first as u64
+            }
+            Kept::Some(_) => range.map(|index| self.lines.raw(self.entry(index).0).len() as u64).sum(),
+        };
+        Count { lines, bytes }
+    }
+}
+
+/// What a worker hands to a lane: the records of one chunk, and this sink's part of the duty.
+pub struct Parcel {
+    pub records: Arc<Records>,
+    pub share: Share,
+}
+
+/// Some records of one chunk.
+#[derive(Clone, Debug)]
+pub struct Slice {
+    pub records: Arc<Records>,
+    pub range: Range<u32>,
+}
+
+impl Slice {
+    pub fn iter(&self) -> impl Iterator<Item = Record<'_>> {
+        self.range.clone().map(|index| self.records.get(index))
+    }
+
+    pub fn count(&self) -> Count {
+        self.records.count(self.range.clone())
+    }
+}
+
+/// Records for one sink, numbered and in order. Encoded by the sender, with the same bytes on every try.
+pub struct Batch {
+    /// Rises by one per batch of a lane; the halves of a split batch get new numbers.
+    pub number: u64,
+    pub parts: Vec<(Slice, Share)>,
+}
+
+impl Batch {
+    /// All records, in order. The index of a record in this walk is what a refusal names.
+    pub fn records(&self) -> impl Iterator<Item = Record<'_>> {
+        self.parts.iter().flat_map(|(slice, _)| slice.iter())
+    }
+
+    pub fn slices(&self) -> impl Iterator<Item = &Slice> {
+        self.parts.iter().map(|(slice, _)| slice)
+    }
+
+    pub fn count(&self) -> Count {
+        let mut sum = Count::default();
+        self.parts.iter().for_each(|(_, share)| sum += share.count());
+        sum
+    }
+}

@@ -1,0 +1,227 @@
+//! Where lines go. A sink is an [`Encoder`] (pure: the same batch gives the same bytes, on every try and after
+//! a restart) and a [`Sender`] (one connection: bytes out, an [`Answer`] back).
+//!
+//! Always true: a sink never decides what becomes of a record. It says what the other side said; the lane
+//! retries, splits, dead-letters and settles.
+//!
+//! Not here: batching, order, back-off (`dispatcher/`).
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, Result};
+use crate::record::{Batch, Labels};
+
+/// What the other side said about a batch.
+#[derive(Debug)]
+pub enum Answer {
+    Delivered,
+    /// The sink is ill. `not_before`: how long it asked to be left alone (`Retry-After`), from now.
+    Retry {
+        not_before: Option<Duration>,
+        why: Error,
+    },
+    /// The data is bad, or too much at once. Everything else was stored.
+    Refused {
+        which: Guilty,
+        why: String,
+    },
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub enum Guilty {
+    /// The answer does not tell: the lane splits the batch until the guilty stand alone.
+    Unknown,
+    /// Indices into [`Batch::records`], rising. All others were stored.
+    These(Vec<usize>),
+}
+
+/// Records into a payload. Pure: no files, no network, no clock.
+pub trait Encoder: Send {
+    type Payload: Send + Default;
+
+    /// Overwrites `payload`, whose buffers are kept from batch to batch. Never fails: what a record contains
+    /// is brought into a form the sink accepts (invalid UTF-8 becomes U+FFFD).
+    fn encode(&mut self, batch: &Batch, payload: &mut Self::Payload);
+}
+
+/// One connection. `send` may block, as long as its time-outs say; closing `abort` ends it at once.
+pub trait Sender<Payload>: Send {
+    fn send(&mut self, payload: &Payload) -> Answer;
+
+    /// Called when nothing was sent for a while, and at least every second: closes idle files, rotates by age.
+    fn idle(&mut self, _now: Instant) {}
+}
+
+/// An encoder and its sender, with the payload between them: what a sender thread owns.
+pub trait Connection: Send {
+    fn deliver(&mut self, batch: &Batch) -> Answer;
+    fn idle(&mut self, now: Instant);
+}
+
+/// The one implementation of [`Connection`].
+pub struct Link<E: Encoder, S: Sender<E::Payload>> {
+    encoder: E,
+    sender: S,
+    payload: E::Payload,
+    /// The number of the batch that `payload` holds: a retry does not encode again.
+    holds: Option<u64>,
+}
+
+impl<E: Encoder, S: Sender<E::Payload>> Link<E, S> {
+    pub fn new(encoder: E, sender: S) -> Link<E, S> {
+        Link { encoder, sender, payload: E::Payload::default(), holds: None }
+    }
+}
+
+impl<E: Encoder, S: Sender<E::Payload>> Connection for Link<E, S> {
+    fn deliver(&mut self, batch: &Batch) -> Answer {
+        if self.holds != Some(batch.number) {
+            self.holds = None; // a panic in the encoder must not leave half a payload behind
+            self.encoder.encode(batch, &mut self.payload);
+            self.holds = Some(batch.number);
+        }
+        self.sender.send(&self.payload)
+    }
+
+    fn idle(&mut self, now: Instant) {
+        self.sender.idle(now);
+    }
+}
+
+/// An opened sink, ready to be wired.
+pub struct OpenSink {
+    /// As many as `connections` says.
+    pub connections: Vec<Box<dyn Connection>>,
+    /// Run once when `abort` closes: ends what is blocked in a call that cannot wait for a channel.
+    pub cancel: Box<dyn Fn() + Send + Sync>,
+    /// For the line at the start: `loki at http://127.0.0.1:3100`.
+    pub describe: String,
+}
+
+/// What every sink has.
+#[derive(Clone, Debug)]
+pub struct SinkOptions {
+    /// The ledger knows the sink by it.
+    pub name: Arc<str>,
+    /// Added to every record; the record's own win.
+    pub labels: Labels,
+    pub batch: BatchLimits,
+    pub connections: usize,
+    /// For each phase of a request: connect, TLS, send, wait for the answer.
+    pub timeout: Duration,
+    pub retry: RetryOptions,
+    pub kind: KindOptions,
+}
+
+/// A batch is sealed by whichever limit it meets first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchLimits {
+    /// Of source bytes. A single larger record is a batch of its own.
+    pub max_bytes: usize,
+    pub max_lines: usize,
+    /// How long the first record of a batch waits for company.
+    pub max_wait: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RetryOptions {
+    pub initial: Duration,
+    pub max: Duration,
+    /// `None`: for ever. Reached: the batch goes to the dead letters.
+    pub max_attempts: Option<u32>,
+}
+
+/// What one kind of sink has besides.
+#[derive(Clone, Debug)]
+pub enum KindOptions {
+    File(FileOptions),
+    Stdout(Format),
+    Loki(LokiOptions),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// The exact bytes of the source, with their line ends.
+    Text,
+    /// One JSON object a line: `time`, `line`, `labels`, and `metadata` and `partial` where there are some.
+    Json,
+}
+
+#[derive(Clone, Debug)]
+pub struct FileOptions {
+    /// Absolute, with `{source}`, `{file}`, `{date}`, `{hour}`; checked by `file::Template::parse`.
+    pub path: String,
+    pub format: Format,
+    pub rotate: Option<RotateOptions>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RotateOptions {
+    pub max_bytes: Option<u64>,
+    pub max_age: Option<Duration>,
+    /// How many rotated files stay; the oldest go first.
+    pub keep: usize,
+}
+
+#[derive(Clone, Debug)]
+pub struct LokiOptions {
+    pub http: HttpOptions,
+    /// `X-Scope-OrgID`.
+    pub tenant: Option<String>,
+    pub encoding: LokiEncoding,
+    /// Loki refuses longer lines (256 KB by default there).
+    pub max_line_bytes: usize,
+    pub long_lines: LongLines,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LokiEncoding {
+    Protobuf,
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LongLines {
+    /// Into entries of at most the limit, a nanosecond apart, each flagged `partial`.
+    Split,
+    Truncate,
+}
+
+/// What every sink that speaks HTTP has.
+#[derive(Clone, Debug)]
+pub struct HttpOptions {
+    /// `http` or `https`, host, optional port and path; checked by the configuration.
+    pub url: String,
+    pub auth: Auth,
+    /// Added to every request. Never logged.
+    pub headers: Vec<(String, String)>,
+    pub tls: TlsOptions,
+}
+
+#[derive(Clone, PartialEq, Eq)]
+pub enum Auth {
+    None,
+    Basic { user: String, password: String },
+    Bearer(String),
+}
+
+/// Secrets stay out of logs by having no way into them.
+impl std::fmt::Debug for Auth {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Auth::None => "none",
+            Auth::Basic { .. } => "basic (hidden)",
+            Auth::Bearer(_) => "bearer (hidden)",
+        })
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TlsOptions {
+    /// PEM; added to nothing: when it is there, only it is trusted.
+    pub ca_pem: Option<Vec<u8>>,
+}
+
+/// Opens the sinks of one agent.
+pub type OpenResult = Result<OpenSink>;

@@ -1,0 +1,269 @@
+//! Who lives in this house: one row per thread, and what each is doing now.
+//!
+//! Rows are written by the thread itself (beats, states: atomics and one short lock) and read by everybody.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use parking_lot::Mutex;
+use serde::Serialize;
+
+use crate::clock::Clock;
+use crate::error::Error;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    Starting = 0,
+    Running,
+    /// Waits for something and need not beat.
+    Waiting,
+    Stopping,
+    Finished,
+    Failed,
+    /// Running, and silent for longer than it may be.
+    Stuck,
+}
+
+const STATES: [State; 7] = [
+    State::Starting,
+    State::Running,
+    State::Waiting,
+    State::Stopping,
+    State::Finished,
+    State::Failed,
+    State::Stuck,
+];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Stays in the table to the end. One that fails, or ends before it may, stops the agent.
+    Core,
+    /// Leaves the table as soon as it has ended.
+    Helper,
+}
+
+/// What a thread is called and what is expected of it.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    pub name: String,
+    pub kind: Kind,
+    /// A busy task that is silent for longer is stuck.
+    pub silence_max: Duration,
+    /// Ends only when told so: an earlier end is a fault.
+    pub until_stop: bool,
+    /// Is not waited for at the end: it holds no data and may hang in a call that cannot be interrupted.
+    pub abandonable: bool,
+}
+
+impl Spec {
+    /// Carries data: ends by itself once everything above it has ended.
+    pub fn carrier(name: impl Into<String>, silence_max: Duration) -> Spec {
+        Spec { name: name.into(), kind: Kind::Core, silence_max, until_stop: false, abandonable: false }
+    }
+
+    /// Ends when it is told so, and not before.
+    pub fn keeper(name: impl Into<String>, silence_max: Duration) -> Spec {
+        Spec { until_stop: true, ..Spec::carrier(name, silence_max) }
+    }
+}
+
+/// One row, shared between the thread and the table.
+pub struct Row {
+    pub id: u64,
+    pub spec: Spec,
+    tid: AtomicI32,
+    state: AtomicU8,
+    started: Instant,
+    /// Milliseconds after `started`.
+    last_beat: AtomicU64,
+    doing: Mutex<Cow<'static, str>>,
+    ended: Mutex<Option<std::result::Result<(), Error>>>,
+}
+
+impl Row {
+    pub(super) fn enter(&self, state: State) {
+        self.state.store(state as u8, Ordering::Release);
+    }
+
+    pub fn state(&self) -> State {
+        STATES[self.state.load(Ordering::Acquire) as usize]
+    }
+
+    pub(super) fn beat(&self, now: Instant) {
+        let since = now.saturating_duration_since(self.started).as_millis() as u64;
+        self.last_beat.store(since, Ordering::Relaxed);
+    }
+
+    pub(super) fn say(&self, doing: impl Into<Cow<'static, str>>) {
+        *self.doing.lock() = doing.into();
+    }
+
+    pub(super) fn set_tid(&self, tid: i32) {
+        self.tid.store(tid, Ordering::Release);
+    }
+
+    pub(super) fn end(&self, how: std::result::Result<(), Error>) {
+        self.enter(if how.is_ok() { State::Finished } else { State::Failed });
+        *self.ended.lock() = Some(how);
+    }
+
+    pub fn is_over(&self) -> bool {
+        matches!(self.state(), State::Finished | State::Failed)
+    }
+
+    fn silence(&self, now: Instant) -> Duration {
+        let beat = Duration::from_millis(self.last_beat.load(Ordering::Relaxed));
+        now.saturating_duration_since(self.started + beat)
+    }
+}
+
+/// A row as it is shown.
+#[derive(Clone, Debug, Serialize)]
+pub struct TaskView {
+    pub id: u64,
+    pub name: String,
+    pub kind: Kind,
+    pub state: State,
+    pub tid: i32,
+    pub doing: String,
+    pub age_ms: u64,
+    pub silent_ms: u64,
+    /// User and system time, from `/proc/self/task/<tid>/stat`; `None` once it has ended.
+    pub cpu_ms: Option<u64>,
+    pub error: Option<String>,
+}
+
+/// All threads of one agent.
+pub struct Table {
+    clock: Clock,
+    rows: Mutex<BTreeMap<u64, Arc<Row>>>,
+    next_id: AtomicU64,
+    helpers_ended: AtomicU64,
+    changed: (Sender<()>, Receiver<()>),
+}
+
+impl Table {
+    pub fn new(clock: Clock) -> Table {
+        Table {
+            clock,
+            rows: Mutex::default(),
+            next_id: AtomicU64::new(1),
+            helpers_ended: AtomicU64::new(0),
+            changed: bounded(1),
+        }
+    }
+
+    pub(super) fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    pub(super) fn add(&self, spec: Spec) -> Arc<Row> {
+        let row = Arc::new(Row {
+            id: self.next_id.fetch_add(1, Ordering::Relaxed),
+            spec,
+            tid: AtomicI32::new(0),
+            state: AtomicU8::new(State::Starting as u8),
+            started: self.clock.now(),
+            last_beat: AtomicU64::new(0),
+            doing: Mutex::new("".into()),
+            ended: Mutex::new(None),
+        });
+        self.rows.lock().insert(row.id, row.clone());
+        row
+    }
+
+    /// Called by the thread as the last thing it does.
+    pub(super) fn ended(&self, row: &Row, how: std::result::Result<(), Error>) {
+        row.end(how);
+        if row.spec.kind == Kind::Helper {
+            self.rows.lock().remove(&row.id);
+            self.helpers_ended.fetch_add(1, Ordering::Relaxed);
+        }
+        let _ = self.changed.0.try_send(()); // one slot: a hint to look, never waited on
+    }
+
+    pub(super) fn forget(&self, id: u64) {
+        self.rows.lock().remove(&id);
+    }
+
+    /// Rings after a task has ended; look at the table after each ring.
+    pub fn changed(&self) -> &Receiver<()> {
+        &self.changed.1
+    }
+
+    fn rows(&self) -> Vec<Arc<Row>> {
+        self.rows.lock().values().cloned().collect()
+    }
+
+    /// The first task that failed, or ended although it should not have.
+    pub fn fault(&self, stopping: bool) -> Option<String> {
+        self.rows().into_iter().find_map(|row| match &*row.ended.lock() {
+            Some(Err(cause)) => Some(format!("{}: {cause}", row.spec.name)),
+            Some(Ok(())) if row.spec.until_stop && !stopping => {
+                Some(format!("{}: ended before it was told to", row.spec.name))
+            }
+            _ => None,
+        })
+    }
+
+    /// Names of those that have not ended and are to be waited for. `among`: by name.
+    pub fn alive(&self, among: impl Fn(&str) -> bool) -> Vec<String> {
+        let alive = |row: &Arc<Row>| !row.is_over() && !row.spec.abandonable && among(&row.spec.name);
+        self.rows().into_iter().filter(alive).map(|row| row.spec.name.clone()).collect()
+    }
+
+    /// Marks and returns the tasks that are busy and have been silent for too long. Those that speak again are
+    /// marked as running again by their next beat.
+    pub fn stuck(&self) -> Vec<(String, Duration)> {
+        let now = self.clock.now();
+        let mut stuck = Vec::new();
+        for row in self.rows() {
+            let silence = row.silence(now);
+            let silent = matches!(row.state(), State::Running | State::Stuck | State::Starting)
+                && silence > row.spec.silence_max;
+            if silent {
+                row.enter(State::Stuck);
+                stuck.push((row.spec.name.clone(), silence));
+            }
+        }
+        stuck
+    }
+
+    pub fn helpers_ended(&self) -> u64 {
+        self.helpers_ended.load(Ordering::Relaxed)
+    }
+
+    pub fn view(&self) -> Vec<TaskView> {
+        let now = self.clock.now();
+        self.rows()
+            .into_iter()
+            .map(|row| TaskView {
+                id: row.id,
+                name: row.spec.name.clone(),
+                kind: row.spec.kind,
+                state: row.state(),
+                tid: row.tid.load(Ordering::Acquire),
+                doing: row.doing.lock().to_string(),
+                age_ms: now.saturating_duration_since(row.started).as_millis() as u64,
+                silent_ms: row.silence(now).as_millis() as u64,
+                cpu_ms: if row.is_over() { None } else { cpu_ms(row.tid.load(Ordering::Acquire)) },
+                error: row.ended.lock().as_ref().and_then(|how| how.as_ref().err().map(Error::to_string)),
+            })
+            .collect()
+    }
+}
+
+/// User and system time of a thread of this process. Fields 14 and 15 of proc(5)'s `stat`, in clock ticks.
+fn cpu_ms(tid: i32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/self/task/{tid}/stat")).ok()?;
+    let after_name = stat.rsplit_once(')')?.1; // the name may hold blanks and brackets
+    let ticks: u64 =
+        after_name.split_ascii_whitespace().skip(11).take(2).filter_map(|t| t.parse::<u64>().ok()).sum();
+    Some(ticks * 1000 / rustix::param::clock_ticks_per_second())
+}
