@@ -1,0 +1,82 @@
+//! Files that survive: atomic writes, what is still to be synced, the lock of the data folder, and which files
+//! are our own.
+
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::error::Result;
+
+/// Outputs that were written and not yet made durable. Writers note a file *before* they report it written;
+/// the ledger syncs them before it writes a checkpoint that relies on them.
+#[derive(Clone, Default)]
+pub struct Unsynced(Arc<Mutex<Vec<Arc<File>>>>);
+
+impl Unsynced {
+    pub fn note(&self, file: &Arc<File>) {
+        let mut files = self.0.lock();
+        if !files.iter().any(|known| Arc::ptr_eq(known, file)) {
+            files.push(file.clone());
+        }
+    }
+
+    /// Syncs everything noted so far. On an error, what was not synced stays noted.
+    pub fn sync(&self) -> Result<()> {
+        let files = std::mem::take(&mut *self.0.lock());
+        let mut first_error = Ok(());
+        for file in files {
+            if let Err(cause) = file.sync_data() {
+                self.note(&file);
+                first_error = first_error.and(Err(crate::error::Error::new(format!(
+                    "could not sync an output: {cause}"
+                ))));
+            }
+        }
+        first_error
+    }
+}
+
+/// Device and inode: which file it is, whatever it is called now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FileId {
+    pub device: u64,
+    pub inode: u64,
+}
+
+impl FileId {
+    pub fn of(metadata: &std::fs::Metadata) -> FileId {
+        FileId { device: metadata.dev(), inode: metadata.ino() }
+    }
+}
+
+/// The files that the agent itself writes, so that it never captures its own output. By identity, checked
+/// against the path each time: an inode that was given to another file is not ours any more.
+#[derive(Clone, Default)]
+pub struct OwnFiles(Arc<Mutex<Vec<(FileId, PathBuf)>>>);
+
+impl OwnFiles {
+    /// `file` now stands at `path` (also after a rename of ours).
+    pub fn add(&self, file: FileId, path: &Path) {
+        let mut files = self.0.lock();
+        files.retain(|(known, known_path)| *known != file && known_path != path);
+        files.push((file, path.to_owned()));
+    }
+
+    pub fn contains(&self, file: FileId) -> bool {
+        let path = self.0.lock().iter().find(|(known, _)| *known == file).map(|(_, path)| path.clone());
+        let Some(path) = path else { return false };
+        let still = std::fs::metadata(&path).is_ok_and(|metadata| FileId::of(&metadata) == file);
+        if !still {
+            self.0.lock().retain(|(known, _)| *known != file);
+        }
+        still
+    }
+
+    /// For the checkpoint.
+    pub fn list(&self) -> Vec<(FileId, PathBuf)> {
+        self.0.lock().clone()
+    }
+}

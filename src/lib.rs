@@ -4,9 +4,17 @@
 pub mod ack;
 pub mod budget;
 pub mod clock;
+pub mod config;
+pub mod deadletter;
+pub mod dispatcher;
+pub mod durable;
 pub mod error;
+pub mod ledger;
 pub mod metrics;
 pub mod monitors;
+pub mod net;
+pub mod pipeline;
 pub mod record;
 pub mod sinks;
+pub mod status;
 pub mod tasks;
