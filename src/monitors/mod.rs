@@ -2,6 +2,8 @@
 //!
 //! Not here: what a line is (`file/framing.rs`), what becomes of it (`dispatcher/`).
 
+pub mod file;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
