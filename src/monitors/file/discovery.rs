@@ -8,7 +8,7 @@
 //!
 //! Not here: what becomes of a file that was found (`tail.rs`).
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, hash_map};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -228,7 +228,6 @@ struct Walk<'a> {
 
 /// A folder on the way down: the stack of these is the path, so a loop is an id that is on it already.
 struct Level {
-    folder: PathBuf,
     id: FileId,
     /// Backwards: taken from the end.
     entries: Vec<Entry>,
@@ -295,11 +294,14 @@ impl Walk<'_> {
             let mut entries = Vec::new();
             for entry in fs::read_dir(&folder)? {
                 let entry = entry?;
-                entries.push(Entry { path: entry.path(), kind: entry.file_type()? });
+                match entry.file_type() {
+                    Ok(kind) => entries.push(Entry { path: entry.path(), kind }),
+                    Err(cause) => self.note_failure(entry.path(), cause),
+                }
             }
             // In order, so that "the first name" of a file is the same in every sweep.
             entries.sort_unstable_by(|a, b| b.path.cmp(&a.path));
-            Ok(Some(Level { folder: folder.clone(), id, entries }))
+            Ok(Some(Level { id, entries }))
         });
         level.unwrap_or_else(|cause| {
             self.note_failure(folder, cause);
@@ -312,11 +314,15 @@ impl Walk<'_> {
         if self.outputs.matches(&path) || self.own.contains(file) {
             return;
         }
-        let first = *self.by_file.entry(file).or_insert(target.source);
-        if first != target.source {
-            self.overlaps.insert((first, target.source));
-        } else if !self.sweep.found.last().is_some_and(|found| found.file == file) {
-            self.sweep.found.push(Found { path, file, size: metadata.len(), source: target.source });
+        match self.by_file.entry(file) {
+            hash_map::Entry::Vacant(free) => {
+                free.insert(target.source);
+                self.sweep.found.push(Found { path, file, size: metadata.len(), source: target.source });
+            }
+            hash_map::Entry::Occupied(taken) if *taken.get() != target.source => {
+                self.overlaps.insert((*taken.get(), target.source));
+            }
+            hash_map::Entry::Occupied(_) => {} // another name of it
         }
     }
 
