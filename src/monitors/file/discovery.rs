@@ -204,7 +204,9 @@ impl Complaints {
                 log::warn!("files: could not look into {}: {cause}; trying again later", folder.display());
                 self.folders.insert(folder);
                 if self.folders.len() == COMPLAINTS_MAX {
-                    log::warn!("files: more than {COMPLAINTS_MAX} folders cannot be read; the rest is not named");
+                    log::warn!(
+                        "files: more than {COMPLAINTS_MAX} folders cannot be read; the rest is not named"
+                    );
                 }
             }
         }
@@ -244,7 +246,10 @@ impl Walk<'_> {
         let base = pattern.base();
         if !base.exists() {
             // Its parent, or the nearest that is there, will see it come.
-            base.ancestors().skip(1).find(|folder| folder.is_dir()).inspect(|up| self.watches.add_for_entries(up));
+            base.ancestors()
+                .skip(1)
+                .find(|folder| folder.is_dir())
+                .inspect(|up| self.watches.add_for_entries(up));
         }
         if self.below_off(base) || target.exclude.matches(base) {
             return Some(());
@@ -261,7 +266,11 @@ impl Walk<'_> {
             let name = path.file_name().unwrap_or_default();
             let (matches, enters) = (pattern.matches(&path), pattern.enters(name.as_ref(), levels.len()));
             let wanted = (matches || enters) && (kind.is_file() || kind.is_dir() || kind.is_symlink());
-            if !wanted || kind.is_file() && !matches || kind.is_dir() && !enters || target.exclude.matches(&path) {
+            if !wanted
+                || kind.is_file() && !matches
+                || kind.is_dir() && !enters
+                || target.exclude.matches(&path)
+            {
                 continue;
             }
             let metadata = match fs::metadata(&path) {

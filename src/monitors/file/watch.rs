@@ -103,12 +103,12 @@ struct Folders {
 }
 
 /// Makes both ends. Without inotify there are no hints, which is said once.
-pub(super) fn watch(hints: Post<Hints>, stir: Sender<()>, stop: Closed) -> (Watch, Watches) {
-    let inotify = Inotify::init()
-        .inspect_err(|cause| {
-            log::warn!("files: could not use inotify: {cause}; changes are found by polling, a little later")
-        })
-        .ok();
+/// `once`: they are not wanted.
+pub(super) fn watch(hints: Post<Hints>, stir: Sender<()>, stop: Closed, once: bool) -> (Watch, Watches) {
+    let complain = |cause: &std::io::Error| {
+        log::warn!("files: could not use inotify: {cause}; changes are found by polling, a little later");
+    };
+    let inotify = if once { None } else { Inotify::init().inspect_err(complain).ok() };
     let folders = Arc::new(Mutex::new(Folders::default()));
     let watches = Watches {
         inotify: inotify.as_ref().map(Inotify::watches),
@@ -272,7 +272,8 @@ impl Watches {
         let mut unwanted = Vec::new();
         {
             let mut folders = self.folders.lock();
-            let old = |(path, (_, sweep)): (&PathBuf, &(i32, u64))| (*sweep < self.sweep).then(|| path.clone());
+            let old =
+                |(path, (_, sweep)): (&PathBuf, &(i32, u64))| (*sweep < self.sweep).then(|| path.clone());
             let paths: Vec<PathBuf> = folders.by_path.iter().filter_map(old).collect();
             unwanted.extend(paths.iter().filter_map(|path| folders.forget_path(path)));
         }
@@ -312,7 +313,7 @@ mod tests {
         let (mut switch, stop) = Switch::new().unwrap();
         let (post, mail) = mailbox();
         let (ring, stirred) = bounded(1);
-        let (watch, mut watches) = watch(post, ring, stop.stop);
+        let (watch, mut watches) = watch(post, ring, stop.stop, false);
         let table = Arc::new(Table::new(Clock::real()));
         tasks::run(table.clone(), |tasks| {
             tasks.spawn(Spec::keeper("watch", Duration::from_secs(5)), |task| watch.run(task)).unwrap();
