@@ -23,8 +23,8 @@ use rustix::io::Errno;
 
 use super::Mailbox;
 use super::discovery::{Found, Sweep};
-use super::identity::{begins_with, hash_head, identity, lineage, not_text, read_head};
-use super::known::NotMet;
+use super::identity::{begins_with, hash_head, identity, lineage, not_text, read_head, text_after_hole};
+use super::known::{NotMet, inodes};
 use super::tail::{Buffers, Reading, Step, Tail, Turn};
 use super::view::{FileView, FilesSnapshot, FilesView, SHOWN_MAX};
 use super::watch::Hints;
@@ -54,8 +54,9 @@ pub struct Files {
     paths: HashMap<PathBuf, FileId>,
     /// The newest file of each lineage.
     newest: HashMap<u64, FileId>,
-    /// Files without lines, with the size at which that was found.
-    passed_over: HashMap<FileId, u64>,
+    /// Files without lines, with path and size when that was found: looked at again under another path, since
+    /// the inode may be another file's by then, and when they are shorter.
+    passed_over: HashMap<FileId, (PathBuf, u64)>,
     ready: VecDeque<FileId>,
     /// Turns in a row that got nowhere: as many as the line is long, and there is nothing to do but wait.
     stalled: usize,
@@ -72,6 +73,8 @@ pub struct Files {
     poll_at: Vec<Instant>,
     view_at: Instant,
     view: FilesView,
+    /// Something has happened since the view was made.
+    view_is_old: bool,
     buffers: Buffers,
     meters: Meters,
 }
@@ -143,6 +146,7 @@ impl Files {
             poll_at: vec![now; sources.len()],
             view_at: now,
             view: FilesView::default(),
+            view_is_old: true,
             buffers: Buffers::default(),
             meters: Meters::new(metrics),
             sources,
@@ -181,6 +185,9 @@ impl Files {
             self.outlet.nothing_to_read();
             self.in_line = false;
         }
+        if self.outlet.stop().stop.is_closed() {
+            return Event::Stop; // and no chunk more, even if there is room for it
+        }
         let wait = if busy { Duration::ZERO } else { poll_at.saturating_duration_since(now) };
         let stop = self.outlet.stop().stop.channel();
         if !busy {
@@ -201,6 +208,7 @@ impl Files {
             self.waiting = false;
             self.stalled = 0;
         }
+        self.view_is_old |= !matches!(event, Event::Poll);
         match event {
             Event::Swept => {
                 if let Some(sweep) = self.picture.take() {
@@ -270,7 +278,7 @@ impl Files {
     /// A path that matches leads to this file.
     fn admit(&mut self, found: Found, now: Instant) {
         let Found { ref path, file, size, source } = found;
-        if self.passed_over.get(&file).is_some_and(|at| size >= *at) {
+        if self.passed_over.get(&file).is_some_and(|(at, seen)| at == path && size >= *seen) {
             return;
         }
         if let Some(tail) = self.tails.get_mut(&file) {
@@ -338,10 +346,10 @@ impl Files {
         self.queue(file);
     }
 
+    /// Puts those in the line that look different from what their last turn saw, or whose time has come.
     fn poll(&mut self, due: impl Fn(usize) -> bool, now: Instant) {
         let mut changed = Vec::new();
         for tail in self.tails.values_mut().filter(|tail| due(tail.source) && !tail.queued && !tail.trouble) {
-            let idle = self.sources[tail.source].idle;
             let look = match &tail.descriptor {
                 Some(descriptor) => descriptor.metadata(),
                 None => fs::metadata(&tail.path).and_then(|metadata| {
@@ -349,27 +357,18 @@ impl Files {
                     if same { Ok(metadata) } else { Err(io::ErrorKind::NotFound.into()) }
                 }),
             };
-            match look {
-                Ok(metadata) => {
-                    let before = tail.size;
-                    tail.refresh(&metadata, now);
-                    // Truncation counts what had been seen before: the turn has to see it itself.
-                    if tail.size < tail.position() {
-                        tail.size = before;
+            let differs = match look {
+                Ok(metadata) => !tail.looks_like(&metadata),
+                Err(cause) => {
+                    // Other errors are of the folder, and the sweep tells them.
+                    if cause.kind() == io::ErrorKind::NotFound {
+                        tail.gone_since.get_or_insert(now);
                     }
-                    let step =
-                        if metadata.len() < tail.position() { Step::Truncated } else { tail.step(idle, now) };
-                    if step != Step::Wait || tail.stream.is_none() && tail.size > 0 {
-                        changed.push(tail.file);
-                    }
+                    false
                 }
-                Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
-                    tail.gone_since.get_or_insert(now);
-                    if tail.step(idle, now) == Step::Finish {
-                        changed.push(tail.file);
-                    }
-                }
-                Err(_) => {} // the folder cannot be entered now: the sweep says so
+            };
+            if differs || tail.step(self.sources[tail.source].idle, now) != Step::Wait {
+                changed.push(tail.file);
             }
         }
         changed.into_iter().for_each(|file| self.queue(file));
@@ -418,6 +417,7 @@ impl Files {
         let turn = tail.turn(&mut reading);
         if !matches!(turn, Turn::NoCredit(_)) {
             self.stalled = 0;
+            tail.trouble &= matches!(turn, Turn::Failed(_));
         }
         match turn {
             Turn::Again => {
@@ -452,6 +452,7 @@ impl Files {
     fn rest(&mut self, mut tail: Tail) {
         self.stalled = 0;
         tail.rested = self.turns;
+        tail.rests = true;
         if tail.descriptor.is_some() && tail.is_closable() {
             self.rested.push_back((tail.file, self.turns));
             self.trim_rested();
@@ -525,7 +526,7 @@ impl Files {
             }
             self.outlet.finish(stream);
         }
-        (tail.start, tail.scanned, tail.until) = (0, 0, None);
+        (tail.start, tail.scanned, tail.until, tail.before) = (0, 0, None, None);
     }
 
     // ---- opening and closing
@@ -601,10 +602,23 @@ impl Files {
             tail.stream = Some(stream);
         } else {
             let skip = file_options(source).is_some_and(|file| file.binary == Binary::Skip);
-            if let Some(what) = not_text(head).filter(|_| skip) {
-                log::info!("files: {} is passed over: it is {what}", tail.path.display());
-                self.meters.passed_over.add(1);
-                self.passed_over.insert(tail.file, tail.size);
+            let hole = match &tail.descriptor {
+                Some(file) if head.iter().all(|byte| *byte == 0) => text_after_hole(file).unwrap_or(None),
+                _ => None,
+            };
+            if let Some((start, _)) = hole {
+                log::info!(
+                    "files: {} begins with a hole of {start} bytes, which is passed over",
+                    tail.path.display()
+                );
+                tail.start = tail.start.max(start);
+            }
+            let text = hole.as_ref().map_or(head, |(_, text)| text);
+            if let Some(what) = not_text(text).filter(|_| skip) {
+                if self.passed_over.insert(tail.file, (tail.path.clone(), tail.size)).is_none() {
+                    log::info!("files: {} is passed over: it is {what}", tail.path.display());
+                    self.meters.passed_over.add(1);
+                }
                 return Opened::Remove;
             }
             tail.stream = Some(self.outlet.open(Opening {
@@ -632,9 +646,20 @@ impl Files {
             self.admit(Found { path: path.clone(), file, size, source: tail.source }, now);
             self.paths.insert(path, file);
         }
+        if tail.stream.is_none() {
+            return Opened::Remove;
+        }
+        // Renamed while its descriptor was closed: it is beside where it was, and may have unread bytes.
+        let wanted = HashSet::from([tail.file.inode]);
+        let beside = tail.path.parent().and_then(|folder| inodes(folder, &wanted)).unwrap_or_default();
+        if let Some(found) = beside.get(&tail.file.inode).filter(|found| found.file == tail.file)
+            && found.path != tail.path
+        {
+            tail.path = found.path.clone();
+            tail.size = tail.position(); // looks different now, so that it gets a turn
+        }
         let idle = self.sources[tail.source].idle;
-        let over = tail.stream.is_none() || tail.step(idle, now) == Step::Finish;
-        if over { Opened::Remove } else { Opened::Rest }
+        if tail.step(idle, now) == Step::Finish { Opened::Remove } else { Opened::Rest }
     }
 
     fn hold(&mut self, tail: &mut Tail, file: File) {
@@ -715,9 +740,10 @@ impl Files {
     }
 
     fn show(&mut self, now: Instant) {
-        if now < self.view_at {
+        if now < self.view_at || !self.view_is_old {
             return;
         }
+        self.view_is_old = false;
         self.view_at = now + VIEW_EVERY;
         let mut shown: Vec<&Tail> = self.tails.values().collect();
         shown.truncate(SHOWN_MAX);
