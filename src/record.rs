@@ -219,6 +219,10 @@ impl Records {
 
     pub fn get(&self, index: u32) -> Record<'_> {
         let (line, changed) = self.entry(index);
+        self.view(line, changed)
+    }
+
+    fn view<'a>(&'a self, line: usize, changed: Option<&'a Changed>) -> Record<'a> {
         let raw = self.lines.raw(line);
         let text = changed.and_then(|c| c.text.as_deref());
         Record {
@@ -231,6 +235,12 @@ impl Records {
             partial: self.lines.is_partial(line),
             offset: self.lines.start + self.lines.starts_at(line) as u64,
         }
+    }
+
+    /// Any line of the chunk as it was read, kept or not, and what it counts: for lines that poisoned a stage.
+    pub fn line(&self, line: u32) -> (Record<'_>, Count) {
+        let raw = self.lines.raw(line as usize);
+        (self.view(line as usize, None), Count { lines: 1, bytes: raw.len() as u64 })
     }
 
     fn entry(&self, index: u32) -> (usize, Option<&Changed>) {
@@ -258,6 +268,68 @@ impl Records {
     }
 }
 
+/// What a record adds to any encoding besides its text: time, tags, lengths. Keeps a batch of empty lines from
+/// growing to ten times its source bytes when it is encoded.
+const RECORD_WEIGHT: u64 = 24;
+
+impl Records {
+    /// How many records from `first` on fit into `max_records` and `max_weight`, by source bytes plus a fixed
+    /// weight per record (changed ones by what they have become). May be none.
+    pub fn fit(&self, first: u32, max_records: usize, max_weight: u64) -> u32 {
+        let most = (self.len() - first).min(u32::try_from(max_records).unwrap_or(u32::MAX));
+        match &self.kept {
+            Kept::All => {
+                let begin = self.lines.starts_at(first as usize) as u64;
+                let ends = &self.lines.ends[first as usize..(first + most) as usize];
+                // Ends rise, so the weights of longer and longer prefixes do: a binary search finds the last fit.
+                let (mut fits, mut beyond) = (0, ends.len() + 1);
+                while beyond - fits > 1 {
+                    let middle = fits + (beyond - fits) / 2;
+                    let weight = u64::from(ends[middle - 1]) - begin + middle as u64 * RECORD_WEIGHT;
+                    if weight <= max_weight { fits = middle } else { beyond = middle }
+                }
+                fits as u32
+            }
+            Kept::Some(_) => {
+                let mut left = max_weight;
+                let fits = (first..first + most).take_while(|index| {
+                    let weight = self.weight_of(*index);
+                    let fits = weight <= left;
+                    left = left.saturating_sub(weight);
+                    fits
+                });
+                fits.count() as u32
+            }
+        }
+    }
+
+    /// What some of the records weigh; see [`Records::fit`].
+    pub fn weight(&self, range: Range<u32>) -> u64 {
+        match &self.kept {
+            Kept::All => {
+                let count = self.count(range);
+                count.bytes + count.lines * RECORD_WEIGHT
+            }
+            Kept::Some(_) => range.map(|index| self.weight_of(index)).sum(),
+        }
+    }
+
+    fn weight_of(&self, index: u32) -> u64 {
+        let (line, changed) = self.entry(index);
+        let added = changed.map_or(0, |changed| changed.text.as_ref().map_or(0, |text| text.len()) + changed.size());
+        (self.lines.raw(line).len() + added) as u64 + RECORD_WEIGHT
+    }
+}
+
+impl Changed {
+    /// Bytes of labels and metadata, as an encoder may have to repeat them.
+    fn size(&self) -> usize {
+        let labels = self.labels.iter().flat_map(|labels| labels.iter()).map(|(name, value)| name.len() + value.len());
+        let metadata = self.metadata.iter().map(|(name, value)| name.len() + value.len());
+        labels.sum::<usize>() + metadata.sum::<usize>()
+    }
+}
+
 /// What a worker hands to a lane: the records of one chunk, and this sink's part of the duty.
 pub struct Parcel {
     pub records: Arc<Records>,
@@ -272,6 +344,17 @@ pub struct Slice {
 }
 
 impl Slice {
+    /// The whole of it.
+    pub fn all(records: Arc<Records>) -> Slice {
+        let range = 0..records.len();
+        Slice { records, range }
+    }
+
+    /// Its first record: the only one, where it was cut to one.
+    pub fn first(&self) -> Record<'_> {
+        self.records.get(self.range.start)
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = Record<'_>> {
         self.range.clone().map(|index| self.records.get(index))
     }

@@ -49,14 +49,18 @@ pub trait Encoder: Send {
 pub trait Sender<Payload>: Send {
     fn send(&mut self, payload: &Payload) -> Answer;
 
-    /// Called when nothing was sent for a while, and at least every second: closes idle files, rotates by age.
-    fn idle(&mut self, _now: Instant) {}
+    /// Called between batches: closes idle files, rotates by age. When to call again although no batch comes;
+    /// `None`: never, so that an idle agent does not wake up.
+    fn idle(&mut self, _now: Instant) -> Option<Instant> {
+        None
+    }
 }
 
 /// An encoder and its sender, with the payload between them: what a sender thread owns.
 pub trait Connection: Send {
     fn deliver(&mut self, batch: &Batch) -> Answer;
-    fn idle(&mut self, now: Instant);
+    /// See [`Sender::idle`].
+    fn idle(&mut self, now: Instant) -> Option<Instant>;
 }
 
 /// The one implementation of [`Connection`].
@@ -84,8 +88,8 @@ impl<E: Encoder, S: Sender<E::Payload>> Connection for Link<E, S> {
         self.sender.send(&self.payload)
     }
 
-    fn idle(&mut self, now: Instant) {
-        self.sender.idle(now);
+    fn idle(&mut self, now: Instant) -> Option<Instant> {
+        self.sender.idle(now)
     }
 }
 
