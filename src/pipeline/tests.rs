@@ -87,6 +87,8 @@ fn words(record: Record<'_>) -> String {
 
 struct Result {
     records: Vec<String>,
+    /// Of each record, whether its text is that of its source.
+    as_read: Vec<bool>,
     poisoned: Vec<u32>,
     /// By reason, equal for all sinks.
     dropped: BTreeMap<String, u64>,
@@ -111,6 +113,7 @@ fn run(pipeline: &mut Pipeline, texts: &[Vec<u8>], first_line: u64) -> Result {
     let dropped = receipts[0].tally.dropped.iter();
     Result {
         records: (0..records.len()).map(|index| words(records.get(index))).collect(),
+        as_read: (0..records.len()).map(|index| records.get(index).raw.is_some()).collect(),
         poisoned: poisoned.iter().map(|poisoned| poisoned.line).collect(),
         dropped: dropped.map(|(reason, count)| (reason.to_string(), count.lines)).collect(),
     }
@@ -396,14 +399,28 @@ fn a_line_that_nothing_changes_is_not_copied() {
 }
 
 #[test]
+fn a_line_learns_nothing_from_one_that_was_dropped() {
+    let stages = vec![
+        json_message("m", OnError::Pass),
+        time("t", TimeFormat::Unix),
+        labels(&[], &[], &[("env", "e")], &[("id", "i")]),
+        StageKind::Drop(contains("noise")),
+    ];
+    let noise = br#"{"m":"noise","t":1,"e":"prod","i":7}"#.to_vec();
+    let result = run(&mut compile(stages), &[noise, b"{}".to_vec()], FIRST_LINE);
+    assert_eq!((result.records, result.as_read), (vec!["{}".to_owned()], vec![true]));
+}
+
+#[test]
 fn copies_are_charged_to_the_chunk() {
-    let texts =
-        vec![format!(r#"{{"m":"{}","i":"{}"}}"#, "é".repeat(1000), "7".repeat(100)).into_bytes(); 10];
-    let Given { budget, lines, mut ack, .. } = given(&texts, FIRST_LINE);
+    let text = format!(r#"{{"m":"{}","i":"{}"}}"#, "é".repeat(1000), "7".repeat(100));
+    let Given { budget, lines, mut ack, .. } = given(&vec![text.into_bytes(); 10], FIRST_LINE);
     let before = budget.used();
-    let mut pipeline = compile(vec![json_message("m", OnError::Drop), labels(&[], &[], &[], &[("id", "i")])]);
+    let shared = "a set of labels is charged once, not for each of its lines ".repeat(100);
+    let mut pipeline =
+        compile(vec![json_message("m", OnError::Drop), labels(&[], &[("s", &shared)], &[], &[("id", "i")])]);
     let outcome = pipeline.run(lines, &mut ack);
-    let grown = budget.used() - before;
+    let grown = budget.used() - before - shared.len();
     assert!((10 * 2100..10 * 2500).contains(&grown), "{grown}");
     ack.take_back();
     drop(outcome);
@@ -461,16 +478,18 @@ proptest! {
         let dropped: u64 = whole.dropped.values().sum();
         prop_assert_eq!(whole.records.len() + whole.poisoned.len() + dropped as usize, texts.len());
 
-        let mut apart = Result { records: Vec::new(), poisoned: Vec::new(), dropped: BTreeMap::new() };
+        let mut apart = Result { records: Vec::new(), as_read: Vec::new(), poisoned: Vec::new(), dropped: BTreeMap::new() };
         for (index, text) in texts.iter().enumerate() {
             let alone = run(&mut pipeline, std::slice::from_ref(text), FIRST_LINE + index as u64);
             apart.records.extend(alone.records);
+            apart.as_read.extend(alone.as_read);
             apart.poisoned.extend(alone.poisoned.iter().map(|_| index as u32));
             for (reason, lines) in alone.dropped {
                 *apart.dropped.entry(reason).or_default() += lines;
             }
         }
         prop_assert_eq!(whole.records, apart.records);
+        prop_assert_eq!(whole.as_read, apart.as_read);
         prop_assert_eq!(whole.poisoned, apart.poisoned);
         prop_assert_eq!(whole.dropped, apart.dropped);
     }
