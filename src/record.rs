@@ -222,6 +222,12 @@ impl Records {
         self.view(line, changed)
     }
 
+    /// A line of the chunk by its place there, as it was read, whether it is among the records or not: for the
+    /// dead letters, when a stage could not bear it.
+    pub fn as_read(&self, line: u32) -> Record<'_> {
+        self.view(line as usize, None)
+    }
+
     fn view<'a>(&'a self, line: usize, changed: Option<&'a Changed>) -> Record<'a> {
         let raw = self.lines.raw(line);
         let text = changed.and_then(|c| c.text.as_deref());
@@ -235,12 +241,6 @@ impl Records {
             partial: self.lines.is_partial(line),
             offset: self.lines.start + self.lines.starts_at(line) as u64,
         }
-    }
-
-    /// Any line of the chunk as it was read, kept or not, and what it counts: for lines that poisoned a stage.
-    pub fn line(&self, line: u32) -> (Record<'_>, Count) {
-        let raw = self.lines.raw(line as usize);
-        (self.view(line as usize, None), Count { lines: 1, bytes: raw.len() as u64 })
     }
 
     fn entry(&self, index: u32) -> (usize, Option<&Changed>) {

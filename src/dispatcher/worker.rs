@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender};
 
-use crate::ack::{Share, Verdict};
+use crate::ack::{Count, Share, Verdict};
 use crate::deadletter::{DeadLetters, Letter};
 use crate::error::Result;
-use crate::pipeline::{Outcome, Pipeline};
+use crate::pipeline::{Outcome, Pipeline, Poisoned};
 use crate::record::{Chunk, Parcel, Records};
 use crate::tasks::{Stop, Task};
 
@@ -44,25 +44,24 @@ impl Worker {
         let Outcome { records, poisoned } = self.pipeline.run(lines, &mut ack);
         let records = Arc::new(records);
         for mut share in ack.into_shares() {
-            for (line, panic) in &poisoned {
-                self.dead_letter(&records, *line, panic, &mut share);
-            }
+            poisoned.iter().for_each(|line| self.dead_letter(&records, line, &mut share));
             if share.count().lines > 0 {
                 self.hand_over(Parcel { records: records.clone(), share }, task);
             }
         }
     }
 
-    fn dead_letter(&self, records: &Records, line: u32, panic: &str, share: &mut Share) {
-        let (record, count) = records.line(line);
-        let part = share.split(count);
-        let sink = &self.sinks[share.sink().0 as usize];
-        let reason = format!("the pipeline panicked: {panic}");
-        log::error!("{reason}; the line at {} of {:?} is kept as a dead letter", record.offset, record.origin.filename);
-        match self.dead_letters.put(&Letter::of(&record, sink, &reason)) {
-            Ok(()) => part.settle(&Verdict::DeadLettered),
+    fn dead_letter(&self, records: &Records, poisoned: &Poisoned, share: &mut Share) {
+        let record = records.as_read(poisoned.line);
+        let part = share.split(Count { lines: 1, bytes: record.raw.map_or(0, <[u8]>::len) as u64 });
+        let reason = format!("the pipeline panicked: {}", poisoned.panic);
+        match self.dead_letters.put(&Letter::of(&record, &self.sinks[share.sink().0 as usize], &reason)) {
+            Ok(()) => {
+                log::error!("{reason}; the line is kept as a dead letter");
+                part.settle(&Verdict::DeadLettered);
+            }
             Err(cause) => {
-                log::error!("{cause}; the line is read again after the next start");
+                log::error!("{reason}; {cause}; the line is read again after the next start");
                 part.let_go();
             }
         }
