@@ -119,3 +119,99 @@ pub fn each_record(batch: Batch, guilty: &[usize], mut take: impl FnMut(Slice, S
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::ack::Verdict;
+    use crate::clock::Clock;
+    use crate::record::fixture::{Kept, lines, parcel};
+
+    fn limits(max_bytes: usize, max_lines: usize) -> BatchLimits {
+        BatchLimits { max_bytes, max_lines, max_wait: Duration::from_secs(1) }
+    }
+
+    /// Batches of the given chunks, each chunk a list of line lengths.
+    fn batches(limits: BatchLimits, chunks: &[Vec<usize>], kept: &Arc<Kept>) -> (Vec<Batch>, Vec<String>) {
+        let (mut batcher, mut sealed, mut all) = (Batcher::new(limits), Vec::new(), Vec::new());
+        let now = Clock::real().now();
+        for lengths in chunks {
+            let texts: Vec<String> =
+                lengths.iter().enumerate().map(|(at, length)| format!("{}{}\n", all.len() + at, "x".repeat(*length))).collect();
+            let raw: Vec<&str> = texts.iter().map(String::as_str).collect();
+            batcher.push(parcel(lines(&raw, all.len() as u64, true), kept), now, |batch| sealed.push(batch));
+            all.extend(texts);
+        }
+        sealed.extend(batcher.flush());
+        (sealed.into_iter().map(|parts| Batch { number: 0, parts }).collect(), all)
+    }
+
+    fn texts(batch: &Batch) -> Vec<String> {
+        batch.records().map(|record| String::from_utf8_lossy(record.raw.unwrap()).into_owned()).collect()
+    }
+
+    #[test]
+    fn a_batch_waits_no_longer_than_it_may() {
+        let (mut batcher, now) = (Batcher::new(limits(1000, 10)), Clock::real().now());
+        assert_eq!(batcher.due(), None);
+        let kept = Arc::new(Kept::default());
+        batcher.push(parcel(lines(&["a\n"], 0, true), &kept), now, |_| panic!("not full"));
+        assert_eq!(batcher.due(), Some(now + Duration::from_secs(1)));
+        assert!(batcher.flush().is_some() && batcher.due().is_none() && batcher.flush().is_none());
+    }
+
+    proptest! {
+        /// The model: the batches, one after the other, are the lines, and none is over a limit.
+        #[test]
+        fn batches_are_the_lines_in_order_within_the_limits(
+            chunks in proptest::collection::vec(proptest::collection::vec(0usize..300, 1..20), 1..6),
+            max_bytes in 30usize..2_000,
+            max_lines in 1usize..20,
+        ) {
+            let kept = Arc::new(Kept::default());
+            let (batches, all) = batches(limits(max_bytes, max_lines), &chunks, &kept);
+            for batch in &batches {
+                let weight: u64 = batch.slices().map(|slice| slice.records.weight(slice.range.clone())).sum();
+                let records = batch.records().count();
+                prop_assert!(records >= 1 && records <= max_lines);
+                prop_assert!(weight <= max_bytes as u64 || records == 1, "{} in {}", weight, records);
+            }
+            prop_assert_eq!(batches.iter().flat_map(texts).collect::<Vec<_>>(), all);
+            batches.into_iter().flat_map(|batch| batch.parts).for_each(|(_, share)| share.settle(&Verdict::Delivered));
+            prop_assert_eq!(kept.0.lock().len(), chunks.len());
+        }
+
+        /// Halving, and picking out the guilty, lose nothing and keep the order.
+        #[test]
+        fn a_divided_batch_is_still_all_of_it(
+            chunks in proptest::collection::vec(proptest::collection::vec(0usize..10, 1..8), 1..5),
+            guilty in proptest::collection::btree_set(0usize..20, 0..6),
+        ) {
+            let kept = Arc::new(Kept::default());
+            let (batches, all) = batches(limits(1 << 20, 1 << 20), &chunks, &kept);
+            let guilty: Vec<usize> = guilty.into_iter().filter(|index| *index < all.len()).collect();
+            let (mut seen, mut found) = (Vec::new(), Vec::new());
+            for batch in batches {
+                let rest = if all.len() >= 2 {
+                    let (first, second) = halves(batch);
+                    prop_assert!(!first.is_empty() && !second.is_empty());
+                    first.into_iter().chain(second).collect()
+                } else { batch.parts };
+                each_record(Batch { number: 0, parts: rest }, &guilty, |slice, share, is_guilty| {
+                    assert_eq!(slice.count(), share.count());
+                    if is_guilty { found.push(seen.len()); }
+                    seen.extend(slice.iter().map(|record| String::from_utf8_lossy(record.raw.unwrap()).into_owned()));
+                    share.settle(&Verdict::Delivered);
+                });
+            }
+            prop_assert_eq!(seen, all);
+            prop_assert_eq!(found, guilty);
+            prop_assert!(kept.0.lock().iter().all(|receipt| !receipt.fault && receipt.not_delivered == 0));
+        }
+    }
+}
