@@ -3,6 +3,7 @@
 
 pub mod ack;
 pub mod budget;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod deadletter;

@@ -193,7 +193,7 @@ pub enum LongLines {
 }
 
 /// What every sink that speaks HTTP has.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct HttpOptions {
     /// `http` or `https`, host, optional port and path; checked by the configuration.
     pub url: String,
@@ -201,6 +201,16 @@ pub struct HttpOptions {
     /// Added to every request. Never logged.
     pub headers: Vec<(String, String)>,
     pub tls: TlsOptions,
+}
+
+/// The values of headers are as secret as `auth`.
+impl std::fmt::Debug for HttpOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names: Vec<&str> = self.headers.iter().map(|(name, _)| &**name).collect();
+        let mut shown = f.debug_struct("HttpOptions");
+        shown.field("url", &self.url).field("auth", &self.auth).field("headers", &names);
+        shown.field("ca_pem", &self.tls.ca_pem.is_some()).finish()
+    }
 }
 
 #[derive(Clone, PartialEq, Eq)]
