@@ -413,3 +413,6 @@ fn number(next: &mut u64, parts: Sealed) -> Batch {
     *next += 1;
     Batch { number: *next, parts }
 }
+
+#[cfg(test)]
+mod tests;
