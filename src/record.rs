@@ -219,6 +219,16 @@ impl Records {
 
     pub fn get(&self, index: u32) -> Record<'_> {
         let (line, changed) = self.entry(index);
+        self.view(line, changed)
+    }
+
+    /// A line of the chunk by its place there, as it was read, whether it is among the records or not: for the
+    /// dead letters, when a stage could not bear it.
+    pub fn as_read(&self, line: u32) -> Record<'_> {
+        self.view(line as usize, None)
+    }
+
+    fn view<'a>(&'a self, line: usize, changed: Option<&'a Changed>) -> Record<'a> {
         let raw = self.lines.raw(line);
         let text = changed.and_then(|c| c.text.as_deref());
         Record {
