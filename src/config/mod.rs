@@ -18,6 +18,7 @@ mod memory;
 mod reader;
 mod sinks;
 mod sources;
+mod stages;
 mod values;
 
 use std::fmt;
@@ -38,6 +39,7 @@ use self::reader::{Item, Reader, Room};
 use self::sinks::Sink;
 use self::sources::Source;
 use crate::monitors::SourceOptions;
+use crate::pipeline::StageOptions;
 use crate::sinks::SinkOptions;
 
 /// A configuration that was checked.
@@ -47,6 +49,8 @@ pub struct Config {
     pub status: StatusOptions,
     /// At least one, names unique.
     pub sources: Vec<SourceOptions>,
+    /// [`crate::pipeline::Pipeline::compile`] accepts them.
+    pub pipeline: Vec<StageOptions>,
     /// From 1 to [`crate::ack::SinkSet::MAX`], names unique; `SinkId(i)` is `sinks[i]`.
     pub sinks: Vec<SinkOptions>,
     pub memory: Memory,
@@ -154,8 +158,10 @@ fn whole(reader: Reader<'_>, room: &Room<'_>) -> Config {
         &entries("sources", r#"[ { "type": "file", "include": ["/var/log/**/*.log"] } ]"#),
         &host,
     );
+    let known: Vec<&SourceOptions> = sources.iter().map(|source| &source.options).collect();
+    let pipeline = stages::read(&reader.list("pipeline"), &known);
     let sinks = sinks::read(&entries("sinks", r#"[ { "type": "loki", "url": "http://127.0.0.1:3100" } ]"#));
-    let config = share_out(agent, status, sources, sinks, budget, room);
+    let config = share_out(agent, status, sources, pipeline, sinks, budget, room);
     reader.finish();
     config
 }
@@ -219,6 +225,7 @@ fn share_out(
     agent: AgentOptions,
     status: StatusOptions,
     mut sources: Vec<Source<'_>>,
+    pipeline: Vec<StageOptions>,
     mut sinks: Vec<Sink<'_>>,
     budget: Option<Item<'_>>,
     room: &Room<'_>,
@@ -267,6 +274,7 @@ fn share_out(
         agent,
         status,
         sources: sources.into_iter().map(|source| source.options).collect(),
+        pipeline,
         sinks: sinks.into_iter().map(|sink| sink.options).collect(),
         memory: fit.memory,
     }
