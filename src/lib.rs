@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod ack;
+pub mod agent;
 pub mod budget;
 pub mod cli;
 pub mod clock;

@@ -7,6 +7,7 @@ mod agent;
 mod big;
 mod expect;
 mod files;
+mod floors;
 mod loki;
 mod path;
 mod push;
