@@ -30,7 +30,7 @@ use crate::monitors::{self, SourceKind, Supply};
 use crate::net;
 use crate::pipeline::Pipeline;
 use crate::sinks::{self, SinkContext};
-use crate::status::{self, House};
+use crate::status::{self, Rooms};
 use crate::tasks::{self, Action, Closed, Event, Spec, StopPlan, Switch, Table, TaskManager};
 
 /// Chunks on their way to one worker: enough to keep it busy while the monitor reads the next ones.
@@ -50,6 +50,9 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 
 /// A thread that holds no lock and waits in `select!` beats far more often.
 const SILENCE_MAX: Duration = Duration::from_secs(5);
+
+/// One `readdir` on a network file system can take its time.
+const SWEEP_SILENCE_MAX: Duration = Duration::from_secs(60);
 
 /// Dead letters on disk: beyond it a sink that refuses rests, so that nothing is dropped.
 const DEAD_LETTERS_MAX_BYTES: u64 = 256 * 1024 * 1024;
@@ -139,16 +142,16 @@ struct Parts {
     retry: Retry,
     lanes: Vec<(Lane, Vec<SenderLoop>, Duration)>,
     workers: Vec<Worker>,
-    files: Option<monitors::file::Monitor>,
+    files: Option<monitors::file::Bodies>,
     stdin: Option<monitors::stdin::Stdin>,
-    status: Option<(status::Server, House)>,
+    status: Option<(status::Server, Rooms)>,
 }
 
 impl Agent {
     fn prepare(config: Config, orders: &Orders<'_>) -> std::result::Result<Agent, NotStarted> {
         let clock = Clock::real();
-        let lock = lock(&config.agent.data_dir, &clock)?;
-        raise_descriptor_limit();
+        let lock = lock(&config.agent.data_dir)?;
+        let descriptors = raise_descriptor_limit();
         let metrics = Arc::new(Registry::default());
         let table = Arc::new(Table::new(clock.clone()));
         let (mut switch, stop) = Switch::new()?;
@@ -176,7 +179,7 @@ impl Agent {
         );
 
         // Where lines leave: senders, lanes, and the scheduler that wakes lanes whose sink rests.
-        let (resolve, resolver) = net::resolver(stop.clone());
+        let (resolve, resolver) = net::resolver();
         let (stdout_gone, stdout_closed) = bounded(1);
         let context = SinkContext {
             stop: stop.clone(),
@@ -223,14 +226,9 @@ impl Agent {
         for _ in 0..config.agent.workers {
             let (intake, intake_end) = bounded(INTAKE_CHUNKS);
             intakes.push(intake);
-            workers.push(Worker {
-                intake: intake_end,
-                inlets: inlets.clone(),
-                sinks: names.clone(),
-                pipeline: Pipeline::compile(&config.pipeline, &metrics).map_err(|_| Error::new("the pipeline does not compile although it was checked"))?,
-                stop: stop.clone(),
-                dead_letters: dead_letters.clone(),
-            });
+            let (inlets, stop, dead_letters) = (inlets.clone(), stop.clone(), dead_letters.clone());
+            let pipeline = pipeline(&config, &metrics)?;
+            workers.push(Worker { intake: intake_end, inlets, sinks: names.clone(), pipeline, stop, dead_letters });
         }
         drop(inlets);
 
@@ -238,15 +236,22 @@ impl Agent {
         let supply = Supply::new(budget.clone(), clock.clone(), stop, &restored, names.len(), book, intakes);
         let stdin = config.sources.iter().find(|source| matches!(source.kind, SourceKind::Stdin));
         let stdin = stdin.map(|source| monitors::stdin::Stdin::new(source.clone(), supply.outlet()));
-        let files = monitors::file::Monitor::new(&config.sources, monitors::file::Setting {
-            restored,
-            own_files,
-            data_dir: config.agent.data_dir.clone(),
-            outputs: sinks::output_globs(&config.sinks),
-            open_files_max: config.agent.open_files_max,
-            once: orders.once,
-            metrics: metrics.clone(),
-        }, &supply)?;
+        let files = match config.sources.iter().any(|source| matches!(source.kind, SourceKind::File(_))) {
+            false => None,
+            true => {
+                let settings = monitors::file::Settings {
+                    sources: config.sources.clone(),
+                    off: monitors::Off { folders: vec![config.agent.data_dir.clone()] },
+                    outputs: sinks::output_globs(&config.sinks),
+                    own_files,
+                    once: orders.once,
+                    known: restored.known,
+                    first_start: restored.first_start,
+                    open_files_max: config.agent.open_files_max.unwrap_or(descriptors / 2),
+                };
+                Some(monitors::file::wire(settings, supply.outlet(), &metrics)?)
+            }
+        };
         drop(supply);
 
         // Who tells the world.
@@ -256,17 +261,17 @@ impl Agent {
                 let server = status::Server::bind(listen, config.status.token.clone())?;
                 log::info!("status: listening on http://{}", server.local_addr());
                 let healths = lanes.iter().map(|(lane, ..)| lane.health()).collect();
-                let house = House {
+                let rooms = Rooms {
                     table: table.clone(),
                     metrics,
                     books: books.clone(),
                     healths,
                     budget,
-                    files: files.as_ref().map(|files| files.view()),
+                    files: files.as_ref().map(|bodies| bodies.files.view()),
                     started: clock.now(),
                     clock: clock.clone(),
                 };
-                Some((server, house))
+                Some((server, rooms))
             }
         };
         let parts = Parts { resolver, ledger, retry, lanes, workers, files, stdin, status };
@@ -297,9 +302,9 @@ impl Parts {
         let told = ended.clone();
         let (resolver, ledger, retry) = (self.resolver, self.ledger, self.retry);
         tasks.spawn_loose(Spec::keeper("resolver", SILENCE_MAX), move |task| resolver.run(task, told))?;
-        if let Some((server, house)) = self.status {
+        if let Some((server, rooms)) = self.status {
             let told = ended.clone();
-            tasks.spawn(Spec::keeper("status", SILENCE_MAX), move |task| server.run(Arc::new(house), task, told))?;
+            tasks.spawn(Spec::keeper("status", SILENCE_MAX), move |task| server.run(Arc::new(rooms), task, told))?;
         }
         tasks.spawn(Spec::carrier("ledger", SILENCE_MAX), move |task| ledger.run(task))?;
         tasks.spawn(Spec::carrier("retry", SILENCE_MAX), move |task| retry.run(task))?;
@@ -320,9 +325,11 @@ impl Parts {
             tasks.spawn(Spec::carrier("stdin", SILENCE_MAX), move |task| stdin.run(task))?;
         }
         if let Some(files) = self.files {
-            let (watch, discovery, files) = files.split();
-            tasks.spawn(Spec::carrier("watch", SILENCE_MAX), move |task| watch.run(task))?;
-            tasks.spawn(Spec::carrier("discovery", 12 * SILENCE_MAX), move |task| discovery.run(task))?;
+            let monitors::file::Bodies { watch, discovery, files } = files;
+            if let Some(watch) = watch {
+                tasks.spawn(Spec::carrier("watch", SILENCE_MAX), move |task| watch.run(task))?;
+            }
+            tasks.spawn(Spec::carrier("discovery", SWEEP_SILENCE_MAX), move |task| discovery.run(task))?;
             tasks.spawn(Spec::carrier("files", SILENCE_MAX), move |task| files.run(task))?;
         }
         Ok(())
@@ -554,8 +561,8 @@ fn start_signals<'env>(tasks: &TaskManager<'_, 'env>, to_main: Sender<Signal>, e
     })
 }
 
-fn lock(data_dir: &Path, clock: &Clock) -> std::result::Result<durable::Lock, NotStarted> {
-    durable::lock_dir(data_dir, clock).map_err(|error| match error {
+fn lock(data_dir: &Path) -> std::result::Result<durable::Lock, NotStarted> {
+    durable::lock_dir(data_dir).map_err(|error| match error {
         LockError::Held { by } => NotStarted::AnotherInstance(format!(
             "another instance is running on {}: {by}",
             data_dir.display()
@@ -564,13 +571,23 @@ fn lock(data_dir: &Path, clock: &Clock) -> std::result::Result<durable::Lock, No
     })
 }
 
+/// The same for each worker.
+fn pipeline(config: &Config, metrics: &Registry) -> Result<Pipeline> {
+    let mut pipeline = Pipeline::compile(&config.pipeline)
+        .map_err(|complaints| Error::new(format!("the pipeline was checked and is wrong all the same: {complaints:?}")))?;
+    pipeline.count_in(metrics);
+    Ok(pipeline)
+}
+
 /// Many files need many descriptors: the soft limit is a default of shells, the hard one is what we may have.
-fn raise_descriptor_limit() {
+/// Returns how many there are.
+fn raise_descriptor_limit() -> usize {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    if current < maximum
+    if current != maximum
         && let Err(cause) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
     {
         log::warn!("could not raise the limit of open files from {current:?} to {maximum:?}: {cause}");
     }
+    getrlimit(Resource::Nofile).current.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX))
 }

@@ -11,7 +11,7 @@ use crate::clock::Clock;
 use crate::dispatcher::lane::{HealthView, Mood};
 use crate::ledger::BooksView;
 use crate::metrics::Registry;
-use crate::monitors::file::FilesView;
+use crate::monitors::file::view::FilesView;
 use crate::tasks::{Table, TaskView};
 
 /// One agent, as its rooms describe themselves.
@@ -72,7 +72,7 @@ impl House for Rooms {
     }
 
     fn sources(&self) -> Value {
-        self.files.as_ref().map_or(json!([]), |files| json!(*files.lock()))
+        self.files.as_ref().map_or(json!([]), |files| json!(*files.get()))
     }
 
     fn sinks(&self) -> Value {

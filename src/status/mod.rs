@@ -15,10 +15,11 @@
 //! (a process out of descriptors is enough) ends it for good, silently. None of it can be configured. What it
 //! does well is kept: its `Response`, `Header` and `StatusCode` make and print every answer (`routes.rs`).
 //!
-//! Not here: what a page of the house says (`agent.rs` implements [`House`]), and whether an address may be
+//! Not here: what a page of the house says ([`Rooms`]), and whether an address may be
 //! configured (`config/`; that nothing but loopback goes without a token is refused here too).
 
 mod client;
+mod house;
 mod process;
 mod request;
 mod routes;
@@ -30,6 +31,7 @@ use serde_json::Value;
 
 use crate::tasks::TaskView;
 
+pub use house::Rooms;
 pub use server::{MAX_CLIENTS, Server};
 
 /// What the pages read. Every answer is a snapshot: made at once, from what is in memory, without waiting for
