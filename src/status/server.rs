@@ -141,9 +141,9 @@ impl Server {
             Err(Errno::INTR) => Some(Turn { knock: false, ready: Vec::new() }),
             Err(cause) => {
                 // No memory, or a limit below the number of our descriptors: with fewer clients it may do.
-                self.send_one_away();
+                self.make_room();
                 self.trouble("wait for clients", cause, task.now());
-                let _ = ended.channel().recv_timeout(PAUSE); // both ends of this wait are looked at above
+                let _ = ended.channel().recv_timeout(PAUSE); // told to end or not, the next turn sees it
                 Some(Turn { knock: false, ready: Vec::new() })
             }
         }
@@ -182,7 +182,7 @@ impl Server {
                     self.trouble("accept a client", cause, task.now());
                     let is_starved =
                         matches!(cause, Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOBUFS);
-                    if !(is_starved && self.send_one_away()) {
+                    if !(is_starved && self.make_room()) {
                         self.listen_again = Some(task.now() + PAUSE);
                         return;
                     }
@@ -193,15 +193,20 @@ impl Server {
 
     fn admit(&mut self, socket: OwnedFd, house: &dyn House, task: &Task) {
         if self.clients.len() >= MAX_CLIENTS {
-            self.send_one_away(); // there is always one: `ANSWERING_MAX` is below `MAX_CLIENTS`
+            self.make_room(); // there is always one: `ANSWERING_MAX` is below `MAX_CLIENTS`
         }
         self.clients.push(Client::new(TcpStream::from(socket), task.now()));
         self.advance(self.clients.len() - 1, house, task); // most have sent their request by now
     }
 
-    /// Closes the client next to its deadline that is not being answered, at once, since its descriptor is wanted.
-    fn send_one_away(&mut self) -> bool {
+    /// Frees a place and its descriptor at once: of those that are over anyway, else of the client next to its
+    /// deadline among those that are not being answered. `false`: there is none.
+    fn make_room(&mut self) -> bool {
+        let before = self.clients.len();
         self.clients.retain(|client| !client.is_over());
+        if self.clients.len() < before {
+            return true;
+        }
         let idle = self.clients.iter().enumerate().filter(|(_, client)| !client.is_answering());
         let next = idle.min_by_key(|(_, client)| client.deadline()).map(|(at, _)| at);
         next.map(|at| self.clients.remove(at)).is_some()
