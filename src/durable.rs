@@ -30,9 +30,8 @@ impl Unsynced {
         for file in files {
             if let Err(cause) = file.sync_data() {
                 self.note(&file);
-                first_error = first_error.and(Err(crate::error::Error::new(format!(
-                    "could not sync an output: {cause}"
-                ))));
+                first_error = first_error
+                    .and(Err(crate::error::Error::new(format!("could not sync an output: {cause}"))));
             }
         }
         first_error
