@@ -167,19 +167,21 @@ fn a_long_answer_is_cut() {
     server.join().unwrap();
 }
 
-/// A server that takes a request and never answers; `end` must end the wait.
-fn check_ends(end: impl FnOnce(Switch, &HttpClient)) {
+/// A server that takes the first bytes and then neither reads nor answers; `end` must end the wait.
+fn check_ends(scheme: &str, body: &[u8], end: impl FnOnce(Switch, &HttpClient)) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
+    let url = format!("{scheme}://{}", listener.local_addr().unwrap());
     let (switch, cx) = context();
     let client = Arc::new(client(&options(url), &cx));
     let (done, ended) = bounded(1);
     let thread = std::thread::spawn({
-        let client = client.clone();
-        move || done.send(post(&client)).unwrap()
+        let (client, body) = (client.clone(), body.to_vec());
+        move || done.send(client.post("/push", "text/plain", &[], &body)).unwrap()
     });
     let (mut stream, _) = listener.accept().unwrap();
-    assert!(stream.read(&mut [0; 1024]).unwrap() > 0, "the request is on its way");
+    let mut first = [0; 1];
+    stream.read_exact(&mut first).unwrap();
+    assert_eq!(first[0], if scheme == "https" { 0x16 } else { b'P' }, "a handshake, or POST");
     end(switch, &client);
     let answer = ended.recv_timeout(LONG / 2).expect("the wait was ended");
     assert!(answer.is_err(), "{answer:?}");
@@ -188,8 +190,11 @@ fn check_ends(end: impl FnOnce(Switch, &HttpClient)) {
 
 #[test]
 fn abort_and_cancel_each_end_a_request_in_flight() {
-    check_ends(|mut switch, _| switch.abort());
-    check_ends(|_switch, client| client.canceller()());
+    let large = vec![0; 32 << 20]; // more than the kernel takes for a peer that does not read
+    for (scheme, body) in [("http", &b"hello"[..]), ("http", &large), ("https", b"hello")] {
+        check_ends(scheme, body, |mut switch, _| switch.abort());
+        check_ends(scheme, body, |_switch, client| client.canceller()());
+    }
 }
 
 #[test]
