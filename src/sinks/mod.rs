@@ -6,11 +6,19 @@
 //!
 //! Not here: batching, order, back-off (`dispatcher/`).
 
+pub mod http;
+pub mod loki;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::clock::Clock;
+use crate::durable;
 use crate::error::{Error, Result};
+use crate::metrics::Registry;
+use crate::net;
 use crate::record::{Batch, Labels};
+use crate::tasks::Stop;
 
 /// What the other side said about a batch.
 #[derive(Debug)]
@@ -103,6 +111,16 @@ pub struct OpenSink {
     pub describe: String,
 }
 
+/// What a sink needs of the house to open.
+pub struct SinkContext {
+    pub stop: Stop,
+    pub resolve: net::Resolve,
+    pub clock: Clock,
+    pub metrics: Arc<Registry>,
+    pub unsynced: durable::Unsynced,
+    pub own_files: durable::OwnFiles,
+}
+
 /// What every sink has.
 #[derive(Clone, Debug)]
 pub struct SinkOptions {
@@ -187,8 +205,9 @@ pub enum LokiEncoding {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LongLines {
-    /// Into entries of at most the limit, a nanosecond apart, each flagged `partial`.
+    /// Into entries of at most the limit with the line's time, each flagged `partial` and numbered by `part`.
     Split,
+    /// To one entry of at most the limit, flagged `partial`.
     Truncate,
 }
 
