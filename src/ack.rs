@@ -51,7 +51,7 @@ impl SinkSet {
 }
 
 /// Lines and the bytes they have in their source, line ends included.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Count {
     pub lines: u64,
     pub bytes: u64,

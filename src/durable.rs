@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::error::Result;
+use crate::error::{Context, Result};
 
 /// Outputs that were written and not yet made durable. Writers note a file *before* they report it written;
 /// the ledger syncs them before it writes a checkpoint that relies on them.
@@ -36,6 +36,31 @@ impl Unsynced {
         }
         first_error
     }
+}
+
+/// Replaces `path` by a whole new file, or leaves the old one.
+#[expect(clippy::disallowed_methods, reason = "the one place that renames")]
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+    use std::io::Write;
+    let temp = path.with_extension("tmp");
+    let write = || -> std::io::Result<()> {
+        let mut file = File::create(&temp)?;
+        file.write_all(bytes)?;
+        file.sync_data()?;
+        std::fs::rename(&temp, path)?;
+        File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
+    };
+    write().context(|| format!("could not write {}", path.display()))
+}
+
+/// A rename that survives a power cut.
+#[expect(clippy::disallowed_methods, reason = "the one place that renames")]
+pub fn rename(from: &Path, to: &Path) -> Result<()> {
+    let rename = || -> std::io::Result<()> {
+        std::fs::rename(from, to)?;
+        File::open(to.parent().unwrap_or(Path::new(".")))?.sync_all()
+    };
+    rename().context(|| format!("could not rename {} to {}", from.display(), to.display()))
 }
 
 /// Device and inode: which file it is, whatever it is called now.

@@ -3,6 +3,7 @@
 //! [`parse`] is pure: it prints nothing and ends nothing, `main` does. One file per subcommand.
 
 pub mod check;
+pub mod run;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -11,30 +12,8 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 
+pub use crate::agent::Exit;
 use crate::config;
-
-/// How the process ends, for scripts and for whoever supervises it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Exit {
-    /// Everything that was read is delivered; or what was asked for is done.
-    Delivered = 0,
-    /// A fault of the agent itself; the log names it.
-    Fault = 1,
-    /// Wrong arguments or a wrong configuration. Nothing was started and nothing was created.
-    Usage = 2,
-    /// Stopped with data pending: it stands safe in its files and will be read again.
-    Pending = 3,
-    /// A thread did not end in time; the log names it. What was pending will be read again.
-    Stuck = 4,
-    /// Another instance works on the same `data_dir`.
-    AnotherInstance = 5,
-}
-
-impl Exit {
-    pub fn code(self) -> u8 {
-        self as u8
-    }
-}
 
 /// What was asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,1 +1,317 @@
+//! The ledger: the truth about progress. One thread owns it; everybody else sends it [`Note`]s.
+//!
+//! For each generation of each source: who it is, how far it was read, and, for each sink *by its name*, how far
+//! that sink has answered. A position moves only on a receipt. The read position of a restart is the least over
+//! the sinks, and what is read again goes only to the sinks that lack it.
+//!
+//! Always true, checked after every checkpoint: per sink, lines read = lines settled + lines pending.
+//!
+//! Not here yet, but the place is: the journal of stamps ([`Stamp`] already travels ahead of its chunk), so that
+//! a replay after a crash carries the same times; the write journals of outputs; the spool's cursor.
 
+mod checkpoint;
+mod progress;
+mod state;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, at, bounded, never, select};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use crate::ack::{GenerationId, Receipt, Receipts, SinkSet};
+use crate::durable::{OwnFiles, Unsynced};
+use crate::error::Result;
+use crate::metrics::Registry;
+use crate::tasks::{Stop, Task};
+
+pub use progress::Progress;
+use state::State;
+pub use state::{Books, GenerationView, SinkBooks};
+
+/// Which file a generation is, whatever it is called. Compared field by field by the file monitor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    pub device: u64,
+    pub inode: u64,
+    /// Tells a new file with a reused inode from the old one.
+    pub head: Head,
+}
+
+/// A hash of the first `len` bytes; grows with the file up to 1 KiB.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Head {
+    pub len: u32,
+    pub hash: u64,
+}
+
+/// A generation that was seen for the first time.
+#[derive(Clone, Debug)]
+pub struct Opened {
+    pub generation: GenerationId,
+    pub source: Arc<str>,
+    pub filename: Option<PathBuf>,
+    pub identity: Option<Identity>,
+    pub lineage: u64,
+    pub start: u64,
+}
+
+/// What was read: sent before the chunk is, so that no receipt ever comes before it.
+#[derive(Clone, Debug)]
+pub struct Stamp {
+    pub generation: GenerationId,
+    pub start: u64,
+    pub end: u64,
+    pub first_line: u64,
+    pub lines: u64,
+    pub base_ns: i64,
+    /// The first line goes on where an earlier record was cut; the last line was cut.
+    pub continues: bool,
+    pub cut: bool,
+    /// Who lacked it.
+    pub sinks: SinkSet,
+}
+
+/// Everything the ledger is told.
+#[derive(Debug)]
+pub enum Note {
+    Opened(Box<Opened>),
+    Identified {
+        generation: GenerationId,
+        identity: Identity,
+    },
+    Read(Stamp),
+    /// The chunk of the last stamp of this generation was not handed over.
+    TakenBack {
+        generation: GenerationId,
+    },
+    Receipt(Receipt),
+    /// Bytes from the read position up to `upto` that will never be read.
+    GaveUp {
+        generation: GenerationId,
+        upto: u64,
+        why: Arc<str>,
+    },
+    /// The file is gone and was read to its end: forget it once every sink has answered.
+    Finished {
+        generation: GenerationId,
+    },
+    /// At the end: what stands in the source and was not read.
+    Unread {
+        generation: GenerationId,
+        bytes: u64,
+    },
+}
+
+/// A generation as the last life left it: what a monitor needs to go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Known {
+    pub generation: GenerationId,
+    pub source: Arc<str>,
+    pub filename: Option<PathBuf>,
+    pub identity: Option<Identity>,
+    pub lineage: u64,
+    /// Where to read on: the least over the sinks.
+    pub position: u64,
+    /// Number of the line that starts there.
+    pub line: u64,
+    pub continues: bool,
+    /// What each sink of the configuration has of it, by [`SinkId`].
+    pub progress: Vec<Progress>,
+}
+
+/// What the last life left behind.
+#[derive(Debug, Default)]
+pub struct Restored {
+    pub known: Vec<Known>,
+    /// No stamp at or below was kept back: new ones start above.
+    pub last_stamp_ns: i64,
+    pub next_generation: u64,
+    /// There was no state at all: this is the first start in this `data_dir`.
+    pub first_start: bool,
+}
+
+/// The way to the ledger: one per carrier, cheap to clone. Notes are never dropped: a full channel makes the
+/// carrier wait, and the ledger waits for nobody.
+#[derive(Clone)]
+pub struct Book(Sender<Note>);
+
+impl Book {
+    pub fn note(&self, note: Note) {
+        // The ledger outlives every carrier; only a ledger that panicked is gone, and the agent is stopping then.
+        let _ = self.0.send(note);
+    }
+}
+
+impl Receipts for Book {
+    fn receipt(&self, receipt: Receipt) {
+        self.note(Note::Receipt(receipt));
+    }
+}
+
+/// Notes on their way: small, so a few hundred cost little, and one turn of the ledger takes them all.
+const NOTES: usize = 256;
+
+/// What the ledger shows to others. Replaced as a whole.
+pub type BooksView = Arc<Mutex<Arc<Books>>>;
+
+/// What the ledger needs from the agent.
+pub struct Settings {
+    pub folder: PathBuf,
+    /// By [`SinkId`].
+    pub sinks: Vec<Arc<str>>,
+    pub sync_interval: Duration,
+    pub unsynced: Unsynced,
+    pub own_files: OwnFiles,
+}
+
+pub struct Ledger {
+    settings: Settings,
+    stop: Stop,
+    notes: Receiver<Note>,
+    state: State,
+    slots: checkpoint::Slots,
+    view: BooksView,
+    /// Something is not in a checkpoint yet: when to write the next one.
+    save_at: Option<Instant>,
+    last_save: LastSave,
+    /// Why the last attempt to save failed: said once, retried every `sync_interval`.
+    ill: Option<String>,
+}
+
+/// The checkpoint that a stop owes us even if somebody never ends.
+enum LastSave {
+    WhenAborted { half_margin: Duration },
+    At(Instant),
+    Done,
+}
+
+enum Event {
+    Note(Note),
+    Aborted,
+    Due,
+    Closed,
+}
+
+impl Ledger {
+    /// Reads what the last life left and makes the way in. Never fails because of the state itself: what cannot
+    /// be read is set aside and said. `margin`: from the closing of `abort` to the deadline of the stop.
+    pub fn open(
+        settings: Settings,
+        stop: Stop,
+        margin: Duration,
+        metrics: &Registry,
+    ) -> Result<(Ledger, Book, Restored)> {
+        let (slots, saved) = checkpoint::Slots::open(&settings.folder)?;
+        let first_start = saved.is_none();
+        let saved = saved.unwrap_or_default();
+        saved.own_files.iter().for_each(|own| settings.own_files.add(own.file_id(), &own.path.0));
+        let state = State::new(saved, &settings.sinks, metrics);
+        let restored = state.restored(first_start);
+        let (book, notes) = bounded(NOTES);
+        let ledger = Ledger {
+            settings,
+            stop,
+            notes,
+            view: Arc::new(Mutex::new(Arc::new(state.books()))),
+            state,
+            slots,
+            save_at: None,
+            last_save: LastSave::WhenAborted { half_margin: margin / 2 },
+            ill: None,
+        };
+        Ok((ledger, Book(book), restored))
+    }
+
+    pub fn view(&self) -> BooksView {
+        self.view.clone()
+    }
+
+    /// Ends when every [`Book`] is gone.
+    pub fn run(mut self, task: &Task) -> Result<()> {
+        loop {
+            task.waits_for("notes");
+            let event = self.next_event();
+            task.doing("keeping the books");
+            match event {
+                Event::Note(note) => {
+                    self.take(note)?;
+                    // One turn takes what is there, and no more: a checkpoint must become due in between.
+                    for _ in 0..NOTES {
+                        let Ok(note) = self.notes.try_recv() else { break };
+                        self.take(note)?;
+                    }
+                    self.save_at.get_or_insert(task.now() + self.settings.sync_interval);
+                }
+                Event::Aborted => {
+                    if let LastSave::WhenAborted { half_margin } = self.last_save {
+                        self.last_save = LastSave::At(task.now() + half_margin);
+                    }
+                }
+                Event::Due => self.save(task),
+                Event::Closed => break,
+            }
+        }
+        self.save(task);
+        Ok(())
+    }
+
+    fn next_event(&self) -> Event {
+        let aborted = match self.last_save {
+            LastSave::WhenAborted { .. } => self.stop.abort.channel().clone(),
+            _ => never(),
+        };
+        let last = if let LastSave::At(at) = self.last_save { Some(at) } else { None };
+        let due = [self.save_at, last].into_iter().flatten().min().map_or(never(), at);
+        select! {
+            recv(self.notes) -> note => note.map_or(Event::Closed, Event::Note),
+            recv(aborted) -> _ => Event::Aborted,
+            recv(due) -> _ => Event::Due,
+        }
+    }
+
+    fn take(&mut self, note: Note) -> Result<()> {
+        let aborting = self.stop.abort.is_closed();
+        self.state.apply(note, aborting)
+    }
+
+    /// Outputs first, then the checkpoint that relies on them.
+    fn save(&mut self, task: &Task) {
+        task.doing("writing a checkpoint");
+        if matches!(self.last_save, LastSave::At(at) if task.now() >= at) {
+            self.last_save = LastSave::Done;
+        }
+        let saved = match self.save_at {
+            None => Ok(()), // nothing happened since the last one
+            Some(_) => self
+                .settings
+                .unsynced
+                .sync()
+                .and_then(|()| self.slots.write(&self.state.to_save(&self.settings.own_files))),
+        };
+        match saved {
+            Ok(()) => {
+                if self.ill.take().is_some() {
+                    log::info!("ledger: the state can be written again");
+                }
+                self.save_at = None;
+            }
+            Err(cause) => {
+                let cause = cause.to_string();
+                if self.ill.is_none() {
+                    log::error!(
+                        "ledger: {cause}; positions are kept in memory, trying again every {:?}",
+                        self.settings.sync_interval
+                    );
+                }
+                self.ill = Some(cause);
+                self.save_at = Some(task.now() + self.settings.sync_interval);
+            }
+        }
+        let mut books = self.state.books();
+        books.ill = self.ill.clone();
+        *self.view.lock() = Arc::new(books);
+    }
+}

@@ -2,9 +2,13 @@
 //!
 //! Not here: what a line is (`file/framing.rs`), what becomes of it (`dispatcher/`).
 
+mod outlet;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+
+pub use outlet::{Opening, Outlet, Stopped, Stream, Supply};
 
 use crate::record::Labels;
 

@@ -6,11 +6,19 @@
 //!
 //! Not here: batching, order, back-off (`dispatcher/`).
 
+pub mod http;
+pub mod loki;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::clock::Clock;
+use crate::durable;
 use crate::error::{Error, Result};
+use crate::metrics::Registry;
+use crate::net;
 use crate::record::{Batch, Labels};
+use crate::tasks::Stop;
 
 /// What the other side said about a batch.
 #[derive(Debug)]
@@ -49,14 +57,18 @@ pub trait Encoder: Send {
 pub trait Sender<Payload>: Send {
     fn send(&mut self, payload: &Payload) -> Answer;
 
-    /// Called when nothing was sent for a while, and at least every second: closes idle files, rotates by age.
-    fn idle(&mut self, _now: Instant) {}
+    /// Called between batches: closes idle files, rotates by age. When to call again although no batch comes;
+    /// `None`: never, so that an idle agent does not wake up.
+    fn idle(&mut self, _now: Instant) -> Option<Instant> {
+        None
+    }
 }
 
 /// An encoder and its sender, with the payload between them: what a sender thread owns.
 pub trait Connection: Send {
     fn deliver(&mut self, batch: &Batch) -> Answer;
-    fn idle(&mut self, now: Instant);
+    /// See [`Sender::idle`].
+    fn idle(&mut self, now: Instant) -> Option<Instant>;
 }
 
 /// The one implementation of [`Connection`].
@@ -84,8 +96,8 @@ impl<E: Encoder, S: Sender<E::Payload>> Connection for Link<E, S> {
         self.sender.send(&self.payload)
     }
 
-    fn idle(&mut self, now: Instant) {
-        self.sender.idle(now);
+    fn idle(&mut self, now: Instant) -> Option<Instant> {
+        self.sender.idle(now)
     }
 }
 
@@ -97,6 +109,16 @@ pub struct OpenSink {
     pub cancel: Box<dyn Fn() + Send + Sync>,
     /// For the line at the start: `loki at http://127.0.0.1:3100`.
     pub describe: String,
+}
+
+/// What a sink needs of the house to open.
+pub struct SinkContext {
+    pub stop: Stop,
+    pub resolve: net::Resolve,
+    pub clock: Clock,
+    pub metrics: Arc<Registry>,
+    pub unsynced: durable::Unsynced,
+    pub own_files: durable::OwnFiles,
 }
 
 /// What every sink has.
@@ -183,8 +205,9 @@ pub enum LokiEncoding {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LongLines {
-    /// Into entries of at most the limit, a nanosecond apart, each flagged `partial`.
+    /// Into entries of at most the limit with the line's time, each flagged `partial` and numbered by `part`.
     Split,
+    /// To one entry of at most the limit, flagged `partial`.
     Truncate,
 }
 

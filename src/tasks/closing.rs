@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 
 /// Closes when it is dropped.
 #[derive(Debug)]
@@ -50,6 +50,20 @@ impl AsFd for Closed {
     }
 }
 
+/// Waits until `readable` has something to read (`false`) or `closed` has closed (`true`), for as long as it takes.
+pub fn wait_readable(readable: impl AsFd, closed: &Closed) -> Result<bool> {
+    use rustix::event::{PollFd, PollFlags, poll};
+    loop {
+        let mut both = [PollFd::new(&readable, PollFlags::IN), PollFd::new(closed, PollFlags::IN)];
+        match poll(&mut both, None) {
+            Ok(_) if !both[1].revents().is_empty() => return Ok(true),
+            Ok(_) if !both[0].revents().is_empty() => return Ok(false),
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(cause) => return Err(Error::new(format!("could not poll: {cause}"))),
+        }
+    }
+}
+
 /// What every thread of the path holds: `stop` for those who bring data in, `abort` for everyone who may wait.
 #[derive(Clone, Debug)]
 pub struct Stop {
@@ -57,18 +71,26 @@ pub struct Stop {
     pub abort: Closed,
 }
 
-/// The other end of [`Stop`]: one per agent, in `main`'s hands.
-#[derive(Debug)]
+/// The other end of [`Stop`]: one per agent, in `main`'s hands. Dropping it aborts, so that a panic of `main`
+/// cannot leave the others waiting.
 pub struct Switch {
     stop: Option<Closer>,
     abort: Option<Closer>,
+    /// What ends calls that cannot wait for a channel: requests in flight.
+    cancellers: Vec<Box<dyn Fn() + Send + Sync>>,
 }
 
 impl Switch {
     pub fn new() -> Result<(Switch, Stop)> {
         let (stop, stopped) = closing()?;
         let (abort, aborted) = closing()?;
-        Ok((Switch { stop: Some(stop), abort: Some(abort) }, Stop { stop: stopped, abort: aborted }))
+        let switch = Switch { stop: Some(stop), abort: Some(abort), cancellers: Vec::new() };
+        Ok((switch, Stop { stop: stopped, abort: aborted }))
+    }
+
+    /// `cancel` is run once, right after `abort` was closed.
+    pub fn on_abort(&mut self, cancel: Box<dyn Fn() + Send + Sync>) {
+        self.cancellers.push(cancel);
     }
 
     /// Sources bring nothing in any more; what is under way is delivered.
@@ -80,5 +102,12 @@ impl Switch {
     pub fn abort(&mut self) {
         self.stop = None;
         self.abort = None;
+        self.cancellers.drain(..).for_each(|cancel| cancel());
+    }
+}
+
+impl Drop for Switch {
+    fn drop(&mut self) {
+        self.abort();
     }
 }

@@ -13,11 +13,13 @@ mod table;
 use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Instant;
 
 use crossbeam_utils::thread::Scope;
+use parking_lot::Mutex;
 
-pub use closing::{Closed, Closer, Stop, Switch, closing};
+pub use closing::{Closed, Closer, Stop, Switch, closing, wait_readable};
 pub use stop::{Action, Event, StopPlan};
 pub use table::{Kind, Spec, State, Table, TaskView};
 
@@ -27,6 +29,8 @@ use crate::error::{Context, Error, Result};
 pub struct TaskManager<'scope, 'env> {
     scope: &'scope Scope<'env>,
     table: Arc<Table>,
+    /// Threads outside of the scope: those that may be left behind.
+    loose: Mutex<Vec<(Arc<table::Row>, JoinHandle<()>)>>,
 }
 
 /// A thread's view of itself, handed to its body.
@@ -41,7 +45,7 @@ pub fn run<'env, T>(
     table: Arc<Table>,
     body: impl for<'scope> FnOnce(TaskManager<'scope, 'env>) -> T,
 ) -> Result<T> {
-    crossbeam_utils::thread::scope(|scope| body(TaskManager { scope, table }))
+    crossbeam_utils::thread::scope(|scope| body(TaskManager { scope, table, loose: Mutex::default() }))
         .map_err(|_| Error::new("a thread panicked outside of its body"))
 }
 
@@ -72,6 +76,14 @@ impl<'env> TaskManager<'_, 'env> {
 }
 
 impl Task {
+    fn run(&self, body: impl FnOnce(&Task) -> Result<()>) {
+        self.row.set_tid(rustix::thread::gettid().as_raw_nonzero().get());
+        self.row.enter(State::Running);
+        let how = catch_unwind(AssertUnwindSafe(|| body(self)))
+            .unwrap_or_else(|panic| Err(Error::new(format!("panicked: {}", panic_text(&*panic)))));
+        self.table.ended(&self.row, how);
+    }
+
     pub fn name(&self) -> &str {
         &self.row.spec.name
     }
@@ -101,6 +113,20 @@ impl Task {
     /// Told to end, and on the way.
     pub fn stopping(&self) {
         self.row.enter(State::Stopping);
+    }
+}
+
+impl Table {
+    fn enter(self: &Arc<Table>, spec: Spec) -> Task {
+        Task { row: self.add(spec), table: self.clone() }
+    }
+
+    /// A thread that did not start has no row.
+    fn check_in<T>(&self, row: &table::Row, spawned: std::io::Result<T>) -> Result<T> {
+        if spawned.is_err() {
+            self.forget(row.id);
+        }
+        spawned.context(|| format!("could not start the thread {}", row.spec.name))
     }
 }
 

@@ -1,0 +1,95 @@
+//! How far one sink has answered for one generation. Pure.
+//!
+//! Always true: `low` is the first byte without an answer; the ranges ahead of it are disjoint, do not touch,
+//! and start above it. Batches end in any order, so answers arrive in any order.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
+
+/// A low-water mark and what is ahead of it, in bytes of the generation.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    low: u64,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    ahead: BTreeMap<u64, u64>,
+}
+
+impl Progress {
+    /// Everything below `start` is none of this sink's business.
+    pub fn starting_at(start: u64) -> Progress {
+        Progress { low: start, ahead: BTreeMap::new() }
+    }
+
+    /// Where this sink would go on: everything below was answered for.
+    pub fn low(&self) -> u64 {
+        self.low
+    }
+
+    pub fn add(&mut self, range: Range<u64>) {
+        let mut range = range.start.max(self.low)..range.end;
+        if range.is_empty() {
+            return;
+        }
+        // Swallow every known range that overlaps or touches the new one.
+        while let Some((&start, &end)) = self.ahead.range(..=range.end).next_back() {
+            if end < range.start {
+                break;
+            }
+            range = range.start.min(start)..range.end.max(end);
+            self.ahead.remove(&start);
+        }
+        if range.start == self.low {
+            self.low = range.end;
+        } else {
+            self.ahead.insert(range.start, range.end);
+        }
+    }
+
+    /// Whether the byte at `offset` was answered for.
+    pub fn contains(&self, offset: u64) -> bool {
+        offset < self.low || self.ahead.range(..=offset).next_back().is_some_and(|(_, &end)| offset < end)
+    }
+
+    /// Offsets above `position` where this sink starts or stops lacking bytes. Chunks do not cross them.
+    pub fn edges(&self, position: u64) -> impl Iterator<Item = u64> {
+        let ahead = self.ahead.iter().flat_map(|(&start, &end)| [start, end]);
+        std::iter::once(self.low).chain(ahead).filter(move |edge| *edge > position)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_mark_moves_only_over_what_was_answered_for() {
+        let mut progress = Progress::starting_at(10);
+        progress.add(20..30);
+        assert_eq!(progress.low(), 10);
+        assert!(progress.contains(9) && !progress.contains(10) && progress.contains(20));
+        assert_eq!(progress.edges(10).collect::<Vec<_>>(), [20, 30]);
+        progress.add(10..20);
+        assert_eq!(progress, Progress::starting_at(30));
+    }
+
+    proptest! {
+        /// The model: a set of bytes.
+        #[test]
+        fn ranges_behave_like_a_set_of_bytes(adds in proptest::collection::vec((0u64..120, 0u64..20), 0..40)) {
+            let mut progress = Progress::starting_at(5);
+            let mut model: Vec<bool> = (0..150).map(|byte| byte < 5).collect();
+            for (start, len) in adds {
+                progress.add(start..start + len);
+                model[start as usize..(start + len) as usize].fill(true);
+                for (byte, known) in model.iter().enumerate() {
+                    prop_assert_eq!(progress.contains(byte as u64), *known);
+                }
+                prop_assert_eq!(progress.low(), model.iter().position(|known| !known).unwrap() as u64);
+            }
+        }
+    }
+}

@@ -1,0 +1,335 @@
+//! The Outlet: the only door in. Every line of every monitor passes here and nowhere else.
+//!
+//! It knows what a monitor must not get wrong: credit before reading, a stamp in the ledger before the chunk
+//! travels, the shares of exactly those sinks that lack the bytes, one worker per lineage, and taking a chunk
+//! back when the agent stops before anybody wanted it.
+//!
+//! Always true: `Stream::position` moves only when a chunk was handed over or given up.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crossbeam_channel::{Receiver, Select, Sender};
+use parking_lot::Mutex;
+
+use super::SourceOptions;
+use crate::ack::{Ack, Count, GenerationId, Receipts, SinkId, SinkSet};
+use crate::budget::{Budget, Credit, Door, Holder, Refused};
+use crate::clock::{Clock, StampClock};
+use crate::ledger::{Book, Identity, Known, Note, Opened, Progress, Restored, Stamp};
+use crate::record::{Chunk, Labels, Lines, Origin};
+use crate::tasks::Stop;
+
+/// Lines in one chunk at most: their ends then cost no more than a quarter of a read.
+pub const CHUNK_LINES: usize = 16 * 1024;
+
+/// What a chunk costs besides its bytes: its structs, and per sink a share, a parcel and a part of a batch.
+const CHUNK_OVERHEAD: usize = 1024;
+
+/// What all Outlets of one agent share.
+#[derive(Clone)]
+pub struct Supply {
+    budget: Budget,
+    clock: Clock,
+    stop: Stop,
+    stamps: Arc<Mutex<StampClock>>,
+    next_generation: Arc<AtomicU64>,
+    sinks: usize,
+    book: Book,
+    receipts: Arc<dyn Receipts>,
+    intakes: Arc<[Sender<Chunk>]>,
+}
+
+impl Supply {
+    /// `intakes`: one per worker. `sinks`: how many the configuration has.
+    pub fn new(
+        budget: Budget,
+        clock: Clock,
+        stop: Stop,
+        restored: &Restored,
+        sinks: usize,
+        book: Book,
+        intakes: Vec<Sender<Chunk>>,
+    ) -> Supply {
+        Supply {
+            stamps: Arc::new(Mutex::new(StampClock::new(stamp_floor(
+                restored.last_stamp_ns,
+                clock.wall_ns(),
+            )))),
+            budget,
+            clock,
+            stop,
+            next_generation: Arc::new(AtomicU64::new(restored.next_generation)),
+            sinks,
+            receipts: Arc::new(book.clone()),
+            book,
+            intakes: intakes.into(),
+        }
+    }
+
+    pub fn outlet(&self) -> Outlet {
+        Outlet { door: self.budget.door(), supply: self.clone() }
+    }
+}
+
+/// Stamps of the last life that no checkpoint has seen lie within seconds after the last one that it has. If
+/// the wall clock is past that, it is above them all by itself.
+fn stamp_floor(last_stamp_ns: i64, wall_ns: i64) -> i64 {
+    const UNSEEN_NS: i64 = 60_000_000_000;
+    if wall_ns > last_stamp_ns { last_stamp_ns } else { last_stamp_ns + UNSEEN_NS }
+}
+
+/// One monitor thread's door. Dropping all of them is how the path learns that nothing more comes.
+pub struct Outlet {
+    supply: Supply,
+    door: Door,
+}
+
+/// A generation that was seen for the first time.
+pub struct Opening<'a> {
+    pub source: &'a SourceOptions,
+    /// The path that matched; `None` for a stream that cannot be read again.
+    pub filename: Option<&'a Path>,
+    pub identity: Option<Identity>,
+    /// Where to begin, in bytes.
+    pub start: u64,
+    /// Equal for all generations of one path of one source.
+    pub lineage: u64,
+}
+
+/// One generation as its monitor reads it.
+pub struct Stream {
+    origin: Arc<Origin>,
+    filename: Option<PathBuf>,
+    position: u64,
+    next_line: u64,
+    continues: bool,
+    holder: Holder,
+    /// What each sink had when we began; empty once the position is past all of it.
+    progress: Vec<Progress>,
+}
+
+/// The agent is stopping: nothing was handed over, the position has not moved.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Stopped;
+
+impl Stream {
+    /// Offset of the next byte to read.
+    pub fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// A chunk must not cross this offset: some sink has what follows, or lacks it.
+    pub fn read_limit(&self) -> Option<u64> {
+        self.progress.iter().flat_map(|progress| progress.edges(self.position)).min()
+    }
+
+    pub fn generation(&self) -> GenerationId {
+        self.origin.generation
+    }
+
+    /// The path that matched when it was first seen.
+    pub fn filename(&self) -> Option<&Path> {
+        self.filename.as_deref()
+    }
+
+    /// The last line that was sent had no end: what follows it belongs to it.
+    pub fn continues(&self) -> bool {
+        self.continues
+    }
+
+    /// Bytes of this source under way.
+    pub fn held(&self) -> usize {
+        self.holder.held()
+    }
+
+    fn lacking(&self, sinks: usize) -> SinkSet {
+        if self.progress.is_empty() {
+            return SinkSet::all(sinks);
+        }
+        let mut lacking = SinkSet::EMPTY;
+        for (at, progress) in self.progress.iter().enumerate() {
+            if !progress.contains(self.position) {
+                lacking.insert(SinkId(at as u8));
+            }
+        }
+        lacking
+    }
+}
+
+impl Outlet {
+    pub fn stop(&self) -> &Stop {
+        &self.supply.stop
+    }
+
+    pub fn clock(&self) -> &Clock {
+        &self.supply.clock
+    }
+
+    /// Rings after credit was given back.
+    pub fn room(&self) -> &Receiver<()> {
+        self.door.room()
+    }
+
+    /// Nothing to read any more: nobody shall wait behind us in the line for credit.
+    pub fn nothing_to_read(&self) {
+        self.door.leave_queue();
+    }
+
+    /// A generation seen for the first time.
+    pub fn open(&mut self, opening: Opening<'_>) -> Stream {
+        let generation = GenerationId(self.supply.next_generation.fetch_add(1, Ordering::Relaxed));
+        self.supply.book.note(Note::Opened(Box::new(Opened {
+            generation,
+            source: opening.source.name.clone(),
+            filename: opening.filename.map(Path::to_owned),
+            identity: opening.identity,
+            lineage: opening.lineage,
+            start: opening.start,
+        })));
+        Stream {
+            origin: Arc::new(origin(opening.source, opening.filename, generation, opening.lineage)),
+            filename: opening.filename.map(Path::to_owned),
+            position: opening.start,
+            next_line: 0,
+            continues: false,
+            holder: Holder::default(),
+            progress: Vec::new(),
+        }
+    }
+
+    /// Goes on with a generation of an earlier life.
+    pub fn reopen(&mut self, source: &SourceOptions, known: &Known) -> Stream {
+        Stream {
+            origin: Arc::new(origin(source, known.filename.as_deref(), known.generation, known.lineage)),
+            filename: known.filename.clone(),
+            position: known.position,
+            next_line: known.line,
+            continues: known.continues,
+            holder: Holder::default(),
+            progress: known.progress.clone(),
+        }
+    }
+
+    /// Credit for reading up to `bytes`: before the read, never after it.
+    pub fn take(&self, stream: &Stream, bytes: usize) -> Result<Credit, Refused> {
+        self.door.try_take(&stream.holder, bytes + cost_of_ends(CHUNK_LINES.min(bytes)))
+    }
+
+    /// Hands over whole lines that start at the position. `ends`: where each ends in `data`, the last one at its
+    /// end, at most [`CHUNK_LINES`]. Waits for room downhill until the agent stops.
+    pub fn send(
+        &mut self,
+        stream: &mut Stream,
+        data: &[u8],
+        ends: &[u32],
+        mut credit: Credit,
+    ) -> Result<(), Stopped> {
+        assert!(
+            ends.len() <= CHUNK_LINES && ends.last().copied() == u32::try_from(data.len()).ok(),
+            "a chunk is made of whole lines"
+        );
+        let sinks = stream.lacking(self.supply.sinks);
+        let count = Count { lines: ends.len() as u64, bytes: data.len() as u64 };
+        let range = stream.position..stream.position + count.bytes;
+        debug_assert!(stream.read_limit().is_none_or(|limit| range.end <= limit), "read across an edge");
+        let base_ns = self.supply.stamps.lock().reserve(count.lines, self.supply.clock.wall_ns());
+        let generation = stream.origin.generation;
+        let cut = !data.ends_with(b"\n");
+        self.supply.book.note(Note::Read(Stamp {
+            generation,
+            start: range.start,
+            end: range.end,
+            first_line: stream.next_line,
+            lines: count.lines,
+            base_ns,
+            continues: stream.continues,
+            cut,
+            sinks,
+        }));
+        if !sinks.is_empty() {
+            credit.shrink_to(data.len() + cost_of_ends(ends.len()));
+            let lines = Lines {
+                origin: stream.origin.clone(),
+                start: range.start,
+                data: data.to_vec(),
+                ends: ends.to_vec(),
+                base_ns,
+                first_line: stream.next_line,
+                continues: stream.continues,
+                credit,
+            };
+            let ack = Ack::new(generation, range.clone(), count, sinks, &self.supply.receipts);
+            self.hand_over(Chunk { lines, ack })?;
+        }
+        stream.position = range.end;
+        stream.next_line += count.lines;
+        stream.continues = cut;
+        if stream.progress.iter().all(|progress| progress.edges(stream.position).next().is_none()) {
+            stream.progress.clear(); // from here on every sink lacks everything
+        }
+        Ok(())
+    }
+
+    fn hand_over(&self, chunk: Chunk) -> Result<(), Stopped> {
+        let intakes = &self.supply.intakes;
+        let intake = &intakes[(chunk.lines.origin.lineage % intakes.len() as u64) as usize];
+        let generation = chunk.lines.origin.generation;
+        let mut select = Select::new_biased();
+        let room = select.send(intake);
+        select.recv(self.supply.stop.stop.channel());
+        let ready = select.select();
+        if ready.index() == room {
+            // Workers outlive every Outlet; one that panicked drops the chunk unsettled, which is a fault.
+            let _ = ready.send(intake, chunk);
+            return Ok(());
+        }
+        let _ = ready.recv(self.supply.stop.stop.channel());
+        chunk.ack.take_back();
+        self.supply.book.note(Note::TakenBack { generation });
+        Err(Stopped)
+    }
+
+    /// Bytes from the position up to `upto` will never be read; `why` in few words, for the account.
+    pub fn give_up(&mut self, stream: &mut Stream, upto: u64, why: &str) {
+        let generation = stream.origin.generation;
+        self.supply.book.note(Note::GaveUp { generation, upto, why: why.into() });
+        stream.position = stream.position.max(upto);
+    }
+
+    /// The head of the file has grown.
+    pub fn identify(&mut self, stream: &Stream, identity: Identity) {
+        self.supply.book.note(Note::Identified { generation: stream.origin.generation, identity });
+    }
+
+    /// The generation is gone and was read to its end, or given up: forgotten once every sink has answered.
+    pub fn finish(&mut self, stream: Stream) {
+        self.supply.book.note(Note::Finished { generation: stream.origin.generation });
+    }
+
+    /// What stands in the source behind the position when the monitor ends.
+    pub fn unread(&mut self, stream: &Stream, bytes: u64) {
+        self.supply.book.note(Note::Unread { generation: stream.origin.generation, bytes });
+    }
+}
+
+fn cost_of_ends(lines: usize) -> usize {
+    lines * size_of::<u32>() + CHUNK_OVERHEAD
+}
+
+fn origin(source: &SourceOptions, filename: Option<&Path>, generation: GenerationId, lineage: u64) -> Origin {
+    let filename = filename.map(|path| path.to_string_lossy().into_owned());
+    let mut labels: Labels = source.labels.clone();
+    if let Some(filename) = &filename {
+        labels.set("filename", filename.as_str());
+    }
+    Origin {
+        source: source.name.clone(),
+        generation,
+        lineage,
+        labels: Arc::new(labels),
+        replayable: filename.is_some(),
+        filename: filename.map(Into::into),
+    }
+}
