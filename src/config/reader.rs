@@ -239,6 +239,16 @@ impl<'a> Item<'a> {
         found
     }
 
+    /// As [`Item::one_of`], for a `type`; `planned` words are not there yet, which is said instead of "not allowed".
+    pub fn type_of<T: Clone>(&self, words: &[(&str, T)], planned: &[&str]) -> Option<T> {
+        if planned.iter().any(|word| self.is_word(word)) {
+            let names: Vec<String> = words.iter().map(|(word, _)| format!("{word:?}")).collect();
+            self.complain(format_args!("is not available in this version; use {}", names.join(" or ")));
+            return None;
+        }
+        self.one_of(words)
+    }
+
     /// Whether it is this word; no complaint if not.
     pub fn is_word(&self, word: &str) -> bool {
         matches!(self.node, Json::String(text) if values::substitute(text, self.room.env).is_ok_and(|text| text == word))

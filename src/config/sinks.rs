@@ -28,18 +28,10 @@ enum Type {
     Loki,
     File,
     Stdout,
-    Planned,
 }
 
-const TYPES: [(&str, Type); 7] = [
-    ("loki", Type::Loki),
-    ("file", Type::File),
-    ("stdout", Type::Stdout),
-    ("elasticsearch", Type::Planned),
-    ("splunk_hec", Type::Planned),
-    ("otlp", Type::Planned),
-    ("http", Type::Planned),
-];
+const TYPES: [(&str, Type); 3] = [("loki", Type::Loki), ("file", Type::File), ("stdout", Type::Stdout)];
+const PLANNED: [&str; 4] = ["elasticsearch", "splunk_hec", "otlp", "http"];
 
 pub fn read<'a>(items: &[Item<'a>]) -> Vec<Sink<'a>> {
     if let Some(item) = items.get(SinkSet::MAX) {
@@ -63,18 +55,12 @@ impl Sink<'_> {
 
 fn entry<'a>(item: &Item<'a>) -> Option<Sink<'a>> {
     let reader = item.reader()?;
-    let kind = reader.required("type", "\"loki\"").and_then(|item| {
-        let kind = item.one_of(&TYPES)?;
-        if kind == Type::Planned {
-            item.complain("is not available in this version; use \"loki\", \"file\" or \"stdout\"");
-        }
-        Some(kind)
-    });
+    let kind = reader.required("type", "\"loki\"").and_then(|item| item.type_of(&TYPES, &PLANNED));
     let kind = match kind {
         Some(Type::Loki) => KindOptions::Loki(loki(&reader)),
         Some(Type::File) => KindOptions::File(file(&reader)),
         Some(Type::Stdout) => KindOptions::Stdout(format(&reader)),
-        Some(Type::Planned) | None => {
+        None => {
             reader.give_up();
             return None;
         }

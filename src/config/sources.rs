@@ -21,7 +21,6 @@ pub struct Source<'a> {
 enum Type {
     File,
     Stdin,
-    Docker,
 }
 
 /// `host`: the value of that label, unless an entry has its own.
@@ -38,15 +37,9 @@ pub fn read<'a>(items: &[Item<'a>], host: &str) -> Vec<Source<'a>> {
 
 fn entry<'a>(item: &Item<'a>, host: &str) -> Option<Source<'a>> {
     let reader = item.reader()?;
-    let words = [("file", Type::File), ("stdin", Type::Stdin), ("docker", Type::Docker)];
-    let kind = reader.required("type", "\"file\"").and_then(|item| {
-        let kind = item.one_of(&words)?;
-        if kind == Type::Docker {
-            item.complain("is not available in this version; use \"file\" or \"stdin\"");
-        }
-        Some(kind)
-    });
-    let Some(kind @ (Type::File | Type::Stdin)) = kind else {
+    let words = [("file", Type::File), ("stdin", Type::Stdin)];
+    let kind = reader.required("type", "\"file\"").and_then(|item| item.type_of(&words, &["docker"]));
+    let Some(kind) = kind else {
         reader.give_up();
         return None;
     };

@@ -48,12 +48,14 @@ pub fn show_size(bytes: u64) -> String {
         .map_or_else(|| bytes.to_string(), |(name, unit)| format!("{}{name}", bytes / unit))
 }
 
-/// A size for people: `16 MiB`.
+/// A size for people: `16 MiB`, `2.1 MiB`.
 pub fn figure(bytes: usize) -> String {
-    let text = show_size(bytes as u64);
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit = &text[digits.len()..];
-    format!("{digits} {}", if unit.is_empty() { "bytes" } else { unit })
+    let units = [(GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")];
+    let Some((unit, name)) = units.into_iter().find(|(unit, _)| bytes as u64 >= *unit) else {
+        return format!("{bytes} bytes");
+    };
+    let digits = format!("{:.1}", bytes as f64 / unit as f64);
+    format!("{} {name}", digits.strip_suffix(".0").unwrap_or(&digits))
 }
 
 /// Replaces `${NAME}` and `${NAME:-default}` (the default also stands in for an empty variable, as in a
@@ -138,26 +140,29 @@ pub fn quoted(text: &str) -> String {
 
 /// The allowed word that was probably meant.
 pub fn nearest<'a>(word: &str, allowed: &[&'a str]) -> Option<&'a str> {
-    let word = word.to_ascii_lowercase();
+    let word: String = word.chars().take(64).collect::<String>().to_ascii_lowercase();
     let near = |known: &&'a str| (distance(&word, &known.to_ascii_lowercase()), *known);
     let (far, known) = allowed.iter().map(near).min()?;
     (far <= (known.len() / 3).clamp(1, 3)).then_some(known)
 }
 
-/// Levenshtein: how many letters must be changed, added or removed.
+/// How many letters must be changed, added, removed or exchanged with their neighbour.
 fn distance(from: &str, to: &str) -> usize {
-    let to: Vec<char> = to.chars().collect();
-    let mut row: Vec<usize> = (0..=to.len()).collect();
-    for (i, a) in from.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, b) in to.iter().enumerate() {
-            let change = diagonal + usize::from(a != *b);
-            diagonal = row[j + 1];
-            row[j + 1] = change.min(row[j] + 1).min(diagonal + 1);
+    let (from, to): (Vec<char>, Vec<char>) = (from.chars().collect(), to.chars().collect());
+    let mut table = vec![vec![0; to.len() + 1]; from.len() + 1];
+    for i in 0..=from.len() {
+        for j in 0..=to.len() {
+            table[i][j] = if i == 0 || j == 0 {
+                i + j
+            } else {
+                let change = table[i - 1][j - 1] + usize::from(from[i - 1] != to[j - 1]);
+                let swapped = i > 1 && j > 1 && from[i - 1] == to[j - 2] && from[i - 2] == to[j - 1];
+                let swap = if swapped { table[i - 2][j - 2] + 1 } else { change };
+                change.min(swap).min(table[i - 1][j] + 1).min(table[i][j - 1] + 1)
+            };
         }
     }
-    row[to.len()]
+    table[from.len()][to.len()]
 }
 
 #[cfg(test)]
@@ -222,6 +227,8 @@ mod tests {
             assert_eq!(size(&show_size(bytes)), Some(bytes));
         }
         assert_eq!((show_size(4 * MIB), show_size(300_000)), ("4MiB".into(), "300KB".into()));
+        let figures = [100, 16 * 1024 * 1024, 2_162_688].map(figure);
+        assert_eq!(figures, ["100 bytes", "16 MiB", "2.1 MiB"]);
         for ms in [1, 250, 1_000, 90_000, 86_400_000] {
             let one = Duration::from_millis(ms);
             assert_eq!(duration(&show_duration(one)), Some(one));
@@ -275,6 +282,7 @@ mod tests {
             ("maxBytes", Some("max_bytes")),
             ("max-bytes", Some("max_bytes")),
             ("uri", Some("url")),
+            ("ulr", Some("url")),
             ("banana", None),
             ("", None),
         ] {
