@@ -5,8 +5,10 @@
 
 mod agent;
 mod big;
+mod config;
 mod expect;
 mod files;
+mod floors;
 mod floors;
 mod loki;
 mod path;
