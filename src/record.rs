@@ -188,6 +188,8 @@ pub struct Record<'a> {
     pub partial: bool,
     /// Offset of the line in its generation, in bytes.
     pub offset: u64,
+    /// How many bytes it has there, line end included.
+    pub len: u64,
 }
 
 impl Records {
@@ -240,6 +242,7 @@ impl Records {
             metadata: changed.map_or(&[], |c| &c.metadata),
             partial: self.lines.is_partial(line),
             offset: self.lines.start + self.lines.starts_at(line) as u64,
+            len: raw.len() as u64,
         }
     }
 

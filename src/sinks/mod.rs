@@ -6,8 +6,11 @@
 //!
 //! Not here: batching, order, back-off (`dispatcher/`).
 
+pub mod file;
+pub mod format;
 pub mod http;
 pub mod loki;
+pub mod stdout;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -254,6 +257,16 @@ impl std::fmt::Debug for Auth {
 pub struct TlsOptions {
     /// PEM; added to nothing: when it is there, only it is trusted.
     pub ca_pem: Option<Vec<u8>>,
+}
+
+/// What a sink may need of the house when it is opened.
+#[derive(Clone)]
+pub struct SinkContext {
+    pub stop: Stop,
+    pub clock: Clock,
+    pub metrics: Arc<Registry>,
+    pub unsynced: durable::Unsynced,
+    pub own_files: durable::OwnFiles,
 }
 
 /// Opens the sinks of one agent.
