@@ -139,7 +139,7 @@ fn file(reader: &Reader<'_>) -> FileOptions {
         let wrong = if path.ends_with('/') {
             Some("is a folder; add a name such as {file}".into())
         } else {
-            template_complaint(&absolute)
+            crate::sinks::file::Template::parse(&absolute).err()
         };
         if let Some(says) = wrong {
             item.complain(says);
@@ -148,25 +148,6 @@ fn file(reader: &Reader<'_>) -> FileOptions {
         Some(absolute)
     });
     FileOptions { path: path.unwrap_or_default(), format: format(reader), rotate: rotate(reader) }
-}
-
-/// What is wrong with the path of a file sink.
-fn template_complaint(path: &str) -> Option<String> {
-    const KNOWN: [&str; 4] = ["source", "file", "date", "hour"];
-    let allowed = "allowed are {source}, {file}, {date} and {hour}";
-    let mut rest = path;
-    while let Some(at) = rest.find(['{', '}']) {
-        let inside = rest[at..].strip_prefix('{').and_then(|inside| inside.split_once('}'));
-        let Some((name, after)) = inside else { return Some(format!("has a lone brace; {allowed}")) };
-        match name {
-            "container" => return Some("has {container}, which is not available in this version".into()),
-            name if !KNOWN.contains(&name) => {
-                return Some(format!("has an unknown {}; {allowed}", quoted(&format!("{{{name}}}"))));
-            }
-            _ => rest = after,
-        }
-    }
-    None
 }
 
 fn rotate(reader: &Reader<'_>) -> Option<RotateOptions> {

@@ -13,18 +13,8 @@ use crate::tasks::Switch;
 /// Far beyond what any of these takes.
 const LONG: Duration = Duration::from_secs(60);
 
-/// A house without a resolver: addresses only.
 pub(crate) fn context() -> (Switch, SinkContext) {
-    let (switch, stop) = Switch::new().unwrap();
-    let cx = SinkContext {
-        stop,
-        resolve: net::resolver().0,
-        clock: Clock::real(),
-        metrics: Arc::default(),
-        unsynced: Default::default(),
-        own_files: Default::default(),
-    };
-    (switch, cx)
+    SinkContext::alone(Clock::real())
 }
 
 pub(crate) fn options(url: String) -> HttpOptions {

@@ -122,6 +122,26 @@ pub struct SinkContext {
     pub metrics: Arc<Registry>,
     pub unsynced: durable::Unsynced,
     pub own_files: durable::OwnFiles,
+    /// One slot: rung when nobody will ever read stdout again.
+    pub stdout_gone: crossbeam_channel::Sender<()>,
+}
+
+#[cfg(test)]
+impl SinkContext {
+    /// A house without a resolver: addresses only.
+    pub fn alone(clock: Clock) -> (crate::tasks::Switch, SinkContext) {
+        let (switch, stop) = crate::tasks::Switch::new().expect("pipes can be made");
+        let cx = SinkContext {
+            stop,
+            resolve: net::resolver().0,
+            clock,
+            metrics: Arc::default(),
+            unsynced: durable::Unsynced::default(),
+            own_files: durable::OwnFiles::default(),
+            stdout_gone: crossbeam_channel::bounded(1).0,
+        };
+        (switch, cx)
+    }
 }
 
 /// What every sink has.
@@ -259,15 +279,23 @@ pub struct TlsOptions {
     pub ca_pem: Option<Vec<u8>>,
 }
 
-/// What a sink may need of the house when it is opened.
-#[derive(Clone)]
-pub struct SinkContext {
-    pub stop: Stop,
-    pub clock: Clock,
-    pub metrics: Arc<Registry>,
-    pub unsynced: durable::Unsynced,
-    pub own_files: durable::OwnFiles,
+pub type OpenResult = Result<OpenSink>;
+
+/// Makes a sink's connections; touches neither network nor disk yet.
+pub fn open(options: &SinkOptions, cx: &SinkContext) -> OpenResult {
+    match &options.kind {
+        KindOptions::File(file) => file::open(options, file, cx),
+        KindOptions::Stdout(format) => stdout::open(options, *format, cx),
+        KindOptions::Loki(loki) => loki::open(options, loki, cx),
+    }
 }
 
-/// Opens the sinks of one agent.
-pub type OpenResult = Result<OpenSink>;
+/// Globs of every path that the file sinks may ever write: what must not be captured, known before any output
+/// was opened in this life.
+pub fn output_globs(sinks: &[SinkOptions]) -> Vec<String> {
+    let template = |sink: &SinkOptions| match &sink.kind {
+        KindOptions::File(file) => file::Template::parse(&file.path).ok(),
+        _ => None,
+    };
+    sinks.iter().filter_map(template).map(|template| template.as_glob()).collect()
+}

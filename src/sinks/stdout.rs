@@ -26,16 +26,11 @@ use crate::tasks::Closed;
 /// PIPE_BUF: what a pipe that polls as writable takes at once, see pipe(7). A socket takes more.
 const PIECE_BYTES: usize = 4096;
 
-/// Always one connection. `closed` has one slot: rings when nobody will ever read stdout again.
-pub fn open(
-    options: &SinkOptions,
-    format: Format,
-    closed: crossbeam_channel::Sender<()>,
-    cx: &SinkContext,
-) -> OpenResult {
+/// Always one connection.
+pub fn open(options: &SinkOptions, format: Format, cx: &SinkContext) -> OpenResult {
     let stdout = rustix::stdio::stdout().try_clone_to_owned().context(|| "could not open stdout".into())?;
     let encoder = StdoutEncoder { renderer: Renderer::new(format, options.labels.clone()), number: 0 };
-    let sender = StdoutSender::new(stdout.into(), closed, cx)?;
+    let sender = StdoutSender::new(stdout.into(), cx.stdout_gone.clone(), cx)?;
     Ok(OpenSink {
         connections: vec![Box::new(Link::new(encoder, sender))],
         cancel: Box::new(|| {}), // the sender polls `abort` itself

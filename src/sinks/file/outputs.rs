@@ -98,7 +98,7 @@ impl Sender<Payload> for Outputs {
         Answer::Delivered
     }
 
-    fn idle(&mut self, now: Instant) {
+    fn idle(&mut self, now: Instant) -> Option<Instant> {
         let max_age = self.rotate.and_then(|rotate| rotate.max_age);
         for (path, mut output) in std::mem::take(&mut self.open) {
             if output.is_old(max_age, now) && rotate::may_end(output.len, output.whole, None) {
@@ -117,6 +117,7 @@ impl Sender<Payload> for Outputs {
                 self.open.insert(path, output); // with an age limit, it must stay in sight
             }
         }
+        (!self.open.is_empty()).then(|| now + LOOK_EVERY)
     }
 }
 

@@ -56,13 +56,7 @@ pub fn batch(number: u64, parts: Vec<Lines>) -> Batch {
 }
 
 pub fn context() -> (Switch, SinkContext) {
-    let (switch, stop) = Switch::new().unwrap();
-    let clock = Clock::by_hand(Clock::real().wall_ns());
-    let metrics = Arc::default();
-    (
-        switch,
-        SinkContext { stop, clock, metrics, unsynced: Default::default(), own_files: Default::default() },
-    )
+    SinkContext::alone(Clock::by_hand(Clock::real().wall_ns()))
 }
 
 pub fn options(kind: KindOptions) -> SinkOptions {

@@ -35,7 +35,8 @@ const TENANT_HEADER: HeaderName = HeaderName::from_static("x-scope-orgid");
 const CLOCK_UNSET_NS: i64 = 1_704_067_200_000_000_000;
 
 /// Makes the sink's connections; touches no network. Fails when the options hold what no request could carry.
-pub fn open(name: &str, options: &SinkOptions, loki: &LokiOptions, cx: &SinkContext) -> OpenResult {
+pub fn open(options: &SinkOptions, loki: &LokiOptions, cx: &SinkContext) -> OpenResult {
+    let name = &*options.name;
     let client = Arc::new(HttpClient::new(name, &loki.http, options.timeout, options.connections, cx)?);
     let mut headers = Vec::new();
     if let Some(tenant) = &loki.tenant {

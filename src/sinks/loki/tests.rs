@@ -417,7 +417,7 @@ fn a_sink_pushes_and_tells_what_loki_said() {
         options.http = self::options(format!("{url}{path_of_url}"));
         options.tenant = Some("team".into());
         let (_switch, cx) = context();
-        let mut open = open("loki", &sink(&options), &options, &cx).unwrap();
+        let mut open = open(&sink(&options), &options, &cx).unwrap();
         assert_eq!((open.connections.len(), &*open.describe), (2, &*format!("loki at {url}{path_of_url}")));
         let batch = batch(vec![Records::untouched(lines(&origin(&[("a", "b")]), 5, &[b"x\n", b"y\n"]))]);
         match open.connections[0].deliver(&batch) {
