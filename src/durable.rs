@@ -178,10 +178,7 @@ impl Unsynced {
         let mut first_error = Ok(());
         for (file, turn) in files {
             match file.sync_data() {
-                Ok(()) => {
-                    let done = |known: &Arc<File>, noted: u64| Arc::ptr_eq(known, &file) && noted == turn;
-                    self.0.lock().files.retain(|(known, noted)| !done(known, *noted));
-                }
+                Ok(()) => self.synced(&file, turn),
                 Err(cause) => {
                     let error = Error::new(format!("could not sync an output: {cause}"));
                     first_error = first_error.and(Err(error));
@@ -189,6 +186,11 @@ impl Unsynced {
             }
         }
         first_error
+    }
+
+    /// What was noted at `turn` is on the disk; a later note stays.
+    fn synced(&self, file: &Arc<File>, turn: u64) {
+        self.0.lock().files.retain(|(known, noted)| !(Arc::ptr_eq(known, file) && *noted == turn));
     }
 }
 
@@ -334,6 +336,19 @@ mod tests {
         assert!(unsynced.sync().is_err());
         assert_eq!(unsynced.len(), 1);
         assert_eq!((Arc::strong_count(&good), Arc::strong_count(&bad)), (1, 2));
+    }
+
+    #[test]
+    fn what_was_written_during_a_sync_is_synced_again() {
+        let unsynced = Unsynced::default();
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        unsynced.note(&file);
+        let before = unsynced.0.lock().files[0].1;
+        unsynced.note(&file);
+        unsynced.synced(&file, before);
+        assert_eq!(unsynced.len(), 1);
+        unsynced.sync().unwrap();
+        assert!(unsynced.is_empty());
     }
 
     #[test]

@@ -280,6 +280,21 @@ fn rotation_by_age_happens_on_a_write_and_when_idle() {
 }
 
 #[test]
+fn an_emptied_file_is_young_again() {
+    let minute = Duration::from_secs(60);
+    let rotate = RotateOptions { max_bytes: None, max_age: Some(minute), keep: 5 };
+    let mut bench = Bench::new("x.log", Some(rotate));
+    let a = origin(1, "a", None);
+    bench.delivered(&[(&a, &[b"1\n"])]);
+    bench.cx.clock.advance(minute / 2);
+    std::fs::File::options().write(true).open(bench.folder.join("x.log")).unwrap().set_len(0).unwrap();
+    bench.delivered(&[(&a, &[b"2\n"])]);
+    bench.cx.clock.advance(minute / 2);
+    bench.delivered(&[(&a, &[b"3\n"])]);
+    assert_eq!(bench.read("x.log"), "2\n3\n");
+}
+
+#[test]
 fn an_old_file_of_an_earlier_life_is_rotated_before_it_is_written() {
     let rotate = RotateOptions { max_bytes: None, max_age: Some(Duration::from_secs(60)), keep: 5 };
     let a = origin(1, "a", None);
