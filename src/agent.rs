@@ -23,7 +23,7 @@ use crate::dispatcher::retry::{Patient, REQUESTS_PER_LANE, Retry};
 use crate::dispatcher::sender::SenderLoop;
 use crate::dispatcher::worker::Worker;
 use crate::durable::{self, LockError, OwnFiles, Unsynced};
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::ledger::{self, Books, BooksView, Ledger};
 use crate::metrics::Registry;
 use crate::monitors::{self, SourceKind, Supply};
@@ -282,9 +282,11 @@ impl Agent {
         let Agent { table, clock, switch, plan, books, parts, ended: (ender, ended), stdout_closed, _lock } = self;
         let (signals, signals_end) = bounded(4);
         let outcome = tasks::run(table.clone(), |tasks| {
-            let main = Main { table: &table, clock: &clock, switch, plan, books: &books, fault: None };
+            let mut main = Main { table: &table, clock: &clock, switch, plan, books: &books, fault: None };
             let started = parts.start(&tasks, &ended).and_then(|()| {
-                if orders.signals { start_signals(&tasks, signals, ended.clone())? }
+                if orders.signals {
+                    main.switch.on_abort(start_signals(&tasks, signals)?);
+                }
                 Ok(())
             });
             main.wait(started, signals_end, stdout_closed, orders, &tasks, ender)
@@ -539,26 +541,29 @@ impl Progress {
     }
 }
 
-/// SIGTERM and SIGINT stop, SIGHUP reloads. The thread ends when told so.
-fn start_signals<'env>(tasks: &TaskManager<'_, 'env>, to_main: Sender<Signal>, ended: Closed) -> Result<()> {
+/// SIGTERM and SIGINT stop, SIGHUP reloads. Returns what ends the thread.
+fn start_signals(
+    tasks: &TaskManager<'_, '_>,
+    to_main: Sender<Signal>,
+) -> Result<Box<dyn Fn() + Send + Sync>> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     use signal_hook::iterator::Signals;
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])
-        .map_err(|cause| Error::new(format!("could not catch signals: {cause}")))?;
+    let mut signals =
+        Signals::new([SIGTERM, SIGINT, SIGHUP]).context(|| "could not catch signals".into())?;
+    let handle = signals.handle();
     tasks.spawn(Spec::keeper("signals", SILENCE_MAX), move |task| {
         task.waits_for("signals");
-        while !tasks::wait_readable(signals.get_read(), &ended)? {
-            for signal in signals.pending() {
-                let signal = match signal {
-                    SIGTERM => Signal::Stop("SIGTERM"),
-                    SIGINT => Signal::Stop("SIGINT"),
-                    _ => Signal::Reload,
-                };
-                let _ = to_main.try_send(signal); // full: main has enough to do with those before
-            }
+        for signal in signals.forever() {
+            let signal = match signal {
+                SIGTERM => Signal::Stop("SIGTERM"),
+                SIGINT => Signal::Stop("SIGINT"),
+                _ => Signal::Reload,
+            };
+            let _ = to_main.try_send(signal); // full: main has enough to do with those before
         }
         Ok(())
-    })
+    })?;
+    Ok(Box::new(move || handle.close()))
 }
 
 fn lock(data_dir: &Path) -> std::result::Result<durable::Lock, NotStarted> {

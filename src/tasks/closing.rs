@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Result};
 
 /// Closes when it is dropped.
 #[derive(Debug)]
@@ -47,20 +47,6 @@ impl Closed {
 impl AsFd for Closed {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.pipe.as_fd()
-    }
-}
-
-/// Waits until `readable` has something to read (`false`) or `closed` has closed (`true`), for as long as it takes.
-pub fn wait_readable(readable: impl AsFd, closed: &Closed) -> Result<bool> {
-    use rustix::event::{PollFd, PollFlags, poll};
-    loop {
-        let mut both = [PollFd::new(&readable, PollFlags::IN), PollFd::new(closed, PollFlags::IN)];
-        match poll(&mut both, None) {
-            Ok(_) if !both[1].revents().is_empty() => return Ok(true),
-            Ok(_) if !both[0].revents().is_empty() => return Ok(false),
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(cause) => return Err(Error::new(format!("could not poll: {cause}"))),
-        }
     }
 }
 
