@@ -213,7 +213,8 @@ impl Agent {
                 again: again_end,
             };
             let sink = SinkId(number as u8);
-            let lane = Lane::new(sink, options.clone(), ends, stop.clone(), dead_letters.clone(), clock.now());
+            let lane =
+                Lane::new(sink, options.clone(), ends, stop.clone(), dead_letters.clone(), clock.now());
             patients.push(Patient::new(Backoff::new(options.retry, fastrand::u64(..)), again));
             inlets.push(inlet);
             lanes.push((lane, senders, options.timeout));
@@ -228,7 +229,14 @@ impl Agent {
             intakes.push(intake);
             let (inlets, stop, dead_letters) = (inlets.clone(), stop.clone(), dead_letters.clone());
             let pipeline = pipeline(&config, &metrics)?;
-            workers.push(Worker { intake: intake_end, inlets, sinks: names.clone(), pipeline, stop, dead_letters });
+            workers.push(Worker {
+                intake: intake_end,
+                inlets,
+                sinks: names.clone(),
+                pipeline,
+                stop,
+                dead_letters,
+            });
         }
         drop(inlets);
 
@@ -279,7 +287,8 @@ impl Agent {
     }
 
     fn live(self, orders: &Orders<'_>) -> Exit {
-        let Agent { table, clock, switch, plan, books, parts, ended: (ender, ended), stdout_closed, _lock } = self;
+        let Agent { table, clock, switch, plan, books, parts, ended: (ender, ended), stdout_closed, _lock } =
+            self;
         let (signals, signals_end) = bounded(4);
         let outcome = tasks::run(table.clone(), |tasks| {
             let mut main = Main { table: &table, clock: &clock, switch, plan, books: &books, fault: None };
@@ -306,7 +315,9 @@ impl Parts {
         tasks.spawn_loose(Spec::keeper("resolver", SILENCE_MAX), move |task| resolver.run(task, told))?;
         if let Some((server, rooms)) = self.status {
             let told = ended.clone();
-            tasks.spawn(Spec::keeper("status", SILENCE_MAX), move |task| server.run(Arc::new(rooms), task, told))?;
+            tasks.spawn(Spec::keeper("status", SILENCE_MAX), move |task| {
+                server.run(Arc::new(rooms), task, told)
+            })?;
         }
         tasks.spawn(Spec::carrier("ledger", SILENCE_MAX), move |task| ledger.run(task))?;
         tasks.spawn(Spec::carrier("retry", SILENCE_MAX), move |task| retry.run(task))?;
@@ -395,7 +406,9 @@ impl Main<'_> {
             match wake {
                 Wake::Signal(Signal::Stop(name)) => self.stop(name),
                 Wake::Signal(Signal::Reload) => {
-                    log::warn!("SIGHUP: the configuration cannot be reloaded in this version; restart to change it");
+                    log::warn!(
+                        "SIGHUP: the configuration cannot be reloaded in this version; restart to change it"
+                    );
                 }
                 Wake::Stop(why) => self.stop(why),
                 Wake::TaskEnded => self.look_for_faults(),
@@ -407,12 +420,17 @@ impl Main<'_> {
                     if let Some(progress) = progress.as_mut().filter(|progress| now >= progress.next) {
                         let books = self.books.lock().clone();
                         orders.progress.inspect(|report| report(&books));
-                        if progress.stands_still(&books, now) && orders.max_time.is_none() && !self.plan.is_stopping() {
+                        if progress.stands_still(&books, now)
+                            && orders.max_time.is_none()
+                            && !self.plan.is_stopping()
+                        {
                             log::error!("nothing has moved for {STANDSTILL_MAX:?}");
                             self.stop("nothing moves");
                         }
                     }
-                    if orders.max_time.is_some_and(|max_time| now >= began + max_time) && !self.plan.is_stopping() {
+                    if orders.max_time.is_some_and(|max_time| now >= began + max_time)
+                        && !self.plan.is_stopping()
+                    {
                         self.stop("the time is up");
                     }
                 }
@@ -548,8 +566,7 @@ fn start_signals(
 ) -> Result<Box<dyn Fn() + Send + Sync>> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     use signal_hook::iterator::Signals;
-    let mut signals =
-        Signals::new([SIGTERM, SIGINT, SIGHUP]).context(|| "could not catch signals".into())?;
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context(|| "could not catch signals".into())?;
     let handle = signals.handle();
     tasks.spawn(Spec::keeper("signals", SILENCE_MAX), move |task| {
         task.waits_for("signals");
@@ -578,8 +595,9 @@ fn lock(data_dir: &Path) -> std::result::Result<durable::Lock, NotStarted> {
 
 /// The same for each worker.
 fn pipeline(config: &Config, metrics: &Registry) -> Result<Pipeline> {
-    let mut pipeline = Pipeline::compile(&config.pipeline)
-        .map_err(|complaints| Error::new(format!("the pipeline was checked and is wrong all the same: {complaints:?}")))?;
+    let mut pipeline = Pipeline::compile(&config.pipeline).map_err(|complaints| {
+        Error::new(format!("the pipeline was checked and is wrong all the same: {complaints:?}"))
+    })?;
     pipeline.count_in(metrics);
     Ok(pipeline)
 }
@@ -594,5 +612,7 @@ fn raise_descriptor_limit() -> usize {
     {
         log::warn!("could not raise the limit of open files from {current:?} to {maximum:?}: {cause}");
     }
-    getrlimit(Resource::Nofile).current.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX))
+    getrlimit(Resource::Nofile)
+        .current
+        .map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX))
 }

@@ -319,7 +319,8 @@ impl Records {
 
     fn weight_of(&self, index: u32) -> u64 {
         let (line, changed) = self.entry(index);
-        let added = changed.map_or(0, |changed| changed.text.as_ref().map_or(0, |text| text.len()) + changed.size());
+        let added =
+            changed.map_or(0, |changed| changed.text.as_ref().map_or(0, |text| text.len()) + changed.size());
         (self.lines.raw(line).len() + added) as u64 + RECORD_WEIGHT
     }
 }
@@ -327,7 +328,8 @@ impl Records {
 impl Changed {
     /// Bytes of labels and metadata, as an encoder may have to repeat them.
     fn size(&self) -> usize {
-        let labels = self.labels.iter().flat_map(|labels| labels.iter()).map(|(name, value)| name.len() + value.len());
+        let labels =
+            self.labels.iter().flat_map(|labels| labels.iter()).map(|(name, value)| name.len() + value.len());
         let metadata = self.metadata.iter().map(|(name, value)| name.len() + value.len());
         labels.sum::<usize>() + metadata.sum::<usize>()
     }
@@ -423,7 +425,8 @@ pub mod fixture {
             filename: replayable.then(|| "/var/log/test.log".into()),
             replayable,
         };
-        let credit = Budget::new(1 << 20).door().try_take(&Holder::default(), data.len()).expect("there is room");
+        let credit =
+            Budget::new(1 << 20).door().try_take(&Holder::default(), data.len()).expect("there is room");
         Lines {
             origin: Arc::new(origin),
             start,

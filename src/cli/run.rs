@@ -19,7 +19,8 @@ pub fn run(path: &Path, once: Option<Once>) -> Exit {
     };
     log_to_stderr();
     log::info!("{}", config.summary());
-    let progress = (once.is_some() && std::io::stderr().is_terminal()).then_some(&show as &(dyn Fn(&Books) + Sync));
+    let progress =
+        (once.is_some() && std::io::stderr().is_terminal()).then_some(&show as &(dyn Fn(&Books) + Sync));
     let exit = agent::run(
         config,
         &Orders {
@@ -41,7 +42,8 @@ fn show(books: &Books) {
     let pending: u64 = books.sinks.iter().map(|sink| sink.pending).sum();
     let dead: u64 = books.sinks.iter().map(|sink| sink.dead_lettered.lines).sum();
     let bytes = figure(usize::try_from(books.read.bytes).unwrap_or(usize::MAX));
-    let line = format!("{} lines ({bytes}) read, {pending} waiting for an answer, {dead} refused", books.read.lines);
+    let line =
+        format!("{} lines ({bytes}) read, {pending} waiting for an answer, {dead} refused", books.read.lines);
     let _ = write!(std::io::stderr(), "\r\x1b[K{line}");
 }
 

@@ -32,7 +32,8 @@ impl Batcher {
         let mut first = 0;
         while first < records.len() {
             let room = self.limits.max_lines - self.records;
-            let mut fits = records.fit(first, room, (self.limits.max_bytes as u64).saturating_sub(self.weight));
+            let mut fits =
+                records.fit(first, room, (self.limits.max_bytes as u64).saturating_sub(self.weight));
             if fits == 0 {
                 if self.records > 0 {
                     sealed(self.seal());
@@ -141,8 +142,11 @@ mod tests {
         let (mut batcher, mut sealed, mut all) = (Batcher::new(limits), Vec::new(), Vec::new());
         let now = Clock::real().now();
         for lengths in chunks {
-            let texts: Vec<String> =
-                lengths.iter().enumerate().map(|(at, length)| format!("{}{}\n", all.len() + at, "x".repeat(*length))).collect();
+            let texts: Vec<String> = lengths
+                .iter()
+                .enumerate()
+                .map(|(at, length)| format!("{}{}\n", all.len() + at, "x".repeat(*length)))
+                .collect();
             let raw: Vec<&str> = texts.iter().map(String::as_str).collect();
             batcher.push(parcel(lines(&raw, all.len() as u64, true), kept), now, |batch| sealed.push(batch));
             all.extend(texts);

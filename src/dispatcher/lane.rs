@@ -121,12 +121,8 @@ impl Lane {
         dead_letters: DeadLetters,
         now: Instant,
     ) -> Lane {
-        let street = |jobs| Street {
-            jobs,
-            batcher: Batcher::new(options.batch),
-            queue: VecDeque::new(),
-            away: false,
-        };
+        let street =
+            |jobs| Street { jobs, batcher: Batcher::new(options.batch), queue: VecDeque::new(), away: false };
         let name = options.name.to_string();
         let health = Health { name, mood: Mood::Well, why: None, since: now, queued_batches: 0 };
         Lane {
@@ -195,7 +191,9 @@ impl Lane {
 
     fn handle(&mut self, event: Event, now: Instant) -> Result<()> {
         match event {
-            Event::Parcel(parcel) if self.giving_up => self.let_go_of(parcel.share, &Slice::all(parcel.records)),
+            Event::Parcel(parcel) if self.giving_up => {
+                self.let_go_of(parcel.share, &Slice::all(parcel.records))
+            }
             Event::Parcel(parcel) => self.collect(parcel, now),
             Event::InletClosed => {
                 self.inlet_closed = true;
@@ -204,7 +202,9 @@ impl Lane {
             Event::Due => self.flush(|street| street.batcher.due().is_some_and(|due| due <= now)),
             Event::Report(report) => self.take_report(report, now),
             // One last try of a stop needs no permission: whatever it brings, nothing waits for another one.
-            Event::Again | Event::Stopping if self.mood == Mood::Resting => self.feel(Mood::Probing, None, now),
+            Event::Again | Event::Stopping if self.mood == Mood::Resting => {
+                self.feel(Mood::Probing, None, now)
+            }
             Event::Again | Event::Stopping => {}
             Event::Aborted => self.give_up(),
             Event::SendersGone => {
@@ -282,7 +282,8 @@ impl Lane {
                 self.failures += 1;
                 if self.options.retry.max_attempts.is_some_and(|most| self.failures >= most) {
                     self.failures = 0;
-                    let reason = format!("no success after {:?} tries: {why}", self.options.retry.max_attempts);
+                    let reason =
+                        format!("no success after {:?} tries: {why}", self.options.retry.max_attempts);
                     self.bury(at, batch, &reason, now);
                 } else {
                     self.streets[at].queue.push_front(batch);
@@ -364,7 +365,11 @@ impl Lane {
                 }
             }
         });
-        log::warn!("{}: refused {} records ({why}): kept as dead letters", self.options.name, guilty.len() - left.len());
+        log::warn!(
+            "{}: refused {} records ({why}): kept as dead letters",
+            self.options.name,
+            guilty.len() - left.len()
+        );
         if let Some(cause) = ill {
             let batch = number(&mut self.next_number, left);
             self.streets[at].queue.push_front(batch);
@@ -401,7 +406,11 @@ impl Lane {
             match self.dead_letters.put(&Letter::of(&slice.records.get(record), &self.options.name, why)) {
                 Ok(()) => part.settle(&Verdict::DeadLettered),
                 Err(cause) => {
-                    log::error!("{}: a line of {} is lost: {cause}", self.options.name, slice.records.origin().source);
+                    log::error!(
+                        "{}: a line of {} is lost: {cause}",
+                        self.options.name,
+                        slice.records.origin().source
+                    );
                     part.let_go();
                 }
             }

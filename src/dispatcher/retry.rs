@@ -15,8 +15,14 @@ use crate::tasks::Task;
 #[derive(Debug)]
 pub enum Request {
     /// `asked`: how long the sink wants to be left alone. `news`: why, if it was well until now.
-    Rest { sink: SinkId, asked: Option<std::time::Duration>, news: Option<Error> },
-    Well { sink: SinkId },
+    Rest {
+        sink: SinkId,
+        asked: Option<std::time::Duration>,
+        news: Option<Error>,
+    },
+    Well {
+        sink: SinkId,
+    },
 }
 
 /// Requests that one lane can have on their way: it rests once until it is told to try again.

@@ -33,20 +33,26 @@ impl House for Rooms {
     }
 
     fn metrics(&self) -> String {
-        self.metrics.gauge("budget_used_bytes", "Bytes of chunks under way.", &[]).set(self.budget.used() as i64);
-        self.metrics.gauge("budget_bytes", "Bytes of chunks that may be under way.", &[]).set(self.budget.capacity() as i64);
+        self.metrics
+            .gauge("budget_used_bytes", "Bytes of chunks under way.", &[])
+            .set(self.budget.used() as i64);
+        self.metrics
+            .gauge("budget_bytes", "Bytes of chunks that may be under way.", &[])
+            .set(self.budget.capacity() as i64);
         let stuck = self.metrics.gauge("stuck_tasks", "Tasks that are busy and silent for too long.", &[]);
         stuck.set(self.table.stuck().len() as i64);
         for health in &self.healths {
             let health = health.lock();
-            let resting = self.metrics.gauge("sink_resting", "1 while the sink is ill.", &[("sink", &health.name)]);
+            let resting =
+                self.metrics.gauge("sink_resting", "1 while the sink is ill.", &[("sink", &health.name)]);
             resting.set(i64::from(health.mood != Mood::Well));
         }
         self.metrics.render()
     }
 
     fn unready(&self) -> Vec<String> {
-        let stuck = self.table.stuck().into_iter().map(|name| format!("{name} is busy and silent for too long"));
+        let stuck =
+            self.table.stuck().into_iter().map(|name| format!("{name} is busy and silent for too long"));
         let ill = self.books.lock().ill.clone().map(|why| format!("the ledger cannot be written: {why}"));
         let resting = self.healths.iter().filter_map(|health| {
             let health = health.lock();

@@ -70,7 +70,21 @@ impl Stage {
         };
         let lane = Lane::new(SinkId(0), options, ends, stop, dead_letters, clock.now());
         let (kept, stored) = (Arc::default(), Vec::new());
-        Stage { lane, clock, inlet: Some(inlet), jobs, reports, requests, again, switch, kept, folder, stored, sent: 0, patience: 10_000 }
+        Stage {
+            lane,
+            clock,
+            inlet: Some(inlet),
+            jobs,
+            reports,
+            requests,
+            again,
+            switch,
+            kept,
+            folder,
+            stored,
+            sent: 0,
+            patience: 10_000,
+        }
     }
 
     /// A chunk of `count` lines; those named `bad…` are refused by the sink.
@@ -108,10 +122,16 @@ impl Stage {
     /// Events come from channels of ours only; the timer of an open batch is moved by hand.
     fn has_event(&self) -> bool {
         let closed = self.inlet.is_none() && !self.lane.inlet_closed;
-        let due = self.lane.streets.iter().any(|street| street.batcher.due().is_some_and(|due| due <= self.clock.now()));
-        let resting = self.lane.mood == Mood::Resting && self.lane.inlet_closed && self.lane.stop.stop.is_closed();
+        let due = self
+            .lane
+            .streets
+            .iter()
+            .any(|street| street.batcher.due().is_some_and(|due| due <= self.clock.now()));
+        let resting =
+            self.lane.mood == Mood::Resting && self.lane.inlet_closed && self.lane.stop.stop.is_closed();
         let aborted = self.lane.stop.abort.is_closed() && !self.lane.giving_up;
-        let queued = !self.lane.inlet.is_empty() || !self.lane.reports.is_empty() || !self.lane.again.is_empty();
+        let queued =
+            !self.lane.inlet.is_empty() || !self.lane.reports.is_empty() || !self.lane.again.is_empty();
         !self.lane.is_over() && (queued || closed || due || resting || aborted)
     }
 
@@ -142,16 +162,23 @@ impl Stage {
 
     fn dead_letters(&self) -> Vec<String> {
         let text = std::fs::read_to_string(self.folder.path().join("deadletter.jsonl")).unwrap_or_default();
-        text.lines().map(|line| {
-            let letter: serde_json::Value = serde_json::from_str(line).unwrap();
-            letter["bytes"].as_str().unwrap().trim_end().to_owned()
-        }).collect()
+        text.lines()
+            .map(|line| {
+                let letter: serde_json::Value = serde_json::from_str(line).unwrap();
+                letter["bytes"].as_str().unwrap().trim_end().to_owned()
+            })
+            .collect()
     }
 
     /// Bytes from the start that were answered for.
     fn position(&self) -> u64 {
         let mut progress = Progress::starting_at(0);
-        self.kept.0.lock().iter().filter(|r| r.not_delivered == 0).for_each(|r| progress.add(r.range.clone()));
+        self.kept
+            .0
+            .lock()
+            .iter()
+            .filter(|r| r.not_delivered == 0)
+            .for_each(|r| progress.add(r.range.clone()));
         progress.low()
     }
 }
@@ -195,7 +222,10 @@ fn a_stop_gives_a_resting_sink_one_last_try_and_then_lets_go() {
     let mut tries = 0;
     stage.switch.stop();
     stage.close_inlet();
-    stage.play(|| { tries += 1; Says::Busy });
+    stage.play(|| {
+        tries += 1;
+        Says::Busy
+    });
     assert!(stage.lane.is_over() && tries <= 2, "{tries} tries");
     let receipts = stage.kept.0.lock();
     assert!(receipts.iter().all(|receipt| !receipt.fault && receipt.not_delivered > 0));
@@ -218,7 +248,8 @@ fn what_cannot_be_read_again_is_kept_as_dead_letters_when_the_agent_ends() {
 #[test]
 fn a_full_dead_letter_file_makes_the_sink_rest_and_loses_nothing() {
     let mut stage = Stage::new(10, None);
-    stage.lane.dead_letters = DeadLetters::open(stage.folder.path(), 1, Unsynced::default(), stage.clock.clone());
+    stage.lane.dead_letters =
+        DeadLetters::open(stage.folder.path(), 1, Unsynced::default(), stage.clock.clone());
     stage.feed(&["bad"], true);
     stage.patience = 3;
     stage.close_inlet();
