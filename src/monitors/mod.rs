@@ -2,6 +2,7 @@
 //!
 //! Not here: what a line is (`file/framing.rs`), what becomes of it (`dispatcher/`).
 
+pub mod file;
 mod outlet;
 
 use std::path::PathBuf;

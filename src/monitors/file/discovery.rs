@@ -1,0 +1,355 @@
+//! The `discovery` thread: sweeps the folders for files that match, so that slow walks are never in the way of
+//! reading.
+//!
+//! Always true: each sweep gives the whole picture and replaces the one before. One entry per file, whatever
+//! the number of its names (links of both kinds, overlapping patterns): the first configured source that
+//! matches wins, then the first pattern, then the first name. Nothing but regular files is in it, and nothing
+//! is opened to find that out (opening a FIFO would block). What the agent itself writes is never in it.
+//!
+//! Not here: what becomes of a file that was found (`tail.rs`).
+
+use std::collections::{HashMap, HashSet, hash_map};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, select};
+
+use super::Post;
+use super::glob::{Excludes, Pattern};
+use super::watch::Watches;
+use crate::durable::{FileId, OwnFiles};
+use crate::error::Result;
+use crate::monitors::{Off, SourceKind, SourceOptions};
+use crate::tasks::{Closed, Task};
+
+/// Sweeps without any reason: for file systems that report nothing, and permissions that were given later.
+const SWEEP_EVERY: Duration = Duration::from_secs(10);
+
+/// After a sweep there is at least this much rest, and ten times as long as it took: folders that change all
+/// the time cost a tenth of a core at most. After a longer quiet time a change is answered at once.
+const REST: Duration = Duration::from_millis(200);
+
+/// More folders that cannot be read are not named one by one.
+const COMPLAINTS_MAX: usize = 1000;
+
+/// A file that matches.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// As it was walked: not resolved, so that it is what the pattern matched.
+    pub path: PathBuf,
+    pub file: FileId,
+    /// Bytes, at the time of the sweep.
+    pub size: u64,
+    /// Place in `sources[]`.
+    pub source: usize,
+}
+
+/// The whole picture at one time.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sweep {
+    pub found: Vec<Found>,
+    /// Folders that could not be read: files below them may be there all the same.
+    pub unsure: Vec<PathBuf>,
+}
+
+/// One source as discovery sees it.
+struct Target {
+    source: usize,
+    name: Arc<str>,
+    include: Vec<Pattern>,
+    exclude: Excludes,
+}
+
+/// The thread's body.
+pub struct Discovery {
+    targets: Vec<Target>,
+    off: Off,
+    /// Patterns of what our own sinks write.
+    outputs: Excludes,
+    own: OwnFiles,
+    watches: Watches,
+    stirred: Receiver<()>,
+    picture: Post<Option<Sweep>>,
+    stop: Closed,
+    once: bool,
+    complaints: Complaints,
+}
+
+/// What was said already, so that it is said once.
+#[derive(Default)]
+struct Complaints {
+    folders: HashSet<PathBuf>,
+    overlaps: HashSet<(usize, usize)>,
+}
+
+/// What discovery is told about the world around it.
+pub(super) struct Setting {
+    pub off: Off,
+    pub outputs: Vec<String>,
+    pub own: OwnFiles,
+    pub once: bool,
+    pub stop: Closed,
+}
+
+enum Event {
+    Stop,
+    Sweep,
+}
+
+impl Discovery {
+    pub(super) fn new(
+        sources: &[SourceOptions],
+        setting: Setting,
+        watches: Watches,
+        stirred: Receiver<()>,
+        picture: Post<Option<Sweep>>,
+    ) -> Result<Discovery> {
+        let mut targets = Vec::new();
+        for (source, options) in sources.iter().enumerate() {
+            if let SourceKind::File(file) = &options.kind {
+                let include = file.include.iter().map(|text| Pattern::parse(text)).collect::<Result<_>>()?;
+                let exclude = Excludes::parse(&file.exclude)?;
+                targets.push(Target { source, name: options.name.clone(), include, exclude });
+            }
+        }
+        let Setting { off, outputs, own, once, stop } = setting;
+        let outputs = Excludes::parse(&outputs)?;
+        let complaints = Complaints::default();
+        Ok(Discovery { targets, off, outputs, own, watches, stirred, picture, stop, once, complaints })
+    }
+
+    /// Ends on stop, or after one sweep if that is all that was asked for.
+    pub fn run(mut self, task: &Task) -> Result<()> {
+        loop {
+            task.doing("looking for files");
+            let began = task.now();
+            let Some(sweep) = self.sweep(task) else { return Ok(()) };
+            self.picture.put(|slot| *slot = Some(sweep));
+            if self.once {
+                return Ok(());
+            }
+            task.waits_for("changes in folders");
+            match self.next_event(began, task.now()) {
+                Event::Stop => return Ok(()),
+                Event::Sweep => {}
+            }
+        }
+    }
+
+    /// Waits for the rest to be over, then for a reason to sweep again.
+    fn next_event(&self, began: Instant, ended: Instant) -> Event {
+        let rest = REST.max(10 * ended.saturating_duration_since(began));
+        select! {
+            recv(self.stop.channel()) -> _ => return Event::Stop,
+            default(rest) => {}
+        }
+        select! {
+            recv(self.stop.channel()) -> _ => Event::Stop,
+            recv(self.stirred) -> rung => match rung {
+                Ok(()) => Event::Sweep,
+                // `watch` has ended: it is either the stop or a fault of its own, which ends in one.
+                Err(_) => { let _ = self.stop.channel().recv(); Event::Stop }
+            },
+            default(SWEEP_EVERY) => Event::Sweep,
+        }
+    }
+
+    /// `None`: the stop came first.
+    fn sweep(&mut self, task: &Task) -> Option<Sweep> {
+        self.watches.begin_sweep();
+        let off = self.off.folders.iter().filter_map(|folder| folder_id(folder).ok()).collect();
+        let mut walk = Walk {
+            off,
+            outputs: &self.outputs,
+            own: &self.own,
+            watches: &mut self.watches,
+            stop: &self.stop,
+            task,
+            by_file: HashMap::new(),
+            overlaps: HashSet::new(),
+            failed: Vec::new(),
+            sweep: Sweep::default(),
+        };
+        for target in &self.targets {
+            for pattern in &target.include {
+                walk.pattern(target, pattern)?;
+            }
+        }
+        let Walk { overlaps, failed, sweep, .. } = walk;
+        self.watches.end_sweep();
+        let name = |source: usize| {
+            self.targets.iter().find(|target| target.source == source).map_or("", |target| &target.name)
+        };
+        for (first, second) in overlaps {
+            if self.complaints.overlaps.insert((first, second)) {
+                let (first, second) = (name(first), name(second));
+                log::warn!("files: {first} and {second} match the same files; these belong to {first}");
+            }
+        }
+        self.complaints.tell(failed);
+        Some(sweep)
+    }
+}
+
+impl Complaints {
+    /// Each folder once, and again if it could be read in between.
+    fn tell(&mut self, failed: Vec<(PathBuf, io::Error)>) {
+        let now: HashSet<&PathBuf> = failed.iter().map(|(folder, _)| folder).collect();
+        self.folders.retain(|folder| now.contains(folder));
+        for (folder, cause) in failed {
+            if self.folders.len() < COMPLAINTS_MAX && !self.folders.contains(&folder) {
+                log::warn!("files: could not look into {}: {cause}; trying again later", folder.display());
+                self.folders.insert(folder);
+                if self.folders.len() == COMPLAINTS_MAX {
+                    log::warn!(
+                        "files: more than {COMPLAINTS_MAX} folders cannot be read; the rest is not named"
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// One sweep under way.
+struct Walk<'a> {
+    off: HashSet<FileId>,
+    outputs: &'a Excludes,
+    own: &'a OwnFiles,
+    watches: &'a mut Watches,
+    stop: &'a Closed,
+    task: &'a Task,
+    /// Which source has the file.
+    by_file: HashMap<FileId, usize>,
+    overlaps: HashSet<(usize, usize)>,
+    failed: Vec<(PathBuf, io::Error)>,
+    sweep: Sweep,
+}
+
+/// A folder on the way down: the stack of these is the path, so a loop is an id that is on it already.
+struct Level {
+    id: FileId,
+    /// Backwards: taken from the end.
+    entries: Vec<Entry>,
+}
+
+struct Entry {
+    path: PathBuf,
+    kind: fs::FileType,
+}
+
+impl Walk<'_> {
+    /// `None`: the stop came first.
+    fn pattern(&mut self, target: &Target, pattern: &Pattern) -> Option<()> {
+        let base = pattern.base();
+        if !base.exists() {
+            // Its parent, or the nearest that is there, will see it come.
+            base.ancestors()
+                .skip(1)
+                .find(|folder| folder.is_dir())
+                .inspect(|up| self.watches.add_for_entries(up));
+        }
+        if self.below_off(base) || target.exclude.matches(base) {
+            return Some(());
+        }
+        let mut levels: Vec<Level> = self.enter(base.to_owned(), &[]).into_iter().collect();
+        while let Some(level) = levels.last_mut() {
+            if self.stop.is_closed() {
+                return None;
+            }
+            let Some(Entry { path, kind }) = level.entries.pop() else {
+                levels.pop();
+                continue;
+            };
+            let name = path.file_name().unwrap_or_default();
+            let (matches, enters) = (pattern.matches(&path), pattern.enters(name.as_ref(), levels.len()));
+            let wanted = (matches || enters) && (kind.is_file() || kind.is_dir() || kind.is_symlink());
+            if !wanted
+                || kind.is_file() && !matches
+                || kind.is_dir() && !enters
+                || target.exclude.matches(&path)
+            {
+                continue;
+            }
+            let metadata = match fs::metadata(&path) {
+                Ok(metadata) => metadata,
+                Err(cause) => {
+                    self.note_failure(path, cause);
+                    continue;
+                }
+            };
+            if kind.is_symlink() && self.below_off(&path) {
+                continue;
+            }
+            if metadata.is_dir() && enters {
+                levels.extend(self.enter(path, &levels));
+            } else if metadata.is_file() && matches {
+                self.file(target, path, &metadata);
+            }
+        }
+        Some(())
+    }
+
+    /// Reads the entries of a folder, unless it is off, or on the path already.
+    fn enter(&mut self, folder: PathBuf, levels: &[Level]) -> Option<Level> {
+        self.task.beat();
+        let level = folder_id(&folder).and_then(|id| {
+            if self.off.contains(&id) || levels.iter().any(|level| level.id == id) {
+                return Ok(None);
+            }
+            self.watches.add(&folder);
+            let mut entries = Vec::new();
+            for entry in fs::read_dir(&folder)? {
+                let entry = entry?;
+                match entry.file_type() {
+                    Ok(kind) => entries.push(Entry { path: entry.path(), kind }),
+                    Err(cause) => self.note_failure(entry.path(), cause),
+                }
+            }
+            // In order, so that "the first name" of a file is the same in every sweep.
+            entries.sort_unstable_by(|a, b| b.path.cmp(&a.path));
+            Ok(Some(Level { id, entries }))
+        });
+        level.unwrap_or_else(|cause| {
+            self.note_failure(folder, cause);
+            None
+        })
+    }
+
+    fn file(&mut self, target: &Target, path: PathBuf, metadata: &fs::Metadata) {
+        let file = FileId::of(metadata);
+        if self.outputs.matches(&path) || self.own.contains(file) {
+            return;
+        }
+        match self.by_file.entry(file) {
+            hash_map::Entry::Vacant(free) => {
+                free.insert(target.source);
+                self.sweep.found.push(Found { path, file, size: metadata.len(), source: target.source });
+            }
+            hash_map::Entry::Occupied(taken) if *taken.get() != target.source => {
+                self.overlaps.insert((*taken.get(), target.source));
+            }
+            hash_map::Entry::Occupied(_) => {} // another name of it
+        }
+    }
+
+    /// What is not there is no failure: it vanished, or a link leads nowhere.
+    fn note_failure(&mut self, path: PathBuf, cause: io::Error) {
+        if !matches!(cause.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) {
+            self.sweep.unsure.push(path.clone());
+            self.failed.push((path, cause));
+        }
+    }
+
+    /// Whether it really lies in a folder that is off, by whatever links the path leads there.
+    fn below_off(&self, path: &Path) -> bool {
+        let real = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        real.ancestors().any(|folder| folder_id(folder).is_ok_and(|id| self.off.contains(&id)))
+    }
+}
+
+fn folder_id(path: &Path) -> io::Result<FileId> {
+    fs::metadata(path).map(|metadata| FileId::of(&metadata))
+}

@@ -1,0 +1,370 @@
+//! One file that is followed: what it looks like, what to do about it, and one turn of reading.
+//!
+//! The decision is pure ([`next_step`]); the turn carries it out. Reading never goes across what a turn may
+//! take, so that a hundred files get their turns one after the other.
+//!
+//! Always true: the position is where an unread line begins. A half line stays in the file, holds no credit, and
+//! is not looked at again before the file has grown.
+//!
+//! Not here: which files there are, and whose turn it is (`files.rs`).
+
+use std::fs::{File, Metadata};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use super::discovery::Found;
+use super::framing::{End, frame};
+use super::identity::{HEAD_BYTES, hash_head, identity, read_at, read_head};
+use crate::budget::{READ_BYTES, Refused};
+use crate::durable::FileId;
+use crate::ledger::Head;
+use crate::metrics::Counter;
+use crate::monitors::outlet::CHUNK_LINES;
+use crate::monitors::{Outlet, SourceOptions, Stream};
+use crate::tasks::Task;
+
+/// With what the Outlet adds for the ends of its lines, this is one [`READ_BYTES`] of credit.
+const TURN_BYTES: usize = READ_BYTES - CHUNK_LINES * size_of::<u32>() - 1024;
+
+/// How long a file that no pattern leads to any more is followed after its last change: a writer that was not
+/// told of a rotation writes on for a while.
+const GRACE: Duration = Duration::from_secs(60);
+
+/// What is known of a file at one moment.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Look {
+    pub position: u64,
+    /// Up to here there is no line end behind the position.
+    pub scanned: u64,
+    pub size: u64,
+    /// Since its size or its names have changed.
+    pub quiet: Duration,
+    /// No pattern leads to it any more.
+    pub gone: bool,
+    /// It has no name at all.
+    pub deleted: bool,
+    /// Ship what is there, and nothing that comes later.
+    pub once: bool,
+    pub idle: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// It is shorter than what was read: it begins anew.
+    Truncated,
+    Read,
+    /// The half line at the end will not be completed soon.
+    ShipHalf,
+    /// Nothing to do before it changes, or time passes.
+    Wait,
+    /// Nothing more will come.
+    Finish,
+}
+
+pub(super) fn next_step(look: &Look) -> Step {
+    let Look { position, scanned, size, quiet, gone, deleted, once, idle } = *look;
+    if size < position {
+        Step::Truncated
+    } else if size > scanned.max(position) {
+        Step::Read
+    } else if size > position {
+        if once || quiet >= idle { Step::ShipHalf } else { Step::Wait }
+    } else if deleted {
+        // A writer may still have it open.
+        if once || quiet >= idle { Step::Finish } else { Step::Wait }
+    } else if gone && !once {
+        // With `once` the next run decides: if it was only renamed, it is known by its inode.
+        if quiet >= GRACE { Step::Finish } else { Step::Wait }
+    } else {
+        Step::Wait
+    }
+}
+
+/// A file that is followed.
+pub(super) struct Tail {
+    /// Where it was last seen.
+    pub path: PathBuf,
+    pub file: FileId,
+    /// Place in `sources[]`.
+    pub source: usize,
+    pub lineage: u64,
+    /// Where to begin if it was never read.
+    pub start: u64,
+    pub descriptor: Option<File>,
+    /// `None`: it has no byte yet, or was not opened yet.
+    pub stream: Option<Stream>,
+    pub head: Head,
+    pub size: u64,
+    pub scanned: u64,
+    pub changed: Instant,
+    pub gone_since: Option<Instant>,
+    pub deleted: bool,
+    /// With `once`: its size when it was opened.
+    pub until: Option<u64>,
+    /// The generation before it, which is read first.
+    pub after: Option<FileId>,
+    /// Who waits for this one.
+    pub followers: Vec<FileId>,
+    /// Stands in the line of those who have something to do.
+    pub queued: bool,
+    /// Could not be opened or read, which was said; tried again with every sweep.
+    pub trouble: bool,
+    /// When it was last put aside, in turns.
+    pub rested: u64,
+}
+
+/// What a turn needs besides the file.
+pub(super) struct Reading<'a> {
+    pub outlet: &'a mut Outlet,
+    pub options: &'a SourceOptions,
+    pub task: &'a Task,
+    pub buffers: &'a mut Buffers,
+    pub cut_lines: &'a Counter,
+    pub now: Instant,
+}
+
+/// Shared by all files: one turn at a time.
+#[derive(Default)]
+pub(super) struct Buffers {
+    data: Vec<u8>,
+    ends: Vec<u32>,
+}
+
+#[derive(Debug)]
+pub(super) enum Turn {
+    /// There is more.
+    Again,
+    Rest,
+    NoCredit(Refused),
+    /// `seen`: its size before.
+    Truncated {
+        seen: u64,
+    },
+    Finish,
+    Stopped,
+    Failed(io::Error),
+}
+
+impl Tail {
+    pub fn new(found: Found, lineage: u64, start: u64, now: Instant) -> Tail {
+        let Found { path, file, size, source } = found;
+        Tail {
+            path,
+            file,
+            source,
+            lineage,
+            start,
+            descriptor: None,
+            stream: None,
+            head: Head::default(),
+            size,
+            scanned: 0,
+            changed: now,
+            gone_since: None,
+            deleted: false,
+            until: None,
+            after: None,
+            followers: Vec::new(),
+            queued: false,
+            trouble: false,
+            rested: 0,
+        }
+    }
+
+    pub fn position(&self) -> u64 {
+        self.stream.as_ref().map_or(0, Stream::position)
+    }
+
+    /// Its size, as far as it concerns us.
+    fn size_to_read(&self) -> u64 {
+        match self.until {
+            Some(until) => self.size.min(until.max(self.position())),
+            None => self.size,
+        }
+    }
+
+    /// Takes in what the file looks like now.
+    pub fn refresh(&mut self, metadata: &Metadata, now: Instant) {
+        let deleted = metadata.nlink() == 0;
+        if metadata.len() != self.size || deleted != self.deleted {
+            self.size = metadata.len();
+            self.deleted = deleted;
+            self.changed = now;
+        }
+    }
+
+    pub fn step(&self, idle: Duration, now: Instant) -> Step {
+        let last = self.gone_since.map_or(self.changed, |gone| gone.max(self.changed));
+        next_step(&Look {
+            position: self.position(),
+            scanned: self.scanned,
+            size: self.size_to_read(),
+            quiet: now.saturating_duration_since(last),
+            gone: self.gone_since.is_some(),
+            deleted: self.deleted,
+            once: self.until.is_some(),
+            idle,
+        })
+    }
+
+    /// Has handed over every line that is complete.
+    pub fn is_at_end(&self) -> bool {
+        self.size_to_read() <= self.scanned.max(self.position())
+    }
+
+    /// Its descriptor can be closed and opened again by its path without losing a byte.
+    pub fn is_closable(&self) -> bool {
+        self.size <= self.position() && !self.deleted && self.gone_since.is_none() && !self.queued
+    }
+
+    /// One turn. The file is open and its stream is there; else there is nothing to do.
+    pub fn turn(&mut self, reading: &mut Reading<'_>) -> Turn {
+        let (Some(file), Some(_)) = (&self.descriptor, &self.stream) else { return Turn::Rest };
+        let seen = self.size;
+        match file.metadata() {
+            Ok(metadata) => self.refresh(&metadata, reading.now),
+            Err(cause) => return Turn::Failed(cause),
+        }
+        match self.step(reading.options.idle, reading.now) {
+            Step::Truncated => Turn::Truncated { seen },
+            Step::Wait => Turn::Rest,
+            Step::Finish => Turn::Finish,
+            Step::Read => self.read(reading, End::More),
+            Step::ShipHalf => self.read(reading, End::Final),
+        }
+    }
+
+    fn read(&mut self, reading: &mut Reading<'_>, end: End) -> Turn {
+        let size = self.size_to_read();
+        let (Some(file), Some(stream)) = (&self.descriptor, &mut self.stream) else { return Turn::Rest };
+        let Reading { outlet, options, task, buffers, cut_lines, now } = reading;
+        let Buffers { data, ends } = &mut **buffers;
+        let longest = options.max_line_bytes;
+        let position = stream.position();
+        let there = usize::try_from(size.saturating_sub(position)).unwrap_or(usize::MAX);
+
+        let mut want = TURN_BYTES.min(there);
+        if self.scanned > position && end == End::More {
+            // The line that begins here is longer than what was read so far: look for its end only.
+            if there >= longest {
+                want = longest;
+            } else {
+                data.resize(TURN_BYTES.min((size - self.scanned) as usize), 0);
+                let fresh = match read_at(file, data, self.scanned) {
+                    Ok(fresh) => fresh,
+                    Err(cause) => return Turn::Failed(cause),
+                };
+                match memchr::memchr(b'\n', &data[..fresh]) {
+                    Some(at) => want = want.max((self.scanned - position) as usize + at + 1),
+                    None => {
+                        self.scanned += fresh as u64;
+                        return self.after_read(fresh, options.idle, *now);
+                    }
+                }
+            }
+        } else if end == End::Final {
+            want = there.min(longest.max(TURN_BYTES));
+        }
+        let limit = stream.read_limit().unwrap_or(u64::MAX);
+        want = want.min(usize::try_from(limit - position).unwrap_or(usize::MAX));
+
+        let credit = match outlet.take(stream, want) {
+            Ok(credit) => credit,
+            Err(refused) => return Turn::NoCredit(refused),
+        };
+        data.resize(want, 0);
+        let len = match read_at(file, data, position) {
+            Ok(len) => len,
+            Err(cause) => return Turn::Failed(cause),
+        };
+        // Up to the limit the pieces are those of the last life, the cut one at its end included.
+        let end = if position + len as u64 == limit { End::Final } else { end };
+        ends.clear();
+        let consumed = frame(&data[..len], longest, end, CHUNK_LINES, ends);
+        let looked_at = if ends.len() < CHUNK_LINES { len } else { consumed };
+        self.scanned = position + looked_at as u64;
+        if consumed > 0 {
+            let cut = ends.iter().filter(|end| data[**end as usize - 1] != b'\n').count();
+            cut_lines.add(cut as u64);
+            task.waits_for("the workers");
+            if outlet.send(stream, &data[..consumed], ends, credit).is_err() {
+                return Turn::Stopped;
+            }
+            task.beat();
+        }
+        if data.capacity() > TURN_BYTES {
+            *data = Vec::new(); // a long line was here
+        }
+        self.note_head(outlet);
+        self.after_read(len, options.idle, *now)
+    }
+
+    /// A read that got nothing met a file that has just become shorter: the next look tells.
+    fn after_read(&self, len: usize, idle: Duration, now: Instant) -> Turn {
+        if len > 0 && self.step(idle, now) != Step::Wait { Turn::Again } else { Turn::Rest }
+    }
+
+    /// A head that was short when the file was opened becomes whole.
+    fn note_head(&mut self, outlet: &mut Outlet) {
+        let (Some(file), Some(stream)) = (&self.descriptor, &self.stream) else { return };
+        if (self.head.len as usize) < HEAD_BYTES && u64::from(self.head.len) < self.size {
+            // An error says nothing new: the read that follows meets it too.
+            if let Ok(head) = read_head(file) {
+                self.head = hash_head(&head);
+                outlet.identify(stream, identity(self.file, self.head));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOOK: Look = Look {
+        position: 100,
+        scanned: 100,
+        size: 100,
+        quiet: Duration::ZERO,
+        gone: false,
+        deleted: false,
+        once: false,
+        idle: Duration::from_secs(5),
+    };
+
+    fn check(step: Step, look: Look) {
+        assert_eq!(next_step(&look), step, "{look:?}");
+    }
+
+    #[test]
+    fn what_to_do_next() {
+        let secs = Duration::from_secs;
+        check(Step::Wait, LOOK);
+        check(Step::Wait, Look { quiet: secs(1_000_000), ..LOOK });
+        check(Step::Read, Look { size: 101, ..LOOK });
+        check(Step::Truncated, Look { size: 99, ..LOOK });
+        check(Step::Truncated, Look { size: 0, deleted: true, ..LOOK });
+        // A half line: read once, then only when it has grown or nobody goes on.
+        let half = Look { size: 110, scanned: 110, ..LOOK };
+        check(Step::Wait, half);
+        check(Step::Read, Look { size: 111, ..half });
+        check(Step::Wait, Look { quiet: secs(4), ..half });
+        check(Step::ShipHalf, Look { quiet: secs(5), ..half });
+        check(Step::ShipHalf, Look { once: true, ..half });
+        check(Step::ShipHalf, Look { deleted: true, quiet: secs(5), ..half });
+        check(Step::Wait, Look { deleted: true, ..half });
+        // Deleted: its writer may go on for a moment.
+        let deleted = Look { deleted: true, gone: true, ..LOOK };
+        check(Step::Read, Look { size: 101, quiet: secs(100), ..deleted });
+        check(Step::Wait, Look { quiet: secs(4), ..deleted });
+        check(Step::Finish, Look { quiet: secs(5), ..deleted });
+        // Renamed to where no pattern leads.
+        let gone = Look { gone: true, ..LOOK };
+        check(Step::Wait, Look { quiet: secs(59), ..gone });
+        check(Step::Finish, Look { quiet: secs(60), ..gone });
+        check(Step::Read, Look { quiet: secs(60), size: 101, ..gone });
+        check(Step::Wait, Look { quiet: secs(60), once: true, ..gone });
+    }
+}

@@ -1,0 +1,553 @@
+//! The three threads together, with real files, a real Outlet and a real ledger; the test is the worker.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, symlink};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, bounded};
+use tempfile::TempDir;
+
+use super::view::FilesView;
+use super::{Bodies, Settings, wire};
+use crate::ack::Verdict;
+use crate::budget::Budget;
+use crate::clock::Clock;
+use crate::durable::{FileId, OwnFiles};
+use crate::ledger::{self, Books, Ledger};
+use crate::metrics::Registry;
+use crate::monitors::{Binary, FileSourceOptions, Off, SourceKind, SourceOptions, StartAt, Supply};
+use crate::record::{Chunk, Labels};
+use crate::tasks::{self, Spec, Switch, Table};
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+struct World {
+    logs: TempDir,
+    state: TempDir,
+    sources: Vec<SourceOptions>,
+    open_files_max: usize,
+    budget: usize,
+    once: bool,
+    /// Closed by the ledger of the last life.
+    books: Option<Arc<Books>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Line {
+    generation: u64,
+    lineage: u64,
+    offset: u64,
+    filename: String,
+    text: String,
+    partial: bool,
+}
+
+/// What a test sees of a running agent.
+struct Life {
+    chunks: Receiver<Chunk>,
+    lines: Vec<Line>,
+    view: FilesView,
+}
+
+fn source(name: &str, include: &[PathBuf]) -> SourceOptions {
+    SourceOptions {
+        name: name.into(),
+        labels: Labels::default(),
+        max_line_bytes: 1024 * 1024,
+        idle: Duration::from_secs(600),
+        kind: SourceKind::File(FileSourceOptions {
+            include: include.iter().map(|path| path.to_str().unwrap().to_owned()).collect(),
+            exclude: Vec::new(),
+            start_at: StartAt::Beginning,
+            poll_interval: Duration::from_millis(50),
+            binary: Binary::Skip,
+        }),
+    }
+}
+
+impl World {
+    fn new(include: &str) -> World {
+        let logs = tempfile::tempdir().unwrap();
+        let sources = vec![source("s", &[logs.path().join(include)])];
+        let state = tempfile::tempdir().unwrap();
+        World { logs, state, sources, open_files_max: 100, budget: 8 << 20, once: false, books: None }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.logs.path().join(name)
+    }
+
+    fn append(&self, name: &str, text: impl AsRef<[u8]>) -> File {
+        let mut file = OpenOptions::new().create(true).append(true).open(self.path(name)).unwrap();
+        file.write_all(text.as_ref()).unwrap();
+        file
+    }
+
+    fn rename(&self, from: &str, to: &str) {
+        rustix::fs::rename(self.path(from), self.path(to)).unwrap();
+    }
+
+    /// One life of the agent, from its start to its stop; returns every line of it.
+    fn live(&mut self, body: impl FnOnce(&World, &mut Life)) -> Vec<Line> {
+        let (switch, stop) = Switch::new().unwrap();
+        let metrics = Registry::default();
+        let own_files = OwnFiles::default();
+        let settings = ledger::Settings {
+            folder: self.state.path().to_owned(),
+            sinks: vec!["sink".into()],
+            sync_interval: Duration::from_secs(3600),
+            unsynced: Default::default(),
+            own_files: own_files.clone(),
+        };
+        let (ledger, book, restored) =
+            Ledger::open(settings, stop.clone(), Duration::from_secs(1), &metrics).unwrap();
+        let view = ledger.view();
+        let (intake, chunks) = bounded(1);
+        let supply =
+            Supply::new(Budget::new(self.budget), Clock::real(), stop, &restored, 1, book, vec![intake]);
+        let settings = Settings {
+            sources: self.sources.clone(),
+            off: Off { folders: vec![self.state.path().to_owned()] },
+            outputs: Vec::new(),
+            own_files,
+            once: self.once,
+            known: restored.known,
+            first_start: restored.first_start,
+            open_files_max: self.open_files_max,
+        };
+        let Bodies { watch, discovery, files } = wire(settings, supply.outlet(), &metrics).unwrap();
+        drop(supply);
+        let table = Arc::new(Table::new(Clock::real()));
+        let world = &*self;
+        let lines = tasks::run(table.clone(), |tasks| {
+            let mut switch = switch; // closes if the test panics
+            let mut life = Life { chunks, lines: Vec::new(), view: files.view() };
+            let spec = |name| Spec::carrier(name, Duration::from_secs(10));
+            tasks.spawn(spec("ledger"), |task| ledger.run(task)).unwrap();
+            if let Some(watch) = watch {
+                tasks.spawn(spec("watch"), |task| watch.run(task)).unwrap();
+            }
+            tasks.spawn(spec("discovery"), |task| discovery.run(task)).unwrap();
+            tasks.spawn(spec("files"), |task| files.run(task)).unwrap();
+            body(world, &mut life);
+            switch.stop();
+            life.until_closed();
+            life.lines
+        })
+        .unwrap();
+        assert_eq!(table.fault(true), None);
+        let books = view.lock().clone();
+        self.books = Some(books);
+        lines
+    }
+
+    /// All that is there, with `once`.
+    fn run_once(&mut self) -> Vec<Line> {
+        self.once = true;
+        self.live(|_, life| life.until_closed())
+    }
+
+    fn books(&self) -> &Books {
+        self.books.as_ref().unwrap()
+    }
+}
+
+impl Life {
+    fn take(&mut self, chunk: Chunk) {
+        let lines = &chunk.lines;
+        let mut offset = lines.start;
+        for at in 0..lines.len() {
+            self.lines.push(Line {
+                generation: lines.origin.generation.0,
+                lineage: lines.origin.lineage,
+                offset,
+                filename: lines.origin.filename.as_deref().unwrap_or("").to_owned(),
+                text: String::from_utf8_lossy(lines.text(at)).into_owned(),
+                partial: lines.is_partial(at),
+            });
+            offset += lines.raw(at).len() as u64;
+        }
+        chunk.ack.into_shares().into_iter().for_each(|share| share.settle(&Verdict::Delivered));
+    }
+
+    fn until(&mut self, what: &str, fact: impl Fn(&Life) -> bool) {
+        while !fact(self) {
+            match self.chunks.recv_timeout(DEADLINE) {
+                Ok(chunk) => self.take(chunk),
+                Err(cause) => panic!("until {what}: {cause}, got {:?}", texts(&self.lines)),
+            }
+        }
+    }
+
+    fn until_lines(&mut self, count: usize) {
+        self.until(&format!("{count} lines"), |life| life.lines.len() >= count);
+    }
+
+    /// Of what the status page would show.
+    fn until_view(&mut self, what: &str, fact: impl Fn(&super::view::FilesSnapshot) -> bool) {
+        let deadline = crossbeam_channel::after(DEADLINE);
+        while !fact(&self.view.get()) {
+            assert!(deadline.try_recv().is_err(), "until {what}: {:?}", self.view.get());
+            if let Ok(chunk) = self.chunks.recv_timeout(Duration::from_millis(20)) {
+                self.take(chunk);
+            }
+        }
+    }
+
+    fn until_closed(&mut self) {
+        while let Ok(chunk) = self.chunks.recv_timeout(DEADLINE) {
+            self.take(chunk);
+        }
+        assert!(self.chunks.recv_timeout(Duration::ZERO).is_err_and(|cause| cause.is_disconnected()));
+    }
+}
+
+fn texts(lines: &[Line]) -> Vec<&str> {
+    lines.iter().map(|line| line.text.as_str()).collect()
+}
+
+/// The names of the files that were captured.
+fn names(lines: &[Line]) -> Vec<String> {
+    let mut names: Vec<String> = lines.iter().map(|line| line.filename.clone()).collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
+fn numbered(prefix: &str, range: std::ops::Range<usize>) -> String {
+    range.map(|n| format!("{prefix}{n}\n")).collect()
+}
+
+#[test]
+fn what_is_there_and_what_comes_later() {
+    let mut world = World::new("*.log");
+    world.append("a.log", "1\n2\n");
+    world.append("other.txt", "no\n");
+    let lines = world.live(|world, life| {
+        life.until_lines(2);
+        world.append("a.log", "3\n");
+        life.until_lines(3);
+        world.append("new.log", "4\n");
+        life.until_lines(4);
+    });
+    assert_eq!(texts(&lines), ["1", "2", "3", "4"]);
+    assert!(lines[3].filename.ends_with("new.log") && world.books().unread == 0);
+}
+
+#[test]
+fn once_reads_all_that_is_there_and_ends_by_itself() {
+    let mut world = World::new("**/*.log");
+    fs::create_dir_all(world.path("x/y")).unwrap();
+    world.append("x/y/a.log", "1\nhalf");
+    world.append("empty.log", "");
+    world.append("b.log", numbered("b", 0..50_000));
+    let lines = world.run_once();
+    assert_eq!(lines.len(), 50_002);
+    let half = lines.iter().find(|line| line.text == "half").unwrap();
+    assert!(half.partial);
+    assert!(world.run_once().is_empty(), "nothing is read twice");
+    world.append("x/y/a.log", " rest\n");
+    let rest = world.run_once();
+    assert_eq!(texts(&rest), [" rest"]);
+    assert!(rest[0].partial && rest[0].generation == half.generation);
+}
+
+/// Every kind of thing that lies in a log folder, and which of them are captured.
+#[test]
+fn only_regular_files_that_match_each_once() {
+    let mut world = World::new("**/*.log");
+    let odd = Path::new(std::ffi::OsStr::from_bytes(b"odd\n\xff.log"));
+    File::create(world.logs.path().join(odd)).unwrap().write_all(b"odd name\n").unwrap();
+    world.append("real.log", "real\n");
+    fs::hard_link(world.path("real.log"), world.path("second name.log")).unwrap();
+    symlink(world.path("real.log"), world.path("a link.log")).unwrap();
+    symlink(world.path("nowhere"), world.path("dangling.log")).unwrap();
+    world.append("target.txt", "by link only\n");
+    symlink(world.path("target.txt"), world.path("to target.log")).unwrap();
+    fs::create_dir(world.path("folder.log")).unwrap();
+    world.append("folder.log/in.log", "below\n");
+    symlink(world.logs.path(), world.path("folder.log/loop")).unwrap();
+    rustix::fs::mkfifoat(rustix::fs::CWD, world.path("fifo.log"), 0o600.into()).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(world.path("socket.log")).unwrap();
+    fs::create_dir(world.path("excluded")).unwrap();
+    world.append("excluded/e.log", "no\n");
+    world.append("b.gz.log", b"\x1f\x8b\x08 compressed\n");
+    world.append("c.log", b"bin\0ary\n");
+    // What the agent writes itself, directly and by a link.
+    File::create(world.state.path().join("own.log")).unwrap().write_all(b"no\n").unwrap();
+    symlink(world.state.path(), world.path("own")).unwrap();
+    symlink(world.state.path().join("own.log"), world.path("own.log")).unwrap();
+    let excluded = world.path("excluded").to_str().unwrap().to_owned();
+    if let SourceKind::File(file) = &mut world.sources[0].kind {
+        file.exclude.push(excluded);
+    }
+    // A second source that matches some of the same: the first has them.
+    world.sources.push(source("t", &[world.path("real.log"), world.path("target.txt")]));
+    let lines = world.run_once();
+    let mut found = texts(&lines);
+    found.sort();
+    assert_eq!(found, ["below", "by link only", "odd name", "real"]);
+    let expect = ["a link.log", "folder.log/in.log", "odd\n\u{fffd}.log", "to target.log"];
+    assert_eq!(names(&lines), expect.map(|name| world.path(name).to_str().unwrap().to_owned()));
+}
+
+#[test]
+fn an_output_of_our_own_is_never_captured() {
+    let world = World::new("*.log");
+    world.append("own.log", "x\n");
+    let own = OwnFiles::default();
+    own.add(FileId::of(&fs::metadata(world.path("own.log")).unwrap()), &world.path("own.log"));
+    let (_switch, stop) = Switch::new().unwrap();
+    let (post, picture) = super::mailbox();
+    let (stir, stirred) = bounded(1);
+    let (_watch, watches) = super::watch::watch(super::mailbox().0, stir, stop.stop.clone(), true);
+    let setting = super::discovery::Setting {
+        off: Off::default(),
+        outputs: vec![world.path("out-*.log").to_str().unwrap().into()],
+        own,
+        once: true,
+        stop: stop.stop,
+    };
+    world.append("out-1.log", "x\n");
+    world.append("in.log", "x\n");
+    let discovery =
+        super::discovery::Discovery::new(&world.sources, setting, watches, stirred, post).unwrap();
+    let table = Arc::new(Table::new(Clock::real()));
+    tasks::run(table, |tasks| {
+        let spec = Spec::carrier("discovery", Duration::from_secs(5));
+        tasks.spawn(spec, |task| discovery.run(task)).unwrap();
+    })
+    .unwrap();
+    let found: Vec<PathBuf> = picture.take().unwrap().found.into_iter().map(|found| found.path).collect();
+    assert_eq!(found, [world.path("in.log")]);
+}
+
+#[test]
+fn a_rotation_by_rename_loses_nothing() {
+    let mut world = World::new("a.log");
+    let mut writer = world.append("a.log", "1\n");
+    let lines = world.live(|world, life| {
+        life.until_lines(1);
+        world.rename("a.log", "a.log.1");
+        writer.write_all(b"2\n").unwrap(); // the writer was not told yet
+        world.append("a.log", "3\n");
+        life.until_lines(3);
+        writer.write_all(b"4\n").unwrap();
+        life.until_lines(4);
+    });
+    let mut found = texts(&lines);
+    found.sort();
+    assert_eq!(found, ["1", "2", "3", "4"]);
+    assert!(lines.iter().all(|line| line.lineage == lines[0].lineage && line.filename == lines[0].filename));
+    let generation = |text: &str| lines.iter().find(|line| line.text == text).unwrap().generation;
+    assert!(generation("1") == generation("4") && generation("1") != generation("3"));
+}
+
+/// As fast as a disk renames, with the rotated names matched as well: each line once, in order.
+#[test]
+fn fast_rotations_within_the_pattern() {
+    let mut world = World::new("a.log*");
+    let lines = world.live(|world, life| {
+        for round in 0..20 {
+            world.append("a.log", numbered(&format!("{round}-"), 0..50));
+            world.rename("a.log", &format!("a.log.{round}"));
+        }
+        life.until_lines(1000);
+    });
+    let mut per_file: BTreeMap<u64, Vec<&str>> = BTreeMap::new();
+    for line in &lines {
+        per_file.entry(line.generation).or_default().push(&line.text);
+    }
+    let mut rounds: Vec<String> = per_file.values().map(|lines| lines.join("\n") + "\n").collect();
+    rounds.sort();
+    let mut expected: Vec<String> = (0..20).map(|round| numbered(&format!("{round}-"), 0..50)).collect();
+    expected.sort();
+    assert_eq!(rounds, expected);
+}
+
+#[test]
+fn a_truncated_file_begins_anew() {
+    let mut world = World::new("*.log");
+    let writer = world.append("a.log", "1\n22\n");
+    let lines = world.live(|world, life| {
+        life.until_lines(2);
+        writer.set_len(0).unwrap();
+        life.until_view("it is empty", |view| view.files.iter().all(|file| file.position == 0));
+        world.append("a.log", "3\n");
+        life.until_lines(3);
+    });
+    assert_eq!(texts(&lines), ["1", "22", "3"]);
+    assert_eq!((lines[2].offset, lines[2].lineage), (0, lines[0].lineage));
+    assert_ne!(lines[2].generation, lines[0].generation);
+    assert_eq!(world.books().given_up, 0, "all of it had been read");
+}
+
+#[test]
+fn a_deleted_file_is_read_to_its_end() {
+    let mut world = World::new("*.log");
+    world.sources[0].idle = Duration::from_millis(300);
+    let mut writer = world.append("a.log", "1\n");
+    let lines = world.live(|world, life| {
+        life.until_lines(1);
+        fs::remove_file(world.path("a.log")).unwrap();
+        writer.write_all(b"2\nend").unwrap();
+        life.until_lines(3);
+        drop(writer);
+        life.until_view("it is forgotten", |view| view.followed == 0 && view.open == 0);
+    });
+    assert_eq!(texts(&lines), ["1", "2", "end"]);
+    assert_eq!((world.books().generations, world.books().given_up), (0, 0));
+}
+
+#[test]
+fn a_half_line_is_shipped_when_nobody_goes_on() {
+    let mut world = World::new("*.log");
+    world.sources[0].idle = Duration::from_millis(100);
+    world.append("a.log", "1\nha");
+    let lines = world.live(|world, life| {
+        life.until_lines(2);
+        world.append("a.log", "lf\n3\n");
+        life.until_lines(4);
+    });
+    assert_eq!(texts(&lines), ["1", "ha", "lf", "3"]);
+    assert_eq!(lines.iter().map(|line| line.partial).collect::<Vec<_>>(), [false, true, true, false]);
+}
+
+#[test]
+fn a_half_line_waits_for_its_rest() {
+    let mut world = World::new("*.log");
+    world.append("a.log", "1\nha");
+    let lines = world.live(|world, life| {
+        life.until_lines(1);
+        world.append("a.log", "lf\n");
+        life.until_lines(2);
+        world.append("a.log", "not read");
+        life.until_view("it was seen", |view| view.files[0].size == 15);
+    });
+    assert_eq!(texts(&lines), ["1", "half"]);
+    assert_eq!(world.books().unread, 8);
+    assert_eq!(texts(&world.run_once()), ["not read"]);
+}
+
+#[test]
+fn lines_longer_than_a_read_and_longer_than_the_limit() {
+    let mut world = World::new("*.log");
+    let long = "x".repeat(700_000);
+    let endless = "y".repeat(2_500_000);
+    world.append("a.log", format!("short\n{long}\nafter\n{endless}\nlast\n"));
+    let lines = world.run_once();
+    let lens: Vec<usize> = lines.iter().map(|line| line.text.len()).collect();
+    let limit = 1024 * 1024;
+    assert_eq!(lens, [5, 700_000, 5, limit, limit, 2_500_000 - 2 * limit, 4]);
+    let partial: Vec<bool> = lines.iter().map(|line| line.partial).collect();
+    assert_eq!(partial, [false, false, false, true, true, true, false]);
+}
+
+#[test]
+fn rotated_while_the_agent_was_down() {
+    let mut world = World::new("a.log");
+    world.append("a.log", "1\n2\n");
+    assert_eq!(texts(&world.run_once()), ["1", "2"]);
+    world.append("a.log", "3\n");
+    world.rename("a.log", "a.log.1");
+    world.append("a.log", "4\n");
+    world.rename("a.log.1", "a.log.2");
+    world.rename("a.log", "a.log.1");
+    world.append("a.log", "5\n");
+    // The one in the middle was never met, and no pattern leads to it: it cannot be known.
+    let lines = world.run_once();
+    assert_eq!(texts(&lines), ["3", "5"], "the old file first");
+    assert!(world.run_once().is_empty());
+    // Compressed meanwhile: forgotten, and nothing is read again.
+    fs::remove_file(world.path("a.log.2")).unwrap();
+    assert!(world.run_once().is_empty());
+    assert_eq!(world.books().generations, 1);
+}
+
+#[test]
+fn replaced_or_truncated_while_the_agent_was_down() {
+    let mut world = World::new("*.log");
+    let file = world.append("a.log", "one line\nanother line\n");
+    assert_eq!(world.run_once().len(), 2);
+    // The same inode, another content: shorter, then longer than what was read.
+    file.set_len(0).unwrap();
+    file.write_all_at(b"new\n", 0).unwrap();
+    assert_eq!(texts(&world.run_once()), ["new"]);
+    file.set_len(0).unwrap();
+    file.write_all_at(b"fresh\nand longer than before\n", 0).unwrap();
+    assert_eq!(texts(&world.run_once()), ["fresh", "and longer than before"]);
+    assert_eq!(world.books().generations, 1);
+}
+
+#[test]
+fn few_descriptors_for_many_files() {
+    let mut world = World::new("*.log");
+    world.open_files_max = 3;
+    (0..20).for_each(|n| drop(world.append(&format!("{n}.log"), format!("{n} first\n"))));
+    let lines = world.live(|world, life| {
+        life.until_lines(20);
+        (0..20).for_each(|n| drop(world.append(&format!("{n}.log"), format!("{n} second\n"))));
+        life.until_lines(40);
+        life.until_view("few are open", |view| view.followed == 20 && view.open <= 3);
+    });
+    let mut found = texts(&lines);
+    found.sort();
+    found.dedup();
+    assert_eq!(found.len(), 40);
+    assert_eq!(world.books().generations, 20, "closed and opened again, each is still the same");
+}
+
+/// A budget of one read, many files, and a worker that takes its time: everybody gets a turn, nothing is lost.
+#[test]
+fn a_small_budget_is_shared() {
+    let mut world = World::new("*.log");
+    world.budget = crate::budget::READ_BYTES;
+    world.sources[0].max_line_bytes = 64 * 1024;
+    (0..5).for_each(|n| drop(world.append(&format!("{n}.log"), numbered(&format!("{n}-"), 0..30_000))));
+    let lines = world.run_once();
+    assert_eq!(lines.len(), 150_000);
+    let mut firsts: Vec<usize> =
+        (0..5).map(|n| lines.iter().position(|line| line.text == format!("{n}-0")).unwrap()).collect();
+    firsts.sort();
+    let lasts = (0..5).map(|n| lines.iter().position(|line| line.text == format!("{n}-29999")).unwrap());
+    assert!(firsts[4] < lasts.min().unwrap(), "each has its first turn before any has its last");
+}
+
+#[test]
+fn the_end_is_where_the_first_start_finds_it() {
+    let mut world = World::new("*.log");
+    if let SourceKind::File(file) = &mut world.sources[0].kind {
+        file.start_at = StartAt::End;
+    }
+    world.append("a.log", "old\n");
+    let lines = world.live(|world, life| {
+        life.until_view("it is followed", |view| view.files.iter().any(|file| file.position == 4));
+        world.append("a.log", "new\n");
+        world.append("b.log", "b\n");
+        life.until_lines(2);
+    });
+    let mut found = texts(&lines);
+    found.sort();
+    assert_eq!(found, ["b", "new"]);
+    world.append("c.log", "c\n");
+    assert_eq!(texts(&world.run_once()), ["c"], "after that, files are read whole");
+}
+
+#[test]
+fn a_stop_in_the_middle_says_what_is_unread() {
+    let mut world = World::new("*.log");
+    let text = numbered("line ", 0..200_000);
+    world.append("a.log", &text);
+    let first = world.live(|_, life| life.until_lines(1));
+    let read: usize = first.iter().map(|line| line.text.len() + 1).sum();
+    assert!(read < text.len());
+    assert_eq!(world.books().unread, (text.len() - read) as u64);
+    let second = world.run_once();
+    let all: String = first.iter().chain(&second).map(|line| line.text.clone() + "\n").collect();
+    assert_eq!(all, text);
+}

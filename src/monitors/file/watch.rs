@@ -1,0 +1,417 @@
+//! The `watch` thread: turns what inotify says about folders into hints.
+//!
+//! Folders are watched, not files: a watch per folder is few, and a file that is created after the watch needs
+//! none of its own. `discovery` adds and removes the watches ([`Watches`]); this thread only waits in `poll`.
+//!
+//! Always true: hints are bounded ([`HINTS_MAX`]); whatever is lost (an overflow of the kernel's queue, too many
+//! names) becomes "look at everything". Without inotify, or without room for more watches, there are fewer
+//! hints and nothing else changes: polls and sweeps find the same, later.
+
+use std::collections::{HashMap, HashSet};
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_channel::{Sender, select};
+use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
+use parking_lot::Mutex;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+
+use super::Post;
+use crate::error::{Error, Result};
+use crate::tasks::{Closed, Task};
+
+/// More names at once are not worth telling apart: everything is looked at.
+const HINTS_MAX: usize = 4096;
+
+/// Sixteen kilobytes hold some hundred events, and always at least one: its name is at most 255 bytes.
+const EVENT_BYTES: usize = 16 * 1024;
+
+/// How long the events of a busy folder gather before the next look: a writer with a thousand lines a second
+/// wakes us fifty times, and equal events become one in the kernel.
+const GATHER: Duration = Duration::from_millis(20);
+
+/// Which files may have changed.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Hints {
+    These(HashSet<PathBuf>),
+    Everything,
+}
+
+impl Default for Hints {
+    fn default() -> Hints {
+        Hints::These(HashSet::new())
+    }
+}
+
+impl Hints {
+    fn add(&mut self, path: PathBuf) {
+        if let Hints::These(paths) = self {
+            paths.insert(path);
+            if paths.len() > HINTS_MAX {
+                *self = Hints::Everything;
+            }
+        }
+    }
+}
+
+/// What happens to the entries of a folder, and to their contents.
+fn everything() -> WatchMask {
+    entries() | WatchMask::MODIFY | WatchMask::ATTRIB
+}
+
+/// What happens to the entries of a folder.
+fn entries() -> WatchMask {
+    WatchMask::CREATE
+        | WatchMask::MOVED_TO
+        | WatchMask::MOVED_FROM
+        | WatchMask::DELETE
+        | WatchMask::DELETE_SELF
+        | WatchMask::MOVE_SELF
+        | WatchMask::ONLYDIR
+        | WatchMask::MASK_ADD // a folder may be watched twice, for its entries and for everything
+}
+
+/// The thread's body.
+pub struct Watch {
+    inotify: Option<Inotify>,
+    folders: Arc<Mutex<Folders>>,
+    hints: Post<Hints>,
+    /// Rings `discovery`: entries have changed.
+    stir: Sender<()>,
+    stop: Closed,
+}
+
+/// Which folders are watched: `discovery`'s end.
+pub struct Watches {
+    inotify: Option<inotify::Watches>,
+    folders: Arc<Mutex<Folders>>,
+    sweep: u64,
+    /// No room for more watches: not asked for again in this sweep.
+    full: bool,
+    complained: bool,
+}
+
+/// Watch descriptors are never used twice by one inotify instance; a folder can be reached by several paths.
+#[derive(Default)]
+struct Folders {
+    by_descriptor: HashMap<i32, (WatchDescriptor, Vec<PathBuf>)>,
+    /// With the number of the last sweep that wanted it.
+    by_path: HashMap<PathBuf, (i32, u64)>,
+}
+
+/// Makes both ends. Without inotify there are no hints, which is said once.
+/// `once`: they are not wanted.
+pub(super) fn watch(hints: Post<Hints>, stir: Sender<()>, stop: Closed, once: bool) -> (Watch, Watches) {
+    let complain = |cause: &std::io::Error| {
+        log::warn!("files: could not use inotify: {cause}; changes are found by polling, a little later");
+    };
+    let inotify = if once { None } else { Inotify::init().inspect_err(complain).ok() };
+    let folders = Arc::new(Mutex::new(Folders::default()));
+    let watches = Watches {
+        inotify: inotify.as_ref().map(Inotify::watches),
+        folders: folders.clone(),
+        sweep: 0,
+        full: false,
+        complained: false,
+    };
+    (Watch { inotify, folders, hints, stir, stop }, watches)
+}
+
+impl Watch {
+    /// Ends on stop only.
+    pub fn run(mut self, task: &Task) -> Result<()> {
+        let Some(mut inotify) = self.inotify.take() else {
+            task.waits_for("the stop: there is no inotify");
+            select! { recv(self.stop.channel()) -> _ => return Ok(()) }
+        };
+        let mut buffer = vec![0; EVENT_BYTES];
+        while self.wait(&inotify, task)? {
+            task.beat();
+            match inotify.read_events(&mut buffer) {
+                Ok(events) => self.handle(events),
+                Err(cause) if matches!(cause.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+                Err(cause) => return Err(Error::new(format!("could not read inotify events: {cause}"))),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether there is something to read; `false`: stop.
+    fn wait(&self, inotify: &Inotify, task: &Task) -> Result<bool> {
+        task.waits_for("changes");
+        select! {
+            recv(self.stop.channel()) -> _ => return Ok(false),
+            default(GATHER) => {}
+        }
+        loop {
+            let mut ready =
+                [PollFd::new(inotify, PollFlags::IN), PollFd::new(&self.stop, PollFlags::empty())];
+            match poll(&mut ready, None) {
+                Ok(_) if !ready[1].revents().is_empty() => return Ok(false),
+                Ok(_) => return Ok(true),
+                Err(Errno::INTR) => {}
+                Err(cause) => return Err(Error::new(format!("could not wait for inotify events: {cause}"))),
+            }
+        }
+    }
+
+    fn handle(&self, events: inotify::Events) {
+        let mut entries_changed = false;
+        let mut changed = Hints::default();
+        let mut folders = self.folders.lock();
+        for event in events {
+            entries_changed |= event.mask.intersects(!EventMask::MODIFY);
+            if event.mask.contains(EventMask::Q_OVERFLOW) {
+                changed = Hints::Everything;
+            } else if event.mask.contains(EventMask::IGNORED) {
+                folders.forget_descriptor(event.wd.get_watch_descriptor_id());
+            } else if let Some((_, paths)) = folders.by_descriptor.get(&event.wd.get_watch_descriptor_id()) {
+                if let Some(name) = event.name {
+                    paths.iter().for_each(|folder| changed.add(folder.join(name)));
+                }
+            } else {
+                // The watch is so new that its folder is not noted yet.
+                changed = Hints::Everything;
+            }
+        }
+        drop(folders);
+        if changed != Hints::default() {
+            self.hints.put(|hints| match changed {
+                Hints::Everything => *hints = Hints::Everything,
+                Hints::These(paths) => paths.into_iter().for_each(|path| hints.add(path)),
+            });
+        }
+        if entries_changed {
+            let _ = self.stir.try_send(()); // one slot: rung already, or discovery has ended
+        }
+    }
+}
+
+impl Folders {
+    /// Returns the watch that nobody needs any more, if there is one: of the folder that stood there before.
+    fn note(&mut self, path: &Path, descriptor: WatchDescriptor, sweep: u64) -> Option<WatchDescriptor> {
+        let id = descriptor.get_watch_descriptor_id();
+        let other = self.by_path.get(path).is_some_and(|(known, _)| *known != id);
+        let unwanted = if other { self.forget_path(path) } else { None };
+        let (_, paths) = self.by_descriptor.entry(id).or_insert_with(|| (descriptor, Vec::new()));
+        if !paths.iter().any(|known| known == path) {
+            paths.push(path.to_owned());
+        }
+        self.by_path.insert(path.to_owned(), (id, sweep));
+        unwanted
+    }
+
+    fn forget_descriptor(&mut self, id: i32) {
+        if let Some((_, paths)) = self.by_descriptor.remove(&id) {
+            for path in paths {
+                if self.by_path.get(&path).is_some_and(|(known, _)| *known == id) {
+                    self.by_path.remove(&path);
+                }
+            }
+        }
+    }
+
+    /// Returns the watch that nobody needs any more, if there is one.
+    fn forget_path(&mut self, path: &Path) -> Option<WatchDescriptor> {
+        let (id, _) = self.by_path.remove(path)?;
+        let (_, paths) = self.by_descriptor.get_mut(&id)?;
+        paths.retain(|known| known != path);
+        if !paths.is_empty() {
+            return None;
+        }
+        self.by_descriptor.remove(&id).map(|(descriptor, _)| descriptor)
+    }
+}
+
+impl Watches {
+    pub(super) fn begin_sweep(&mut self) {
+        self.sweep += 1;
+        self.full = false;
+    }
+
+    /// Before the folder is read, so that nothing falls between. In every sweep: another folder may stand there.
+    pub(super) fn add(&mut self, folder: &Path) {
+        self.add_for(folder, everything());
+    }
+
+    /// For a folder that is only waited in, for another to appear.
+    pub(super) fn add_for_entries(&mut self, folder: &Path) {
+        self.add_for(folder, entries());
+    }
+
+    fn add_for(&mut self, folder: &Path, mask: WatchMask) {
+        let Some(inotify) = self.inotify.as_mut().filter(|_| !self.full) else { return };
+        // No lock is held here: a look-up of a path may take its time.
+        match inotify.add(folder, mask) {
+            Ok(descriptor) => {
+                let unwanted = self.folders.lock().note(folder, descriptor, self.sweep);
+                remove(inotify, unwanted);
+            }
+            Err(cause) => match Errno::from_io_error(&cause) {
+                Some(Errno::NOSPC | Errno::MFILE | Errno::NOMEM) => {
+                    self.full = true;
+                    if !self.complained {
+                        self.complained = true;
+                        log::warn!(
+                            "files: no room for more inotify watches (fs.inotify.max_user_watches): {cause}; \
+                             changes in other folders are found by polling, a little later"
+                        );
+                    }
+                }
+                // Gone or forbidden: the walk that follows meets the same and says so.
+                _ => {}
+            },
+        }
+    }
+
+    /// Forgets the folders that this sweep did not want. Only after a sweep that saw everything.
+    pub(super) fn end_sweep(&mut self) {
+        let mut unwanted = Vec::new();
+        {
+            let mut folders = self.folders.lock();
+            let old =
+                |(path, (_, sweep)): (&PathBuf, &(i32, u64))| (*sweep < self.sweep).then(|| path.clone());
+            let paths: Vec<PathBuf> = folders.by_path.iter().filter_map(old).collect();
+            unwanted.extend(paths.iter().filter_map(|path| folders.forget_path(path)));
+        }
+        if let Some(inotify) = &mut self.inotify {
+            remove(inotify, unwanted);
+        }
+    }
+
+    #[cfg(test)]
+    fn paths(&self) -> Vec<PathBuf> {
+        let mut paths: Vec<PathBuf> = self.folders.lock().by_path.keys().cloned().collect();
+        paths.sort();
+        paths
+    }
+}
+
+fn remove(inotify: &mut inotify::Watches, unwanted: impl IntoIterator<Item = WatchDescriptor>) {
+    for descriptor in unwanted {
+        // An error means that the folder is gone, and its watch with it.
+        let _ = inotify.remove(descriptor);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use crossbeam_channel::{Receiver, bounded};
+
+    use super::super::{Mailbox, mailbox};
+    use super::*;
+    use crate::clock::Clock;
+    use crate::tasks::{self, Spec, Switch, Table};
+
+    /// Runs `body` beside a watch thread, then stops it.
+    fn check(body: impl FnOnce(&mut Watches, &Mailbox<Hints>, &Receiver<()>)) {
+        let (mut switch, stop) = Switch::new().unwrap();
+        let (post, mail) = mailbox();
+        let (ring, stirred) = bounded(1);
+        let (watch, mut watches) = watch(post, ring, stop.stop, false);
+        let table = Arc::new(Table::new(Clock::real()));
+        tasks::run(table.clone(), |tasks| {
+            tasks.spawn(Spec::keeper("watch", Duration::from_secs(5)), |task| watch.run(task)).unwrap();
+            body(&mut watches, &mail, &stirred);
+            switch.stop();
+        })
+        .unwrap();
+        assert_eq!(table.fault(true), None);
+    }
+
+    fn until_hinted(mail: &Mailbox<Hints>, wanted: &Path) {
+        loop {
+            mail.bell().recv_timeout(Duration::from_secs(20)).expect("a hint");
+            match mail.take() {
+                Hints::These(paths) if !paths.contains(wanted) => {}
+                _ => return,
+            }
+        }
+    }
+
+    fn until_stirred(stirred: &Receiver<()>) {
+        stirred.recv_timeout(Duration::from_secs(20)).expect("discovery is rung");
+    }
+
+    #[test]
+    fn a_stop_ends_a_watch_without_events() {
+        check(|_, _, _| {});
+    }
+
+    #[test]
+    fn changes_become_hints() {
+        let folder = tempfile::tempdir().unwrap();
+        check(|watches, mail, stirred| {
+            watches.begin_sweep();
+            watches.add(folder.path());
+            let path = folder.path().join("a\nb.log");
+            let mut file = fs::File::create(&path).unwrap();
+            until_hinted(mail, &path);
+            until_stirred(stirred);
+            std::io::Write::write_all(&mut file, b"line\n").unwrap();
+            until_hinted(mail, &path);
+        });
+    }
+
+    #[test]
+    fn folders_that_vanish_are_forgotten() {
+        let folder = tempfile::tempdir().unwrap();
+        let (kept, gone) = (folder.path().join("kept"), folder.path().join("gone"));
+        fs::create_dir(&kept).unwrap();
+        fs::create_dir(&gone).unwrap();
+        check(|watches, _, stirred| {
+            watches.begin_sweep();
+            watches.add(&kept);
+            watches.add(&gone);
+            watches.end_sweep();
+            assert_eq!(watches.paths(), [gone.clone(), kept.clone()]);
+            fs::remove_dir(&gone).unwrap();
+            while watches.paths().len() > 1 {
+                until_stirred(stirred);
+            }
+            assert_eq!(watches.paths(), [kept.clone()]);
+            // And those that are not wanted any more.
+            watches.begin_sweep();
+            watches.end_sweep();
+            assert!(watches.paths().is_empty());
+            assert!(watches.folders.lock().by_descriptor.is_empty());
+        });
+    }
+
+    #[test]
+    fn another_folder_at_the_same_path_is_watched() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, aside) = (folder.path().join("current"), folder.path().join("old"));
+        fs::create_dir(&path).unwrap();
+        check(|watches, mail, _| {
+            watches.begin_sweep();
+            watches.add(&path);
+            std::os::unix::fs::symlink(&path, folder.path().join("same")).unwrap();
+            watches.add(&folder.path().join("same"));
+            assert_eq!(watches.folders.lock().by_descriptor.len(), 1, "one folder, two paths");
+            fs::remove_file(folder.path().join("same")).unwrap();
+            rustix::fs::rename(&path, &aside).unwrap();
+            fs::create_dir(&path).unwrap();
+            watches.begin_sweep();
+            watches.add(&path);
+            watches.end_sweep();
+            assert_eq!(watches.paths(), [path.clone()]);
+            fs::File::create(path.join("new.log")).unwrap();
+            until_hinted(mail, &path.join("new.log"));
+        });
+    }
+
+    #[test]
+    fn too_many_names_become_everything() {
+        let mut hints = Hints::default();
+        (0..=HINTS_MAX).for_each(|n| hints.add(PathBuf::from(n.to_string())));
+        assert_eq!(hints, Hints::Everything);
+        hints.add(PathBuf::from("x"));
+        assert_eq!(hints, Hints::Everything);
+    }
+}
