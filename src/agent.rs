@@ -312,7 +312,7 @@ impl Parts {
     fn start<'env>(self, tasks: &TaskManager<'_, 'env>, ended: &Closed) -> Result<()> {
         let told = ended.clone();
         let (resolver, ledger, retry) = (self.resolver, self.ledger, self.retry);
-        tasks.spawn_loose(Spec::keeper("resolver", SILENCE_MAX), move |task| resolver.run(task, told))?;
+        tasks.spawn_loose(Spec::carrier("resolver", SILENCE_MAX), move |task| resolver.run(task, told))?;
         if let Some((server, rooms)) = self.status {
             let told = ended.clone();
             tasks.spawn(Spec::keeper("status", SILENCE_MAX), move |task| {

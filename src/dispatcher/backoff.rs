@@ -52,7 +52,9 @@ mod tests {
             let waits: Vec<Duration> = (0..200)
                 .map(|seed| {
                     let mut backoff = backoff(seed);
-                    (0..try_number).for_each(|_| drop(backoff.next(None)));
+                    for _ in 0..try_number {
+                        backoff.next(None);
+                    }
                     backoff.next(None)
                 })
                 .collect();

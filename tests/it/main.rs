@@ -9,7 +9,6 @@ mod config;
 mod expect;
 mod files;
 mod floors;
-mod floors;
 mod loki;
 mod path;
 mod push;
