@@ -1,66 +1,197 @@
 //! Files that survive: atomic writes, what is still to be synced, the lock of the data folder, and which files
 //! are our own.
+//!
+//! The only place that renames, and the only one that replaces a file: a rename without a sync of its folder
+//! may be forgotten by a power cut, and a plain write can be torn.
+//!
+//! Always true: what was noted as unsynced stays noted until a sync of it has succeeded that began after the
+//! note. No lock is held during input or output.
 
-use std::fs::File;
-use std::os::unix::fs::MetadataExt;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use rustix::fs::{FlockOperation, flock};
 
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
+
+/// Replaces `path` by a file of these bytes, readable by us alone (0600). After a crash at any moment `path` is
+/// the old file or the new one, whole. The bytes stand in `path` with `.tmp` at its end first; a leftover of an
+/// earlier crash is overwritten. One caller per `path` at a time. On an error the old file is untouched, unless
+/// it was the sync of the folder that failed: then the new one is there, and may not survive a power cut.
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+    let doing = || format!("could not write {}", path.display());
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".tmp");
+    let temporary = PathBuf::from(temporary);
+    let written = write_synced(&temporary, bytes);
+    if written.is_err() {
+        // Half a file must not keep a full disk full. That it could not be removed changes nothing for the
+        // caller, who hears of the first error.
+        let _ = std::fs::remove_file(&temporary);
+    }
+    written.context(doing)?;
+    rename(&temporary, path).context(doing)
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+/// Renames a file, over another one if there is one, and syncs the folder of `to`. Both must be in one folder.
+/// On an error the rename may have happened.
+pub fn rename(from: &Path, to: &Path) -> Result<()> {
+    rename_all(&[(from.to_owned(), to.to_owned())])
+}
+
+/// Renames in this order, all in one folder, which is synced once at the end. On an error the renames before
+/// the one that is named have happened.
+#[expect(clippy::disallowed_methods, reason = "the one place that renames: it syncs the folder")]
+pub fn rename_all(moves: &[(PathBuf, PathBuf)]) -> Result<()> {
+    for (from, to) in moves {
+        std::fs::rename(from, to)
+            .context(|| format!("could not rename {} to {}", from.display(), to.display()))?;
+    }
+    match moves.last() {
+        Some((_, to)) => sync_folder(folder_of(to)),
+        None => Ok(()),
+    }
+}
+
+/// Makes the names in a folder durable: after files were created, renamed or deleted in it.
+pub fn sync_folder(folder: &Path) -> Result<()> {
+    let doing = || format!("could not sync the folder {}", folder.display());
+    File::open(folder).and_then(|folder| folder.sync_all()).context(doing)
+}
+
+/// The folder that holds `path`; the working directory for a bare name.
+pub fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+/// Holds a data folder for this process; let go when it is dropped, or when the process dies.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+#[derive(Debug)]
+pub enum LockError {
+    /// Another process has it. `by`: its own words, `pid 123 since 2024-01-01T00:00:00Z`.
+    Held {
+        by: String,
+    },
+    Io(Error),
+}
+
+impl fmt::Display for LockError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            LockError::Held { by } => write!(f, "another instance is running: {by}"),
+            LockError::Io(cause) => cause.fmt(f),
+        }
+    }
+}
+
+/// Takes `dir/lock`, without waiting. Creates `dir`, for our eyes only (0700), when it is missing. The file
+/// stays when the lock goes: to delete it would let two processes hold two files of one name.
+pub fn lock_dir(dir: &Path) -> std::result::Result<Lock, LockError> {
+    let failed = |doing: &str, path: &Path, cause: io::Error| {
+        LockError::Io(Error::new(format!("could not {doing} {}: {cause}", path.display())))
+    };
+    let create = DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    create.map_err(|cause| failed("create the folder", dir, cause))?;
+    let path = dir.join("lock");
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+    let file = file.map_err(|cause| failed("open", &path, cause))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let words = io::read_to_string(&file).map_err(|cause| failed("read", &path, cause))?;
+            let words = words.trim();
+            let by = if words.is_empty() { "a process that has not given its name yet" } else { words };
+            return Err(LockError::Held { by: by.into() });
+        }
+        Err(cause) => return Err(failed("lock", &path, cause.into())),
+    }
+    sign(&file).map_err(|cause| failed("write", &path, cause))?;
+    Ok(Lock { _file: file })
+}
+
+/// Writes who we are. The time is the one that the file system gives to this very write: no clock is read here.
+fn sign(file: &File) -> io::Result<()> {
+    let pid = std::process::id();
+    file.set_len(0)?;
+    file.write_all_at(format!("pid {pid}").as_bytes(), 0)?;
+    let written = file.metadata()?.mtime();
+    let since = jiff::Timestamp::from_second(written).map_err(io::Error::other)?;
+    file.write_all_at(format!("pid {pid} since {since}\n").as_bytes(), 0)
+}
 
 /// Outputs that were written and not yet made durable. Writers note a file *before* they report it written;
 /// the ledger syncs them before it writes a checkpoint that relies on them.
 #[derive(Clone, Default)]
-pub struct Unsynced(Arc<Mutex<Vec<Arc<File>>>>);
+pub struct Unsynced(Arc<Mutex<Notes>>);
+
+#[derive(Default)]
+struct Notes {
+    /// With the turn of the last note: what was noted again during a sync has to be synced again.
+    files: Vec<(Arc<File>, u64)>,
+    turn: u64,
+}
 
 impl Unsynced {
+    /// Also for the folder of a file that was created.
     pub fn note(&self, file: &Arc<File>) {
-        let mut files = self.0.lock();
-        if !files.iter().any(|known| Arc::ptr_eq(known, file)) {
-            files.push(file.clone());
+        let mut notes = self.0.lock();
+        notes.turn += 1;
+        let turn = notes.turn;
+        match notes.files.iter_mut().find(|(known, _)| Arc::ptr_eq(known, file)) {
+            Some((_, noted)) => *noted = turn,
+            None => notes.files.push((file.clone(), turn)),
         }
     }
 
-    /// Syncs everything noted so far. On an error, what was not synced stays noted.
+    /// How many files are held open for a later sync.
+    pub fn len(&self) -> usize {
+        self.0.lock().files.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Syncs everything noted so far. On an error, what was not synced stays noted. Several threads may sync at
+    /// the same time: each returns after all that was noted before it began is on the disk.
     pub fn sync(&self) -> Result<()> {
-        let files = std::mem::take(&mut *self.0.lock());
+        let files = self.0.lock().files.clone();
         let mut first_error = Ok(());
-        for file in files {
-            if let Err(cause) = file.sync_data() {
-                self.note(&file);
-                first_error = first_error
-                    .and(Err(crate::error::Error::new(format!("could not sync an output: {cause}"))));
+        for (file, turn) in files {
+            match file.sync_data() {
+                Ok(()) => self.synced(&file, turn),
+                Err(cause) => {
+                    let error = Error::new(format!("could not sync an output: {cause}"));
+                    first_error = first_error.and(Err(error));
+                }
             }
         }
         first_error
     }
-}
 
-/// Replaces `path` by a whole new file, or leaves the old one.
-#[expect(clippy::disallowed_methods, reason = "the one place that renames")]
-pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
-    use std::io::Write;
-    let temp = path.with_extension("tmp");
-    let write = || -> std::io::Result<()> {
-        let mut file = File::create(&temp)?;
-        file.write_all(bytes)?;
-        file.sync_data()?;
-        std::fs::rename(&temp, path)?;
-        File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
-    };
-    write().context(|| format!("could not write {}", path.display()))
-}
-
-/// A rename that survives a power cut.
-#[expect(clippy::disallowed_methods, reason = "the one place that renames")]
-pub fn rename(from: &Path, to: &Path) -> Result<()> {
-    let rename = || -> std::io::Result<()> {
-        std::fs::rename(from, to)?;
-        File::open(to.parent().unwrap_or(Path::new(".")))?.sync_all()
-    };
-    rename().context(|| format!("could not rename {} to {}", from.display(), to.display()))
+    /// What was noted at `turn` is on the disk; a later note stays.
+    fn synced(&self, file: &Arc<File>, turn: u64) {
+        self.0.lock().files.retain(|(known, noted)| !(Arc::ptr_eq(known, file) && *noted == turn));
+    }
 }
 
 /// Device and inode: which file it is, whatever it is called now.
@@ -74,33 +205,163 @@ impl FileId {
     pub fn of(metadata: &std::fs::Metadata) -> FileId {
         FileId { device: metadata.dev(), inode: metadata.ino() }
     }
+
+    /// Whether `path` leads to this file now.
+    pub fn stands_at(self, path: &Path) -> bool {
+        std::fs::metadata(path).is_ok_and(|metadata| FileId::of(&metadata) == self)
+    }
 }
 
 /// The files that the agent itself writes, so that it never captures its own output. By identity, checked
 /// against the path each time: an inode that was given to another file is not ours any more.
 #[derive(Clone, Default)]
-pub struct OwnFiles(Arc<Mutex<Vec<(FileId, PathBuf)>>>);
+pub struct OwnFiles(Arc<Mutex<Own>>);
+
+#[derive(Default)]
+struct Own {
+    files: BTreeMap<FileId, PathBuf>,
+    /// How many are let in before those that are gone are looked for.
+    room: usize,
+}
+
+/// Below it nobody minds a few entries of outputs that were deleted.
+const OWN_FILES_SWEEP: usize = 256;
 
 impl OwnFiles {
     /// `file` now stands at `path` (also after a rename of ours).
     pub fn add(&self, file: FileId, path: &Path) {
-        let mut files = self.0.lock();
-        files.retain(|(known, known_path)| *known != file && known_path != path);
-        files.push((file, path.to_owned()));
+        let mut own = self.0.lock();
+        own.files.insert(file, path.to_owned());
+        if own.files.len() <= own.room.max(OWN_FILES_SWEEP) {
+            return;
+        }
+        let listed = own.files.clone();
+        drop(own);
+        // An output per hour, for ever, must not leave an entry per hour, for ever.
+        let gone: Vec<_> = listed.into_iter().filter(|(file, path)| !file.stands_at(path)).collect();
+        let mut own = self.0.lock();
+        for (file, path) in gone {
+            if own.files.get(&file) == Some(&path) {
+                own.files.remove(&file);
+            }
+        }
+        own.room = own.files.len() * 2;
     }
 
     pub fn contains(&self, file: FileId) -> bool {
-        let path = self.0.lock().iter().find(|(known, _)| *known == file).map(|(_, path)| path.clone());
+        let path = self.0.lock().files.get(&file).cloned();
         let Some(path) = path else { return false };
-        let still = std::fs::metadata(&path).is_ok_and(|metadata| FileId::of(&metadata) == file);
+        let still = file.stands_at(&path);
         if !still {
-            self.0.lock().retain(|(known, _)| *known != file);
+            let mut own = self.0.lock();
+            if own.files.get(&file) == Some(&path) {
+                own.files.remove(&file); // unless it was added anew meanwhile, after a rename
+            }
         }
         still
     }
 
     /// For the checkpoint.
     pub fn list(&self) -> Vec<(FileId, PathBuf)> {
-        self.0.lock().clone()
+        self.0.lock().files.iter().map(|(file, path)| (*file, path.clone())).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_atomic_write_replaces_the_file_and_a_leftover() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state");
+        write_atomic(&path, b"one").unwrap();
+        write_synced(&folder.path().join("state.tmp"), b"a longer leftover of a crash").unwrap();
+        write_atomic(&path, b"two").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"two");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "no leftover stays");
+    }
+
+    #[test]
+    fn an_atomic_write_that_fails_leaves_the_old_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state");
+        write_atomic(&path, b"one").unwrap();
+        std::fs::create_dir(folder.path().join("state.tmp")).unwrap();
+        let error = write_atomic(&path, b"two").unwrap_err().to_string();
+        assert!(error.starts_with(&format!("could not write {}: ", path.display())), "{error}");
+        assert_eq!(std::fs::read(&path).unwrap(), b"one");
+    }
+
+    #[test]
+    fn a_rename_error_names_both_ends() {
+        let folder = tempfile::tempdir().unwrap();
+        let (from, to) = (folder.path().join("a"), folder.path().join("b"));
+        let error = rename(&from, &to).unwrap_err().to_string();
+        assert!(error.contains(&format!("{} to {}", from.display(), to.display())), "{error}");
+    }
+
+    #[test]
+    fn the_second_instance_hears_who_is_there_and_the_next_one_gets_in() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path().join("new/data");
+        let held = lock_dir(&dir).unwrap();
+        assert_eq!(std::fs::metadata(&dir).unwrap().mode() & 0o777, 0o700);
+        let Err(LockError::Held { by }) = lock_dir(&dir) else { panic!("two hold one folder") };
+        let since = by.strip_prefix(&format!("pid {} since ", std::process::id()));
+        let since: jiff::Timestamp = since.expect(&by).parse().expect(&by);
+        assert!(since.as_second() > 0);
+        drop(held);
+        assert!(lock_dir(&dir).is_ok());
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_is_not_taken_for_a_held_one() {
+        let folder = tempfile::tempdir().unwrap();
+        write_atomic(&folder.path().join("file"), b"").unwrap();
+        assert!(matches!(lock_dir(&folder.path().join("file/data")), Err(LockError::Io(_))));
+    }
+
+    #[test]
+    fn what_could_not_be_synced_stays_noted() {
+        let folder = tempfile::tempdir().unwrap();
+        let unsynced = Unsynced::default();
+        let good = Arc::new(File::create(folder.path().join("good")).unwrap());
+        let (read, _write) = rustix::pipe::pipe().unwrap();
+        let bad = Arc::new(File::from(read)); // a pipe cannot be synced
+        unsynced.note(&good);
+        unsynced.note(&bad);
+        unsynced.note(&good);
+        assert_eq!(unsynced.len(), 2);
+        assert!(unsynced.sync().is_err());
+        assert_eq!(unsynced.len(), 1);
+        assert_eq!((Arc::strong_count(&good), Arc::strong_count(&bad)), (1, 2));
+    }
+
+    #[test]
+    fn what_was_written_during_a_sync_is_synced_again() {
+        let unsynced = Unsynced::default();
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        unsynced.note(&file);
+        let before = unsynced.0.lock().files[0].1;
+        unsynced.note(&file);
+        unsynced.synced(&file, before);
+        assert_eq!(unsynced.len(), 1);
+        unsynced.sync().unwrap();
+        assert!(unsynced.is_empty());
+    }
+
+    #[test]
+    fn entries_of_deleted_outputs_do_not_pile_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let own = OwnFiles::default();
+        let path = folder.path().join("output");
+        let kept = File::create(&path).unwrap().metadata().unwrap();
+        own.add(FileId::of(&kept), &path);
+        for inode in 0..10 * OWN_FILES_SWEEP as u64 {
+            own.add(FileId { device: u64::MAX, inode }, &folder.path().join("gone"));
+        }
+        assert!(own.list().len() <= OWN_FILES_SWEEP + 1, "{}", own.list().len());
+        assert!(own.contains(FileId::of(&kept)));
     }
 }

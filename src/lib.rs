@@ -1,8 +1,112 @@
-//! # log-capturer
+//! # log-capturer: the living map
+//!
+//! A synchronous, thread-based log agent: it captures log files (and standard input), passes the lines through
+//! a pipeline, and delivers them to Loki, files and standard output. No async runtime, no unsafe code. Its four
+//! promises, in this order: nothing leaks, nothing is lost silently, nothing is doubled where the sink can
+//! tell, and it costs next to nothing.
+//!
+//! To understand the whole path in ten minutes, read this page, then [`agent`], [`record`], [`ack`] and
+//! [`dispatcher::lane`], in this order.
+//!
+//! ## The picture
+//!
+//! ```text
+//!   a line enters                                                                        a line leaves
+//!   ------------------->------------------->------------------->------------------->---------------->
+//!
+//!   files ──┐              intake 0..n, by source          inlet             jobs 0..k, by source
+//!           ├─ Outlet ──▶ worker/0..n (the pool) ──▶ lane/loki ──▶ sender/loki/0..k ─▶ Loki
+//!   stdin ──┘   chunk+ack  (pipeline)          └───▶ lane/file ──▶ sender/file/0    ─▶ disk
+//!                                                      │  ▲ reports ◀─────────┘
+//!                                                      │  └─ "try again" ◀─ retry (the scheduler)
+//!   ledger (checkpoints) ◀── receipts per sink ◀── the share was settled
+//!
+//!   <-------------------<-------------------<-------------------<-------------------<----------------
+//!                                    the acknowledgement returns
+//! ```
+//!
+//! The unit of travel is the **chunk**: many whole lines of one source in one buffer, never a single line. Its
+//! **ack** has one **share** per sink; a share is divided as its lines land in several **batches**, and its last
+//! part sends one **receipt** to the ledger. A read position moves only on receipts; the position of a restart
+//! is the least over the sinks. A log file is its own first buffer: when we stop reading, nothing is lost.
+//!
+//! ## Floors
+//!
+//! A module imports only from floors below its own; siblings on one floor do not know each other
+//! (`tests/it/floors.rs` reads the imports and holds this table).
+//!
+//! | floor | place | what lives there |
+//! |---|---|---|
+//! | 9 | `main.rs`, [`cli`] | arguments, logger, exit code; one file per subcommand |
+//! | 8 | [`agent`] | THE wiring: every channel and every thread, in path order, and the stop |
+//! | 7 | [`config`] | the modules' own options put together; every complaint at once |
+//! | 6 | [`status`] | the HTTP server and what it shows; reads snapshots only |
+//! | 5 | [`dispatcher`] | worker pool, lanes, batches (pure), senders, retry scheduler, back-off (pure) |
+//! | 4 | [`monitors`] | the Outlet, the only door in; files: discovery, watch, tail, framing (pure); stdin |
+//! | 4 | [`pipeline`] | compiled stages, chunk in, records out (pure) |
+//! | 4 | [`sinks`] | `Encoder` (pure) and `Sender` of each sink |
+//! | 4 | [`deadletter`] | refused records, kept |
+//! | 3 | [`ledger`] | checkpoints, progress and account per generation and sink |
+//! | 2 | [`record`] over [`ack`], [`budget`] | what travels; what returns; how much may be under way |
+//! | 1 | [`net`] over [`tasks`] | connect and resolve that can be interrupted; spawn, watch, stop, join |
+//! | 0 | [`clock`], [`durable`], [`metrics`] over [`error`] | time, files that survive, counters, sentences |
+//!
+//! ## Threads
+//!
+//! All are spawned by [`tasks::TaskManager`] in one scope (`resolver` outside of it: a look-up may hang, so it
+//! may be left behind, by name). One law: **downhill may wait, uphill never waits.**
+//!
+//! | thread | rank | waits for | ends when |
+//! |---|---|---|---|
+//! | `main` | - | ends, signals, deadlines | everybody else has ended, or the deadline has passed |
+//! | `signals` | - | signals | told so, at the end |
+//! | `watch` | 0 | inotify | stop |
+//! | `discovery` | 1 | time, hints | stop; with `--once` after one sweep |
+//! | `files` | 1 | hints, time, room in the budget; room in an intake | stop; with `--once` when all is read |
+//! | `stdin` | 1 | input; room in the budget or an intake | stop, or end of input |
+//! | `worker/<i>` | 2 | chunks; room in an inlet | its intake is closed and empty |
+//! | `lane/<sink>` | 3 | parcels, reports, time; never for room | its inlet is closed and all is answered for or let go |
+//! | `sender/<sink>/<i>` | 4 | a batch; its sink, until `abort` | its jobs are closed |
+//! | `retry` | 4 | resting sinks | the lanes are gone |
+//! | `ledger` | 5 | notes | the last carrier is gone |
+//! | `resolver` | - | names | told so, at the end |
+//! | `status` | - | clients | told so, last of all |
+//!
+//! Lane, senders and retry are the only two-way street. There at most one batch per connection is away from its
+//! lane and every channel has room for all of them, so nobody on it waits for room.
+//!
+//! ## The stop
+//!
+//! [`tasks::Stop`] is two things that close once: `stop` for those who bring data in, `abort` for everyone who
+//! may wait. [`tasks::StopPlan`] (pure) says when. With nothing pending the whole stop takes milliseconds: the
+//! monitors end, and everybody downhill ends because the channel above is closed.
+//!
+//! ## Where this differs from the first design, and why
+//!
+//! * **`record` stands over `ack` and `budget`**: a chunk contains both. `net` stands over `tasks`: a connect
+//!   must see `abort`.
+//! * **The credit lives in the buffer that it pays for** and returns when the buffer is freed, not when the last
+//!   share ends: so the account cannot drift from the memory.
+//! * **One batch per connection is away**, not more: it keeps order without sequence numbers when a sink falls
+//!   ill in the middle.
+//! * **What came through a stream and was not delivered at the stop becomes dead letters**, until there is a
+//!   spool: nobody can read it again.
+//! * **The status server is our own loop around `tiny_http`'s responses**: `tiny_http::Server` reads each client
+//!   in a thread of a pool that grows with every idle client, cannot be bounded, and ends for good on the first
+//!   error of `accept` (`status/mod.rs` tells more).
+//!
+//! ## Not here yet, and where it will live
+//!
+//! The journal of stamps, for replays with equal times (`ledger/`; [`ledger::Stamp`] travels already). Write
+//! journals of outputs (`sinks/file`). The spool (`spool/`, called by the lane between inlet and batches).
+//! Containers (`monitors/container`). Elasticsearch and others (`sinks/`). Reload (`agent.rs`).
+
 #![forbid(unsafe_code)]
 
 pub mod ack;
+pub mod agent;
 pub mod budget;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod deadletter;

@@ -1,1 +1,20 @@
-fn main() {}
+//! `log-capturer`: what was asked for, done, and told by the exit code.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use log_capturer::cli::{self, Command};
+
+fn main() -> ExitCode {
+    let (text, exit) = match cli::parse(std::env::args_os()) {
+        Ok(Command::Run { config, once }) => (String::new(), cli::run::run(&config, once)),
+        Ok(Command::Check { config }) => cli::check::run(&config),
+        Err(told) => told,
+    };
+    // Nobody is left to tell if these are closed (`log-capturer --help | head -1`).
+    let _ = match exit {
+        cli::Exit::Delivered => std::io::stdout().write_all(text.as_bytes()),
+        _ => std::io::stderr().write_all(text.as_bytes()),
+    };
+    ExitCode::from(exit as u8)
+}

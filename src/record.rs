@@ -188,6 +188,8 @@ pub struct Record<'a> {
     pub partial: bool,
     /// Offset of the line in its generation, in bytes.
     pub offset: u64,
+    /// How many bytes it has there, line end included.
+    pub len: u64,
 }
 
 impl Records {
@@ -219,6 +221,16 @@ impl Records {
 
     pub fn get(&self, index: u32) -> Record<'_> {
         let (line, changed) = self.entry(index);
+        self.view(line, changed)
+    }
+
+    /// A line of the chunk by its place there, as it was read, whether it is among the records or not: for the
+    /// dead letters, when a stage could not bear it.
+    pub fn as_read(&self, line: u32) -> Record<'_> {
+        self.view(line as usize, None)
+    }
+
+    fn view<'a>(&'a self, line: usize, changed: Option<&'a Changed>) -> Record<'a> {
         let raw = self.lines.raw(line);
         let text = changed.and_then(|c| c.text.as_deref());
         Record {
@@ -230,6 +242,7 @@ impl Records {
             metadata: changed.map_or(&[], |c| &c.metadata),
             partial: self.lines.is_partial(line),
             offset: self.lines.start + self.lines.starts_at(line) as u64,
+            len: raw.len() as u64,
         }
     }
 
@@ -258,6 +271,70 @@ impl Records {
     }
 }
 
+/// What a record adds to any encoding besides its text: time, tags, lengths. Keeps a batch of empty lines from
+/// growing to ten times its source bytes when it is encoded.
+const RECORD_WEIGHT: u64 = 24;
+
+impl Records {
+    /// How many records from `first` on fit into `max_records` and `max_weight`, by source bytes plus a fixed
+    /// weight per record (changed ones by what they have become). May be none.
+    pub fn fit(&self, first: u32, max_records: usize, max_weight: u64) -> u32 {
+        let most = (self.len() - first).min(u32::try_from(max_records).unwrap_or(u32::MAX));
+        match &self.kept {
+            Kept::All => {
+                let begin = self.lines.starts_at(first as usize) as u64;
+                let ends = &self.lines.ends[first as usize..(first + most) as usize];
+                // Ends rise, so the weights of longer and longer prefixes do: a binary search finds the last fit.
+                let (mut fits, mut beyond) = (0, ends.len() + 1);
+                while beyond - fits > 1 {
+                    let middle = fits + (beyond - fits) / 2;
+                    let weight = u64::from(ends[middle - 1]) - begin + middle as u64 * RECORD_WEIGHT;
+                    if weight <= max_weight { fits = middle } else { beyond = middle }
+                }
+                fits as u32
+            }
+            Kept::Some(_) => {
+                let mut left = max_weight;
+                let fits = (first..first + most).take_while(|index| {
+                    let weight = self.weight_of(*index);
+                    let fits = weight <= left;
+                    left = left.saturating_sub(weight);
+                    fits
+                });
+                fits.count() as u32
+            }
+        }
+    }
+
+    /// What some of the records weigh; see [`Records::fit`].
+    pub fn weight(&self, range: Range<u32>) -> u64 {
+        match &self.kept {
+            Kept::All => {
+                let count = self.count(range);
+                count.bytes + count.lines * RECORD_WEIGHT
+            }
+            Kept::Some(_) => range.map(|index| self.weight_of(index)).sum(),
+        }
+    }
+
+    fn weight_of(&self, index: u32) -> u64 {
+        let (line, changed) = self.entry(index);
+        let added =
+            changed.map_or(0, |changed| changed.text.as_ref().map_or(0, |text| text.len()) + changed.size());
+        (self.lines.raw(line).len() + added) as u64 + RECORD_WEIGHT
+    }
+}
+
+impl Changed {
+    /// Bytes of labels and metadata, as an encoder may have to repeat them.
+    fn size(&self) -> usize {
+        let labels =
+            self.labels.iter().flat_map(|labels| labels.iter()).map(|(name, value)| name.len() + value.len());
+        let metadata = self.metadata.iter().map(|(name, value)| name.len() + value.len());
+        labels.sum::<usize>() + metadata.sum::<usize>()
+    }
+}
+
 /// What a worker hands to a lane: the records of one chunk, and this sink's part of the duty.
 pub struct Parcel {
     pub records: Arc<Records>,
@@ -272,6 +349,17 @@ pub struct Slice {
 }
 
 impl Slice {
+    /// The whole of it.
+    pub fn all(records: Arc<Records>) -> Slice {
+        let range = 0..records.len();
+        Slice { records, range }
+    }
+
+    /// Its first record: the only one, where it was cut to one.
+    pub fn first(&self) -> Record<'_> {
+        self.records.get(self.range.start)
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = Record<'_>> {
         self.range.clone().map(|index| self.records.get(index))
     }
@@ -302,5 +390,60 @@ impl Batch {
         let mut sum = Count::default();
         self.parts.iter().for_each(|(_, share)| sum += share.count());
         sum
+    }
+}
+
+/// Chunks out of thin air, for the tests of those who carry them.
+#[cfg(test)]
+pub mod fixture {
+    use super::*;
+    use crate::ack::{Receipt, Receipts, SinkSet};
+    use crate::budget::{Budget, Holder};
+
+    /// Keeps receipts for a look.
+    #[derive(Default)]
+    pub struct Kept(pub parking_lot::Mutex<Vec<Receipt>>);
+
+    impl Receipts for Kept {
+        fn receipt(&self, receipt: Receipt) {
+            self.0.lock().push(receipt);
+        }
+    }
+
+    /// `raw`: with line ends, all in one chunk that starts at `start`.
+    pub fn lines(raw: &[&str], start: u64, replayable: bool) -> Lines {
+        let data = raw.concat().into_bytes();
+        let ends = raw.iter().scan(0, |end, line| {
+            *end += line.len() as u32;
+            Some(*end)
+        });
+        let origin = Origin {
+            source: "test".into(),
+            generation: GenerationId(1),
+            lineage: 0,
+            labels: Arc::new(Labels::new([("source", "test")])),
+            filename: replayable.then(|| "/var/log/test.log".into()),
+            replayable,
+        };
+        let credit =
+            Budget::new(1 << 20).door().try_take(&Holder::default(), data.len()).expect("there is room");
+        Lines {
+            origin: Arc::new(origin),
+            start,
+            ends: ends.collect(),
+            data,
+            base_ns: 1_000 + start as i64,
+            first_line: start,
+            continues: false,
+            credit,
+        }
+    }
+
+    /// A parcel for one sink, and where its receipt goes.
+    pub fn parcel(lines: Lines, kept: &Arc<Kept>) -> Parcel {
+        let receipts: Arc<dyn Receipts> = kept.clone();
+        let ack = Ack::new(GenerationId(1), lines.byte_range(), lines.count(), SinkSet::all(1), &receipts);
+        let share = ack.into_shares().remove(0);
+        Parcel { records: Arc::new(Records::untouched(lines)), share }
     }
 }

@@ -12,6 +12,8 @@
 mod checkpoint;
 mod progress;
 mod state;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 use std::sync::Arc;

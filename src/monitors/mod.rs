@@ -4,6 +4,7 @@
 
 pub mod file;
 mod outlet;
+pub mod stdin;
 
 use std::path::PathBuf;
 use std::sync::Arc;

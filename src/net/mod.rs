@@ -1,1 +1,43 @@
+//! The network, so that a stop reaches it: connects, look-ups and requests in flight all end when `abort` closes.
+//!
+//! ureq's own resolver starts a hidden thread per look-up as soon as a time-out could end it, and its connect
+//! cannot be interrupted. So an [`agent`] of ours has its own resolver (one thread, `resolve.rs`) and its own
+//! connector and transport (`connect.rs`); ureq keeps what it is good at: HTTP/1.1, the pool, TLS.
+//!
+//! Always true: no thread is started here, and no wait lasts longer than its phase's time-out.
+//!
+//! Not here: what is sent, and what an answer means (`sinks/http.rs`).
 
+mod connect;
+mod resolve;
+
+use std::time::Duration;
+
+pub use connect::{connect, wait};
+pub use resolve::{LookUpError, Resolve, ResolverLoop, resolver};
+use ureq::config::Config;
+use ureq::unversioned::transport::{Connector, RustlsConnector};
+
+use crate::clock::Clock;
+use crate::tasks::Closed;
+
+/// A ureq agent whose every wait ends with `abort`. `look_up_max` bounds a look-up; the other phases are bounded
+/// by `config`, whose global, per-call and resolve time-outs must be unset and whose proxy must be `None`: the
+/// connector below knows none.
+///
+/// `clock` must be a real one: it measures what is left of a phase.
+pub fn agent(
+    config: Config,
+    resolve: Resolve,
+    look_up_max: Duration,
+    abort: Closed,
+    clock: Clock,
+) -> ureq::Agent {
+    assert!(config.proxy().is_none(), "the connector would silently pass the proxy by");
+    let names = resolve::Names::new(resolve, look_up_max, abort.clone());
+    ureq::Agent::with_parts(
+        config,
+        connect::Connect::new(abort, clock).chain(RustlsConnector::default()),
+        names,
+    )
+}

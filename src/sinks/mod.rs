@@ -6,11 +6,22 @@
 //!
 //! Not here: batching, order, back-off (`dispatcher/`).
 
+pub mod file;
+pub mod format;
+pub mod http;
+pub mod loki;
+pub mod stdout;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::clock::Clock;
+use crate::durable;
 use crate::error::{Error, Result};
+use crate::metrics::Registry;
+use crate::net;
 use crate::record::{Batch, Labels};
+use crate::tasks::Stop;
 
 /// What the other side said about a batch.
 #[derive(Debug)]
@@ -49,14 +60,18 @@ pub trait Encoder: Send {
 pub trait Sender<Payload>: Send {
     fn send(&mut self, payload: &Payload) -> Answer;
 
-    /// Called when nothing was sent for a while, and at least every second: closes idle files, rotates by age.
-    fn idle(&mut self, _now: Instant) {}
+    /// Called between batches: closes idle files, rotates by age. When to call again although no batch comes;
+    /// `None`: never, so that an idle agent does not wake up.
+    fn idle(&mut self, _now: Instant) -> Option<Instant> {
+        None
+    }
 }
 
 /// An encoder and its sender, with the payload between them: what a sender thread owns.
 pub trait Connection: Send {
     fn deliver(&mut self, batch: &Batch) -> Answer;
-    fn idle(&mut self, now: Instant);
+    /// See [`Sender::idle`].
+    fn idle(&mut self, now: Instant) -> Option<Instant>;
 }
 
 /// The one implementation of [`Connection`].
@@ -84,8 +99,8 @@ impl<E: Encoder, S: Sender<E::Payload>> Connection for Link<E, S> {
         self.sender.send(&self.payload)
     }
 
-    fn idle(&mut self, now: Instant) {
-        self.sender.idle(now);
+    fn idle(&mut self, now: Instant) -> Option<Instant> {
+        self.sender.idle(now)
     }
 }
 
@@ -97,6 +112,36 @@ pub struct OpenSink {
     pub cancel: Box<dyn Fn() + Send + Sync>,
     /// For the line at the start: `loki at http://127.0.0.1:3100`.
     pub describe: String,
+}
+
+/// What a sink needs of the house to open.
+pub struct SinkContext {
+    pub stop: Stop,
+    pub resolve: net::Resolve,
+    pub clock: Clock,
+    pub metrics: Arc<Registry>,
+    pub unsynced: durable::Unsynced,
+    pub own_files: durable::OwnFiles,
+    /// One slot: rung when nobody will ever read stdout again.
+    pub stdout_gone: crossbeam_channel::Sender<()>,
+}
+
+#[cfg(test)]
+impl SinkContext {
+    /// A house without a resolver: addresses only.
+    pub fn alone(clock: Clock) -> (crate::tasks::Switch, SinkContext) {
+        let (switch, stop) = crate::tasks::Switch::new().expect("pipes can be made");
+        let cx = SinkContext {
+            stop,
+            resolve: net::resolver().0,
+            clock,
+            metrics: Arc::default(),
+            unsynced: durable::Unsynced::default(),
+            own_files: durable::OwnFiles::default(),
+            stdout_gone: crossbeam_channel::bounded(1).0,
+        };
+        (switch, cx)
+    }
 }
 
 /// What every sink has.
@@ -183,13 +228,14 @@ pub enum LokiEncoding {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LongLines {
-    /// Into entries of at most the limit, a nanosecond apart, each flagged `partial`.
+    /// Into entries of at most the limit with the line's time, each flagged `partial` and numbered by `part`.
     Split,
+    /// To one entry of at most the limit, flagged `partial`.
     Truncate,
 }
 
 /// What every sink that speaks HTTP has.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct HttpOptions {
     /// `http` or `https`, host, optional port and path; checked by the configuration.
     pub url: String,
@@ -197,6 +243,16 @@ pub struct HttpOptions {
     /// Added to every request. Never logged.
     pub headers: Vec<(String, String)>,
     pub tls: TlsOptions,
+}
+
+/// The values of headers are as secret as `auth`.
+impl std::fmt::Debug for HttpOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names: Vec<&str> = self.headers.iter().map(|(name, _)| &**name).collect();
+        let mut shown = f.debug_struct("HttpOptions");
+        shown.field("url", &self.url).field("auth", &self.auth).field("headers", &names);
+        shown.field("ca_pem", &self.tls.ca_pem.is_some()).finish()
+    }
 }
 
 #[derive(Clone, PartialEq, Eq)]
@@ -223,5 +279,23 @@ pub struct TlsOptions {
     pub ca_pem: Option<Vec<u8>>,
 }
 
-/// Opens the sinks of one agent.
 pub type OpenResult = Result<OpenSink>;
+
+/// Makes a sink's connections; touches neither network nor disk yet.
+pub fn open(options: &SinkOptions, cx: &SinkContext) -> OpenResult {
+    match &options.kind {
+        KindOptions::File(file) => file::open(options, file, cx),
+        KindOptions::Stdout(format) => stdout::open(options, *format, cx),
+        KindOptions::Loki(loki) => loki::open(options, loki, cx),
+    }
+}
+
+/// Globs of every path that the file sinks may ever write: what must not be captured, known before any output
+/// was opened in this life.
+pub fn output_globs(sinks: &[SinkOptions]) -> Vec<String> {
+    let template = |sink: &SinkOptions| match &sink.kind {
+        KindOptions::File(file) => file::Template::parse(&file.path).ok(),
+        _ => None,
+    };
+    sinks.iter().filter_map(template).map(|template| template.as_glob()).collect()
+}

@@ -57,18 +57,26 @@ pub struct Stop {
     pub abort: Closed,
 }
 
-/// The other end of [`Stop`]: one per agent, in `main`'s hands.
-#[derive(Debug)]
+/// The other end of [`Stop`]: one per agent, in `main`'s hands. Dropping it aborts, so that a panic of `main`
+/// cannot leave the others waiting.
 pub struct Switch {
     stop: Option<Closer>,
     abort: Option<Closer>,
+    /// What ends calls that cannot wait for a channel: requests in flight.
+    cancellers: Vec<Box<dyn Fn() + Send + Sync>>,
 }
 
 impl Switch {
     pub fn new() -> Result<(Switch, Stop)> {
         let (stop, stopped) = closing()?;
         let (abort, aborted) = closing()?;
-        Ok((Switch { stop: Some(stop), abort: Some(abort) }, Stop { stop: stopped, abort: aborted }))
+        let switch = Switch { stop: Some(stop), abort: Some(abort), cancellers: Vec::new() };
+        Ok((switch, Stop { stop: stopped, abort: aborted }))
+    }
+
+    /// `cancel` is run once, right after `abort` was closed.
+    pub fn on_abort(&mut self, cancel: Box<dyn Fn() + Send + Sync>) {
+        self.cancellers.push(cancel);
     }
 
     /// Sources bring nothing in any more; what is under way is delivered.
@@ -80,5 +88,12 @@ impl Switch {
     pub fn abort(&mut self) {
         self.stop = None;
         self.abort = None;
+        self.cancellers.drain(..).for_each(|cancel| cancel());
+    }
+}
+
+impl Drop for Switch {
+    fn drop(&mut self) {
+        self.abort();
     }
 }

@@ -13,9 +13,11 @@ mod table;
 use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Instant;
 
 use crossbeam_utils::thread::Scope;
+use parking_lot::Mutex;
 
 pub use closing::{Closed, Closer, Stop, Switch, closing};
 pub use stop::{Action, Event, StopPlan};
@@ -27,6 +29,8 @@ use crate::error::{Context, Error, Result};
 pub struct TaskManager<'scope, 'env> {
     scope: &'scope Scope<'env>,
     table: Arc<Table>,
+    /// Threads outside of the scope: those that may be left behind.
+    loose: Mutex<Vec<(Arc<table::Row>, JoinHandle<()>)>>,
 }
 
 /// A thread's view of itself, handed to its body.
@@ -41,7 +45,7 @@ pub fn run<'env, T>(
     table: Arc<Table>,
     body: impl for<'scope> FnOnce(TaskManager<'scope, 'env>) -> T,
 ) -> Result<T> {
-    crossbeam_utils::thread::scope(|scope| body(TaskManager { scope, table }))
+    crossbeam_utils::thread::scope(|scope| body(TaskManager { scope, table, loose: Mutex::default() }))
         .map_err(|_| Error::new("a thread panicked outside of its body"))
 }
 
@@ -50,28 +54,52 @@ impl<'env> TaskManager<'_, 'env> {
         &self.table
     }
 
-    /// Starts a thread. `Ok` from the body is an orderly end, `Err` or a panic a fault of the house.
+    /// Starts a thread. `Ok` from the body is an orderly end, `Err` or a panic a fault of the house. Linux cuts
+    /// the name after 15 bytes; the table has the whole one.
     #[expect(clippy::disallowed_methods, reason = "the one place that spawns")]
     pub fn spawn(&self, spec: Spec, body: impl FnOnce(&Task) -> Result<()> + Send + 'env) -> Result<()> {
-        let row = self.table.add(spec);
-        let task = Task { row: row.clone(), table: self.table.clone() };
-        // Linux cuts names after 15 bytes; the table has the whole one.
-        let builder = self.scope.builder().name(row.spec.name.clone());
-        let spawned = builder.spawn(move |_| {
-            task.row.set_tid(rustix::thread::gettid().as_raw_nonzero().get());
-            task.row.enter(State::Running);
-            let how = catch_unwind(AssertUnwindSafe(|| body(&task)))
-                .unwrap_or_else(|panic| Err(Error::new(format!("panicked: {}", panic_text(&*panic)))));
-            task.table.ended(&task.row, how);
-        });
-        if spawned.is_err() {
-            self.table.forget(row.id);
+        let task = self.table.enter(spec);
+        let row = task.row.clone();
+        let spawned = self.scope.builder().name(row.spec.name.clone()).spawn(move |_| task.run(body));
+        self.table.check_in(&row, spawned).map(drop)
+    }
+
+    /// Starts a thread that the end of the scope does not wait for: it owns what it needs, and is left behind by
+    /// name if it hangs in a call that nobody can interrupt.
+    #[expect(clippy::disallowed_methods, reason = "the one place that spawns")]
+    pub fn spawn_loose(
+        &self,
+        spec: Spec,
+        body: impl FnOnce(&Task) -> Result<()> + Send + 'static,
+    ) -> Result<()> {
+        let task = self.table.enter(Spec { abandonable: true, ..spec });
+        let row = task.row.clone();
+        let builder = std::thread::Builder::new().name(row.spec.name.clone());
+        let spawned = self.table.check_in(&row, builder.spawn(move || task.run(body)))?;
+        self.loose.lock().push((row, spawned));
+        Ok(())
+    }
+
+    /// Joins the loose threads that have ended, and returns the names of those that have not.
+    pub fn leave_loose(&self) -> Vec<String> {
+        let loose = std::mem::take(&mut *self.loose.lock());
+        let (over, hanging): (Vec<_>, Vec<_>) = loose.into_iter().partition(|(row, _)| row.is_over());
+        for (_, thread) in over {
+            let _ = thread.join(); // its panic, if any, is in its row
         }
-        spawned.map(drop).context(|| format!("could not start the thread {}", row.spec.name))
+        hanging.into_iter().map(|(row, _)| row.spec.name.clone()).collect()
     }
 }
 
 impl Task {
+    fn run(&self, body: impl FnOnce(&Task) -> Result<()>) {
+        self.row.set_tid(rustix::thread::gettid().as_raw_nonzero().get());
+        self.row.enter(State::Running);
+        let how = catch_unwind(AssertUnwindSafe(|| body(self)))
+            .unwrap_or_else(|panic| Err(Error::new(format!("panicked: {}", panic_text(&*panic)))));
+        self.table.ended(&self.row, how);
+    }
+
     pub fn name(&self) -> &str {
         &self.row.spec.name
     }
@@ -101,6 +129,20 @@ impl Task {
     /// Told to end, and on the way.
     pub fn stopping(&self) {
         self.row.enter(State::Stopping);
+    }
+}
+
+impl Table {
+    fn enter(self: &Arc<Table>, spec: Spec) -> Task {
+        Task { row: self.add(spec), table: self.clone() }
+    }
+
+    /// A thread that did not start has no row.
+    fn check_in<T>(&self, row: &table::Row, spawned: std::io::Result<T>) -> Result<T> {
+        if spawned.is_err() {
+            self.forget(row.id);
+        }
+        spawned.context(|| format!("could not start the thread {}", row.spec.name))
     }
 }
 

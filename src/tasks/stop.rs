@@ -54,6 +54,11 @@ impl StopPlan {
         StopPlan { stop_timeout, phase: Phase::Running }
     }
 
+    /// From the closing of `abort` to the deadline.
+    pub fn margin(&self) -> Duration {
+        margin(self.stop_timeout)
+    }
+
     pub fn is_stopping(&self) -> bool {
         self.phase != Phase::Running
     }

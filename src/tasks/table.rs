@@ -218,21 +218,22 @@ impl Table {
         self.rows().into_iter().filter(alive).map(|row| row.spec.name.clone()).collect()
     }
 
-    /// Marks and returns the tasks that are busy and have been silent for too long. Those that speak again are
-    /// marked as running again by their next beat.
-    pub fn stuck(&self) -> Vec<(String, Duration)> {
+    /// Marks the tasks that are busy and have been silent for too long; returns those that were not marked
+    /// before. One that beats again is running again.
+    pub fn newly_stuck(&self) -> Vec<String> {
         let now = self.clock.now();
-        let mut stuck = Vec::new();
-        for row in self.rows() {
-            let silence = row.silence(now);
-            let silent = matches!(row.state(), State::Running | State::Stuck | State::Starting)
-                && silence > row.spec.silence_max;
-            if silent {
-                row.enter(State::Stuck);
-                stuck.push((row.spec.name.clone(), silence));
-            }
-        }
-        stuck
+        let silent = |row: &Arc<Row>| {
+            matches!(row.state(), State::Running | State::Starting) && row.silence(now) > row.spec.silence_max
+        };
+        let silent: Vec<Arc<Row>> = self.rows().into_iter().filter(silent).collect();
+        silent.iter().for_each(|row| row.enter(State::Stuck));
+        silent.into_iter().map(|row| row.spec.name.clone()).collect()
+    }
+
+    /// Names of the tasks that are marked as stuck.
+    pub fn stuck(&self) -> Vec<String> {
+        let stuck = |row: &Arc<Row>| row.state() == State::Stuck;
+        self.rows().into_iter().filter(stuck).map(|row| row.spec.name.clone()).collect()
     }
 
     pub fn helpers_ended(&self) -> u64 {

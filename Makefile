@@ -1,0 +1,36 @@
+# make run    the agent with config.example.json
+# make test   everything that has to be green: format, lints, all tests
+# make big    six million lines (900 MB) to a file and to Loki at once, compared line by line; prints figures
+# make figures  size of the binary, time to start, time to stop
+
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+SHELL := bash
+BINARY := target/release/log-capturer
+BIG_LINES ?= 6000000
+
+.PHONY: run test big figures clean
+
+run: $(BINARY)
+	@echo "What it captures appears below ./captured; its status is at http://127.0.0.1:8401/. Ctrl-C ends it."
+	@exec $(BINARY) run --config config.example.json
+
+$(BINARY): Cargo.toml Cargo.lock $(shell find src -type f)
+	cargo build --release --locked
+	@touch $@
+
+test:
+	bash scripts/prepare.sh
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	cargo test --locked
+
+# Needs some 2 GB below TMPDIR (/tmp): the logs and the output.
+big:
+	LOG_CAPTURER_BIG_LINES=$(BIG_LINES) cargo test --locked --release --test it -- --exact big::a_lot_at_once --nocapture
+
+figures: $(BINARY)
+	bash scripts/figures.sh $(BINARY)
+
+clean:
+	cargo clean
+	rm -rf captured data

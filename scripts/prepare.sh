@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# What a fresh Debian with Rust lacks before `make test` can run. Installs only what is missing, and only as
+# root; otherwise says what to install. The list, and what needs it:
+#   make              the Makefile
+#   gcc, libc6-dev    the linker of Rust, and the C parts of the TLS library
+#   util-linux        setpriv: a test starts the agent as somebody who may not read every file
+#   rustfmt, clippy   the format and the lints (components of Rust, through rustup)
+set -euo pipefail
+
+packages=()
+command -v make >/dev/null || packages+=(make)
+command -v cc >/dev/null || packages+=(gcc libc6-dev)
+command -v setpriv >/dev/null || packages+=(util-linux)
+
+if ((${#packages[@]})); then
+    if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
+        echo "installing ${packages[*]}"
+        apt-get update -qq
+        DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${packages[@]}" >/dev/null
+    else
+        echo "missing: ${packages[*]}; install them as root (apt-get install ${packages[*]})" >&2
+        exit 1
+    fi
+fi
+
+command -v cargo >/dev/null || { echo "missing: Rust 1.88 or later, see https://rustup.rs" >&2; exit 1; }
+for component in fmt:rustfmt clippy:clippy; do
+    cargo "${component%%:*}" --version >/dev/null 2>&1 || rustup component add "${component##*:}"
+done

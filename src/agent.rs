@@ -1,0 +1,618 @@
+//! THE wiring: every channel and every thread, in path order, and the stop.
+//!
+//! Read it from top to bottom like the picture in `lib.rs`: what was left behind, what lines leave through,
+//! what they pass, where they come from; then the loop of `main`, which only waits for ends.
+//!
+//! Always true: every channel is made here, beside the two threads it joins, and nobody else keeps a copy of
+//! its sending end; so the end of the monitors is the end of everybody, in path order.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, at, bounded, never, select};
+
+use crate::ack::SinkId;
+use crate::budget::Budget;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::deadletter::DeadLetters;
+use crate::dispatcher::backoff::Backoff;
+use crate::dispatcher::lane::{self, Lane};
+use crate::dispatcher::retry::{Patient, REQUESTS_PER_LANE, Retry};
+use crate::dispatcher::sender::SenderLoop;
+use crate::dispatcher::worker::Worker;
+use crate::durable::{self, LockError, OwnFiles, Unsynced};
+use crate::error::{Context, Error, Result};
+use crate::ledger::{self, Books, BooksView, Ledger};
+use crate::metrics::Registry;
+use crate::monitors::{self, SourceKind, Supply};
+use crate::net;
+use crate::pipeline::Pipeline;
+use crate::sinks::{self, SinkContext};
+use crate::status::{self, Rooms};
+use crate::tasks::{self, Action, Closed, Event, Spec, StopPlan, Switch, Table, TaskManager};
+
+/// Chunks on their way to one worker: enough to keep it busy while the monitor reads the next ones.
+const INTAKE_CHUNKS: usize = 4;
+
+/// Parcels on their way to one lane, which empties its inlet whatever its sink does.
+const INLET_PARCELS: usize = 16;
+
+/// How often `main` looks for tasks that are silent although they are busy.
+const WATCH_INTERVAL: Duration = Duration::from_secs(5);
+
+/// `run --once` gives up when nothing has moved for so long, unless it was given a time of its own.
+const STANDSTILL_MAX: Duration = Duration::from_secs(30);
+
+/// How often `run --once` looks whether something has moved, and reports it.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
+
+/// A thread that holds no lock and waits in `select!` beats far more often.
+const SILENCE_MAX: Duration = Duration::from_secs(5);
+
+/// One `readdir` on a network file system can take its time.
+const SWEEP_SILENCE_MAX: Duration = Duration::from_secs(60);
+
+/// Dead letters on disk: beyond it a sink that refuses rests, so that nothing is dropped.
+const DEAD_LETTERS_MAX_BYTES: u64 = 256 * 1024 * 1024;
+
+/// How the process ends. The numbers are the exit codes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// Everything that was read was answered for.
+    Delivered = 0,
+    /// A fault of ours, or the world would not let us start.
+    Fault = 1,
+    /// Bad usage or configuration.
+    Usage = 2,
+    /// Stopped with data pending; it is safe in its files.
+    Pending = 3,
+    /// A thread did not end in time; the log names it.
+    Stuck = 4,
+    /// Another instance holds the `data_dir`.
+    AnotherInstance = 5,
+}
+
+/// What the caller wants besides the configuration.
+pub struct Orders<'a> {
+    /// Ship what is there now, wait for the answers, end.
+    pub once: bool,
+    /// With `once`: stop after this long.
+    pub max_time: Option<Duration>,
+    /// Obey SIGTERM, SIGINT and SIGHUP.
+    pub signals: bool,
+    /// With `once`: told every now and then how far it is.
+    pub progress: Option<&'a (dyn Fn(&Books) + Sync)>,
+    /// Another way to stop, for those who run an agent inside of their own process: a message, or its end.
+    pub stop: Option<Receiver<()>>,
+}
+
+#[derive(Debug)]
+enum Signal {
+    Stop(&'static str),
+    Reload,
+}
+
+/// Runs an agent to its end. Everything it starts has ended when it returns, but for a look-up that hangs.
+pub fn run(config: Config, orders: &Orders<'_>) -> Exit {
+    match Agent::prepare(config, orders) {
+        Ok(agent) => agent.live(orders),
+        Err(NotStarted::AnotherInstance(sentence)) => {
+            log::error!("{sentence}");
+            Exit::AnotherInstance
+        }
+        Err(NotStarted::Failed(error)) => {
+            log::error!("{error}");
+            Exit::Fault
+        }
+    }
+}
+
+enum NotStarted {
+    AnotherInstance(String),
+    Failed(Error),
+}
+
+impl From<Error> for NotStarted {
+    fn from(error: Error) -> NotStarted {
+        NotStarted::Failed(error)
+    }
+}
+
+/// An agent whose every part is made and none is running.
+struct Agent {
+    table: Arc<Table>,
+    clock: Clock,
+    switch: Switch,
+    plan: StopPlan,
+    books: BooksView,
+    /// What runs, in path order.
+    parts: Parts,
+    /// Closed last of all: for those who serve the others.
+    ended: (tasks::Closer, Closed),
+    stdout_closed: Receiver<()>,
+    /// Held for the life of the agent.
+    _lock: durable::Lock,
+}
+
+struct Parts {
+    resolver: net::ResolverLoop,
+    ledger: Ledger,
+    retry: Retry,
+    lanes: Vec<(Lane, Vec<SenderLoop>, Duration)>,
+    workers: Vec<Worker>,
+    files: Option<monitors::file::Bodies>,
+    stdin: Option<monitors::stdin::Stdin>,
+    status: Option<(status::Server, Rooms)>,
+}
+
+impl Agent {
+    fn prepare(config: Config, orders: &Orders<'_>) -> std::result::Result<Agent, NotStarted> {
+        let clock = Clock::real();
+        let lock = lock(&config.agent.data_dir)?;
+        let descriptors = raise_descriptor_limit();
+        let metrics = Arc::new(Registry::default());
+        let table = Arc::new(Table::new(clock.clone()));
+        let (mut switch, stop) = Switch::new()?;
+        let plan = StopPlan::new(config.agent.stop_timeout);
+        let ended = tasks::closing()?;
+        let budget = Budget::new(config.memory.chunk_bytes);
+        let (unsynced, own_files) = (Unsynced::default(), OwnFiles::default());
+
+        // What was left behind.
+        let names: Vec<Arc<str>> = config.sinks.iter().map(|sink| sink.name.clone()).collect();
+        let settings = ledger::Settings {
+            folder: config.agent.data_dir.join("ledger"),
+            sinks: names.clone(),
+            sync_interval: config.agent.sync_interval,
+            unsynced: unsynced.clone(),
+            own_files: own_files.clone(),
+        };
+        let (ledger, book, restored) = Ledger::open(settings, stop.clone(), plan.margin(), &metrics)?;
+        let books = ledger.view();
+        let dead_letters = DeadLetters::open(
+            &config.agent.data_dir.join("deadletter"),
+            DEAD_LETTERS_MAX_BYTES,
+            unsynced.clone(),
+            clock.clone(),
+        );
+
+        // Where lines leave: senders, lanes, and the scheduler that wakes lanes whose sink rests.
+        let (resolve, resolver) = net::resolver();
+        let (stdout_gone, stdout_closed) = bounded(1);
+        let context = SinkContext {
+            stop: stop.clone(),
+            resolve,
+            clock: clock.clone(),
+            metrics: metrics.clone(),
+            unsynced,
+            own_files: own_files.clone(),
+            stdout_gone,
+        };
+        let (requests, requests_end) = bounded(REQUESTS_PER_LANE * config.sinks.len());
+        let (mut lanes, mut patients, mut inlets) = (Vec::new(), Vec::new(), Vec::new());
+        for (number, options) in config.sinks.iter().enumerate() {
+            let open = sinks::open(options, &context)?;
+            switch.on_abort(open.cancel);
+            let (inlet, inlet_end) = bounded(INLET_PARCELS);
+            let (again, again_end) = bounded(1);
+            let (reports, reports_end) = bounded(open.connections.len());
+            let (mut jobs, mut senders) = (Vec::new(), Vec::new());
+            for (street, connection) in open.connections.into_iter().enumerate() {
+                let (job, job_end) = bounded(1);
+                let (reports, towards) = (reports.clone(), format!("sending to {}", open.describe));
+                jobs.push(job);
+                senders.push(SenderLoop { street, jobs: job_end, reports, connection, towards });
+            }
+            let ends = lane::Ends {
+                inlet: inlet_end,
+                jobs,
+                reports: reports_end,
+                retry: requests.clone(),
+                again: again_end,
+            };
+            let sink = SinkId(number as u8);
+            let lane =
+                Lane::new(sink, options.clone(), ends, stop.clone(), dead_letters.clone(), clock.now());
+            patients.push(Patient::new(Backoff::new(options.retry, fastrand::u64(..)), again));
+            inlets.push(inlet);
+            lanes.push((lane, senders, options.timeout));
+        }
+        drop(requests);
+        let retry = Retry::new(requests_end, patients);
+
+        // What they pass.
+        let (mut workers, mut intakes) = (Vec::new(), Vec::new());
+        for _ in 0..config.agent.workers {
+            let (intake, intake_end) = bounded(INTAKE_CHUNKS);
+            intakes.push(intake);
+            let (inlets, stop, dead_letters) = (inlets.clone(), stop.clone(), dead_letters.clone());
+            let pipeline = pipeline(&config, &metrics)?;
+            workers.push(Worker {
+                intake: intake_end,
+                inlets,
+                sinks: names.clone(),
+                pipeline,
+                stop,
+                dead_letters,
+            });
+        }
+        drop(inlets);
+
+        // Where they come from.
+        let supply = Supply::new(budget.clone(), clock.clone(), stop, &restored, names.len(), book, intakes);
+        let stdin = config.sources.iter().find(|source| matches!(source.kind, SourceKind::Stdin));
+        let stdin = stdin.map(|source| monitors::stdin::Stdin::new(source.clone(), supply.outlet()));
+        let files = match config.sources.iter().any(|source| matches!(source.kind, SourceKind::File(_))) {
+            false => None,
+            true => {
+                let settings = monitors::file::Settings {
+                    sources: config.sources.clone(),
+                    off: monitors::Off { folders: vec![config.agent.data_dir.clone()] },
+                    outputs: sinks::output_globs(&config.sinks),
+                    own_files,
+                    once: orders.once,
+                    known: restored.known,
+                    first_start: restored.first_start,
+                    open_files_max: config.agent.open_files_max.unwrap_or(descriptors / 2),
+                };
+                Some(monitors::file::wire(settings, supply.outlet(), &metrics)?)
+            }
+        };
+        drop(supply);
+
+        // Who tells the world.
+        let status = match config.status.listen {
+            None => None,
+            Some(listen) => {
+                let server = status::Server::bind(listen, config.status.token.clone())?;
+                log::info!("status: listening on http://{}", server.local_addr());
+                let healths = lanes.iter().map(|(lane, ..)| lane.health()).collect();
+                let rooms = Rooms {
+                    table: table.clone(),
+                    metrics,
+                    books: books.clone(),
+                    healths,
+                    budget,
+                    files: files.as_ref().map(|bodies| bodies.files.view()),
+                    started: clock.now(),
+                    clock: clock.clone(),
+                };
+                Some((server, rooms))
+            }
+        };
+        let parts = Parts { resolver, ledger, retry, lanes, workers, files, stdin, status };
+        Ok(Agent { table, clock, switch, plan, books, parts, ended, stdout_closed, _lock: lock })
+    }
+
+    fn live(self, orders: &Orders<'_>) -> Exit {
+        let Agent { table, clock, switch, plan, books, parts, ended: (ender, ended), stdout_closed, _lock } =
+            self;
+        let (signals, signals_end) = bounded(4);
+        let outcome = tasks::run(table.clone(), |tasks| {
+            let mut main = Main { table: &table, clock: &clock, switch, plan, books: &books, fault: None };
+            let started = parts.start(&tasks, &ended).and_then(|()| {
+                if orders.signals {
+                    main.switch.on_abort(start_signals(&tasks, signals)?);
+                }
+                Ok(())
+            });
+            main.wait(started, signals_end, stdout_closed, orders, &tasks, ender)
+        });
+        outcome.unwrap_or_else(|error| {
+            log::error!("{error}");
+            Exit::Fault
+        })
+    }
+}
+
+impl Parts {
+    /// Starts every thread, those who take before those who give.
+    fn start<'env>(self, tasks: &TaskManager<'_, 'env>, ended: &Closed) -> Result<()> {
+        let told = ended.clone();
+        let (resolver, ledger, retry) = (self.resolver, self.ledger, self.retry);
+        tasks.spawn_loose(Spec::carrier("resolver", SILENCE_MAX), move |task| resolver.run(task, told))?;
+        if let Some((server, rooms)) = self.status {
+            let told = ended.clone();
+            tasks.spawn(Spec::keeper("status", SILENCE_MAX), move |task| {
+                server.run(Arc::new(rooms), task, told)
+            })?;
+        }
+        tasks.spawn(Spec::carrier("ledger", SILENCE_MAX), move |task| ledger.run(task))?;
+        tasks.spawn(Spec::carrier("retry", SILENCE_MAX), move |task| retry.run(task))?;
+        for (lane, senders, timeout) in self.lanes {
+            let name = lane.name().to_owned();
+            for (number, sender) in senders.into_iter().enumerate() {
+                // Every phase of a request has this time: connect, TLS, send, wait, read.
+                let spec = Spec::carrier(format!("sender/{name}/{number}"), timeout * 5 + SILENCE_MAX);
+                tasks.spawn(spec, move |task| sender.run(task))?;
+            }
+            tasks.spawn(Spec::carrier(format!("lane/{name}"), SILENCE_MAX), move |task| lane.run(task))?;
+        }
+        for (number, worker) in self.workers.into_iter().enumerate() {
+            let spec = Spec::carrier(format!("worker/{number}"), SILENCE_MAX);
+            tasks.spawn(spec, move |task| worker.run(task))?;
+        }
+        if let Some(stdin) = self.stdin {
+            tasks.spawn(Spec::carrier("stdin", SILENCE_MAX), move |task| stdin.run(task))?;
+        }
+        if let Some(files) = self.files {
+            let monitors::file::Bodies { watch, discovery, files } = files;
+            if let Some(watch) = watch {
+                tasks.spawn(Spec::carrier("watch", SILENCE_MAX), move |task| watch.run(task))?;
+            }
+            tasks.spawn(Spec::carrier("discovery", SWEEP_SILENCE_MAX), move |task| discovery.run(task))?;
+            tasks.spawn(Spec::carrier("files", SILENCE_MAX), move |task| files.run(task))?;
+        }
+        Ok(())
+    }
+}
+
+/// What `main` does once everything runs: wait for ends, and see to it that they come.
+struct Main<'a> {
+    table: &'a Table,
+    clock: &'a Clock,
+    switch: Switch,
+    plan: StopPlan,
+    books: &'a BooksView,
+    fault: Option<String>,
+}
+
+enum Wake {
+    Signal(Signal),
+    Stop(&'static str),
+    TaskEnded,
+    Due,
+}
+
+impl Main<'_> {
+    fn wait(
+        mut self,
+        started: Result<()>,
+        mut signals: Receiver<Signal>,
+        mut stdout_closed: Receiver<()>,
+        orders: &Orders<'_>,
+        tasks: &TaskManager<'_, '_>,
+        ender: tasks::Closer,
+    ) -> Exit {
+        if let Err(error) = started {
+            self.fault(error.to_string());
+        }
+        let began = self.clock.now();
+        let mut watch_at = began + WATCH_INTERVAL;
+        let mut progress = orders.once.then(|| Progress { next: began, movement: 0, moved: began });
+        let mut stop_orders = orders.stop.clone().unwrap_or_else(never);
+        loop {
+            let mut due = vec![watch_at];
+            due.extend(self.plan.next_deadline());
+            due.extend(progress.as_ref().map(|progress| progress.next));
+            due.extend(orders.max_time.filter(|_| !self.plan.is_stopping()).map(|max_time| began + max_time));
+            let due = at(due.into_iter().min().unwrap_or(watch_at));
+            let wake = select! {
+                recv(self.table.changed()) -> _ => Wake::TaskEnded,
+                recv(signals) -> signal => match signal {
+                    Ok(signal) => Wake::Signal(signal),
+                    Err(_) => { signals = never(); continue }
+                },
+                recv(stdout_closed) -> gone => match gone {
+                    Ok(()) => Wake::Stop("stdout was closed"),
+                    Err(_) => { stdout_closed = never(); continue }
+                },
+                recv(stop_orders) -> _ => { stop_orders = never(); Wake::Stop("told to") },
+                recv(due) -> _ => Wake::Due,
+            };
+            let now = self.clock.now();
+            match wake {
+                Wake::Signal(Signal::Stop(name)) => self.stop(name),
+                Wake::Signal(Signal::Reload) => {
+                    log::warn!(
+                        "SIGHUP: the configuration cannot be reloaded in this version; restart to change it"
+                    );
+                }
+                Wake::Stop(why) => self.stop(why),
+                Wake::TaskEnded => self.look_for_faults(),
+                Wake::Due => {
+                    if now >= watch_at {
+                        watch_at = now + WATCH_INTERVAL;
+                        self.look_for_silence();
+                    }
+                    if let Some(progress) = progress.as_mut().filter(|progress| now >= progress.next) {
+                        let books = self.books.lock().clone();
+                        orders.progress.inspect(|report| report(&books));
+                        if progress.stands_still(&books, now)
+                            && orders.max_time.is_none()
+                            && !self.plan.is_stopping()
+                        {
+                            log::error!("nothing has moved for {STANDSTILL_MAX:?}");
+                            self.stop("nothing moves");
+                        }
+                    }
+                    if orders.max_time.is_some_and(|max_time| now >= began + max_time)
+                        && !self.plan.is_stopping()
+                    {
+                        self.stop("the time is up");
+                    }
+                }
+            }
+            let event = if self.alive().is_empty() { Event::AllEnded } else { Event::Tick };
+            match self.plan.handle(event, now) {
+                Some(Action::Leave) => break,
+                Some(action) => self.act(action),
+                None => {}
+            }
+        }
+        if let Some(progress) = orders.progress.filter(|_| orders.once) {
+            progress(&self.books.lock().clone());
+        }
+        self.leave(tasks, ender)
+    }
+
+    /// Everybody on the path has ended: now those who served them.
+    fn leave(mut self, tasks: &TaskManager<'_, '_>, ender: tasks::Closer) -> Exit {
+        self.switch.abort(); // nobody waits any more; ends idle connections
+        drop(ender);
+        let deadline = at(self.clock.now() + self.plan.margin());
+        while !self.table.alive(|_| true).is_empty() {
+            select! {
+                recv(self.table.changed()) -> _ => self.look_for_faults(),
+                recv(deadline) -> _ => self.give_up(&self.table.alive(|_| true)),
+            }
+        }
+        for name in tasks.leave_loose() {
+            log::warn!("{name}: left behind in a look-up that does not return; it holds no data");
+        }
+        self.exit()
+    }
+
+    fn exit(&self) -> Exit {
+        let books = self.books.lock().clone();
+        let pending: u64 = books.sinks.iter().map(|sink| sink.pending + sink.let_go).sum();
+        match &self.fault {
+            Some(fault) => {
+                log::error!("stopped because of a fault: {fault}");
+                Exit::Fault
+            }
+            None if books.ill.is_some() => Exit::Fault,
+            None if books.all_delivered() => Exit::Delivered,
+            None => {
+                log::warn!(
+                    "stopped with data pending: {pending} lines without an answer, {} bytes not read, {} bytes given up; \
+                     what stands in files is read at the next start",
+                    books.unread,
+                    books.given_up
+                );
+                Exit::Pending
+            }
+        }
+    }
+
+    /// On the path, and still alive.
+    fn alive(&self) -> Vec<String> {
+        self.table.alive(|name| !matches!(name, "status" | "signals" | "resolver"))
+    }
+
+    fn stop(&mut self, why: &str) {
+        if self.plan.is_stopping() {
+            log::warn!("{why}: ending now, without waiting for what is under way");
+        } else {
+            log::info!("stopping: {why}");
+        }
+        if let Some(action) = self.plan.handle(Event::Stop, self.clock.now()) {
+            self.act(action);
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::CloseStop => self.switch.stop(),
+            Action::CloseAbort => self.switch.abort(),
+            Action::GiveUp => self.give_up(&self.alive()),
+            Action::Leave => {}
+        }
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "the scope would wait for the thread that hangs")]
+    fn give_up(&self, hanging: &[String]) {
+        log::error!("these threads did not end in time and are left behind: {}", hanging.join(", "));
+        std::process::exit(Exit::Stuck as i32);
+    }
+
+    fn look_for_faults(&mut self) {
+        if let Some(fault) = self.table.fault(self.plan.is_stopping()) {
+            self.fault(fault);
+        }
+    }
+
+    fn fault(&mut self, fault: String) {
+        if self.fault.is_none() {
+            log::error!("{fault}");
+            self.fault = Some(fault);
+            if !self.plan.is_stopping() {
+                self.stop("a fault");
+            }
+        }
+    }
+
+    fn look_for_silence(&self) {
+        for name in self.table.newly_stuck() {
+            log::error!("{name}: busy and silent for too long; see /debug/threads");
+        }
+    }
+}
+
+/// How far `run --once` is.
+struct Progress {
+    next: Instant,
+    movement: u64,
+    moved: Instant,
+}
+
+impl Progress {
+    fn stands_still(&mut self, books: &Books, now: Instant) -> bool {
+        self.next = now + PROGRESS_INTERVAL;
+        if books.movement() != self.movement {
+            self.movement = books.movement();
+            self.moved = now;
+        }
+        now.saturating_duration_since(self.moved) > STANDSTILL_MAX
+    }
+}
+
+/// SIGTERM and SIGINT stop, SIGHUP reloads. Returns what ends the thread.
+fn start_signals(
+    tasks: &TaskManager<'_, '_>,
+    to_main: Sender<Signal>,
+) -> Result<Box<dyn Fn() + Send + Sync>> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    use signal_hook::iterator::Signals;
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context(|| "could not catch signals".into())?;
+    let handle = signals.handle();
+    tasks.spawn(Spec::keeper("signals", SILENCE_MAX), move |task| {
+        task.waits_for("signals");
+        for signal in signals.forever() {
+            let signal = match signal {
+                SIGTERM => Signal::Stop("SIGTERM"),
+                SIGINT => Signal::Stop("SIGINT"),
+                _ => Signal::Reload,
+            };
+            let _ = to_main.try_send(signal); // full: main has enough to do with those before
+        }
+        Ok(())
+    })?;
+    Ok(Box::new(move || handle.close()))
+}
+
+fn lock(data_dir: &Path) -> std::result::Result<durable::Lock, NotStarted> {
+    durable::lock_dir(data_dir).map_err(|error| match error {
+        LockError::Held { by } => NotStarted::AnotherInstance(format!(
+            "another instance is running on {}: {by}",
+            data_dir.display()
+        )),
+        LockError::Io(error) => NotStarted::Failed(error),
+    })
+}
+
+/// The same for each worker.
+fn pipeline(config: &Config, metrics: &Registry) -> Result<Pipeline> {
+    let mut pipeline = Pipeline::compile(&config.pipeline).map_err(|complaints| {
+        Error::new(format!("the pipeline was checked and is wrong all the same: {complaints:?}"))
+    })?;
+    pipeline.count_in(metrics);
+    Ok(pipeline)
+}
+
+/// Many files need many descriptors: the soft limit is a default of shells, the hard one is what we may have.
+/// Returns how many there are.
+fn raise_descriptor_limit() -> usize {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current != maximum
+        && let Err(cause) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
+    {
+        log::warn!("could not raise the limit of open files from {current:?} to {maximum:?}: {cause}");
+    }
+    getrlimit(Resource::Nofile)
+        .current
+        .map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX))
+}

@@ -1,0 +1,60 @@
+//! `log-capturer run`: the agent in the foreground, its log on standard error, progress on a terminal.
+
+use std::io::{IsTerminal, Write};
+use std::path::Path;
+
+use super::{Exit, Once, check};
+use crate::agent::{self, Orders};
+use crate::config::{Config, figure};
+use crate::ledger::Books;
+
+pub fn run(path: &Path, once: Option<Once>) -> Exit {
+    let config = match Config::load(path) {
+        Ok(config) => config,
+        Err(complaints) => {
+            // A standard error that is closed leaves nobody to tell.
+            let _ = std::io::stderr().write_all(check::complain(path, &complaints).as_bytes());
+            return Exit::Usage;
+        }
+    };
+    log_to_stderr();
+    log::info!("{}", config.summary());
+    let progress =
+        (once.is_some() && std::io::stderr().is_terminal()).then_some(&show as &(dyn Fn(&Books) + Sync));
+    let exit = agent::run(
+        config,
+        &Orders {
+            once: once.is_some(),
+            max_time: once.and_then(|once| once.max_time),
+            signals: true,
+            progress,
+            stop: None,
+        },
+    );
+    if progress.is_some() {
+        let _ = writeln!(std::io::stderr());
+    }
+    exit
+}
+
+/// One line that overwrites itself.
+fn show(books: &Books) {
+    let pending: u64 = books.sinks.iter().map(|sink| sink.pending).sum();
+    let dead: u64 = books.sinks.iter().map(|sink| sink.dead_lettered.lines).sum();
+    let bytes = figure(usize::try_from(books.read.bytes).unwrap_or(usize::MAX));
+    let line =
+        format!("{} lines ({bytes}) read, {pending} waiting for an answer, {dead} refused", books.read.lines);
+    let _ = write!(std::io::stderr(), "\r\x1b[K{line}");
+}
+
+/// `2026-01-31T12:00:00.123Z INFO  what happened`. `RUST_LOG` chooses more or less of it.
+fn log_to_stderr() {
+    let environment = env_logger::Env::default().default_filter_or("info");
+    env_logger::Builder::from_env(environment)
+        .format(|out, record| {
+            let now = jiff::Timestamp::from_nanosecond(i128::from(crate::clock::Clock::real().wall_ns()));
+            let now = now.unwrap_or_default();
+            writeln!(out, "{now:.3} {:<5} {}", record.level(), record.args())
+        })
+        .init();
+}

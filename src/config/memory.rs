@@ -1,0 +1,175 @@
+//! How `agent.memory_budget` is shared out, so that memory is bounded by construction. Pure.
+//!
+//! Half is for chunks. The other half is for encoded batches: each connection may hold one batch as a payload and
+//! once more compressed. A batch is at most `batch.max_bytes`, or one longer record; so a connection is paid for
+//! the larger of the two. What nobody wrote down shrinks until everything fits; what somebody wrote down
+//! never does: it is refused.
+
+use super::values::{KIB, MIB};
+use crate::budget::READ_BYTES;
+
+/// Nothing is ever shrunk below it: smaller batches would cost more in requests than they save in memory.
+const LEAST_BYTES: usize = 16 * KIB as usize;
+
+/// Headers, frames and the tables of a compressor, for each connection.
+const CONNECTION_OVERHEAD: usize = 64 * KIB as usize;
+
+/// The longest record when nobody says anything about it.
+pub const MAX_LINE_BYTES: usize = MIB as usize;
+
+pub const BUDGET_LEAST: u64 = MIB;
+pub const BUDGET_MOST: u64 = 4 * super::values::GIB;
+const _: () = assert!(BUDGET_LEAST as usize / 2 >= READ_BYTES, "a budget has room for at least one read");
+
+/// How much can be under way at most, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// `agent.memory_budget`: never less than the sum of the other two.
+    pub budget: usize,
+    /// For chunks: what [`crate::budget::Budget`] is made with.
+    pub chunk_bytes: usize,
+    /// For the encoded batches of all connections together.
+    pub batch_bytes: usize,
+    /// The longest line that stays whole; no source has a larger `max_line_bytes`.
+    pub max_record_bytes: usize,
+}
+
+/// What a sink asks for.
+#[derive(Clone, Copy, Debug)]
+pub struct Wish {
+    pub connections: usize,
+    /// `batch.max_bytes` if somebody wrote it down.
+    pub set: Option<usize>,
+    /// And if nobody did.
+    pub default: usize,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub enum TooMuch {
+    /// So many connections need a budget of at least this many bytes.
+    Connections { connections: usize, budget_least: usize },
+    /// Those sinks whose `batch.max_bytes` is above `most`.
+    Batches { sinks: Vec<usize>, most: usize },
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub struct Fit {
+    pub memory: Memory,
+    /// `batch.max_bytes` of each sink.
+    pub batches: Vec<usize>,
+}
+
+/// `longest`: the longest record that any source asks for.
+pub fn fit(budget: usize, sinks: &[Wish], longest: usize) -> Result<Fit, TooMuch> {
+    let half = budget / 2;
+    let connections: usize = sinks.iter().map(|sink| sink.connections).sum();
+    let least = connections * credit(LEAST_BYTES);
+    if least > half {
+        return Err(TooMuch::Connections { connections, budget_least: 2 * least });
+    }
+    let longest = longest.min(half / 4);
+    // A ceiling for everything that nobody wrote down: as it is, then lower step by step.
+    let top = sinks.iter().map(|sink| sink.default).fold(longest, usize::max);
+    let steps = (1..=top / LEAST_BYTES).rev().map(|step| step * LEAST_BYTES);
+    for ceiling in std::iter::once(top).chain(steps) {
+        let max_record_bytes = longest.min(ceiling);
+        let batches: Vec<usize> =
+            sinks.iter().map(|sink| sink.set.unwrap_or(sink.default.min(ceiling))).collect();
+        let need = |(sink, bytes): (&Wish, &usize)| sink.connections * credit(max_record_bytes.max(*bytes));
+        let batch_bytes: usize = sinks.iter().zip(&batches).map(need).sum();
+        if batch_bytes <= half {
+            let memory = Memory { budget, chunk_bytes: half, batch_bytes, max_record_bytes };
+            return Ok(Fit { memory, batches });
+        }
+    }
+    // Not everybody can be below the mean: somebody is named.
+    let most = (half / connections - CONNECTION_OVERHEAD) / 2 / KIB as usize * KIB as usize;
+    let greedy = |(_, sink): &(usize, &Wish)| sink.set.is_some_and(|set| set > most);
+    Err(TooMuch::Batches { sinks: sinks.iter().enumerate().filter(greedy).map(|(at, _)| at).collect(), most })
+}
+
+/// What one connection may hold: the payload, the same compressed, and what goes around them.
+fn credit(bytes: usize) -> usize {
+    2 * bytes + CONNECTION_OVERHEAD
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const K: usize = 1024;
+    const M: usize = 1024 * K;
+
+    fn wish(connections: usize, default: usize) -> Wish {
+        Wish { connections, set: None, default }
+    }
+
+    #[test]
+    fn the_defaults_fit_as_they_are() {
+        let fit = fit(16 * M, &[wish(1, M), wish(1, 256 * K)], M).unwrap();
+        assert_eq!(fit.batches, [M, 256 * K]);
+        assert_eq!((fit.memory.chunk_bytes, fit.memory.max_record_bytes), (8 * M, M));
+        assert_eq!(fit.memory.batch_bytes, 2 * (2 * M + 64 * K), "each may hold a record of 1 MiB");
+    }
+
+    #[test]
+    fn what_nobody_wrote_down_shrinks_and_the_rest_does_not() {
+        let small = fit(2 * M, &[wish(1, M), Wish { set: Some(300 * K), ..wish(1, 256 * K) }], M).unwrap();
+        assert_eq!(small.batches, [144 * K, 300 * K]);
+        assert_eq!(small.memory.max_record_bytes, 144 * K);
+        assert_eq!(
+            fit(M, &[wish(1, M)], M).unwrap().memory.max_record_bytes,
+            128 * K,
+            "a quarter of the chunks"
+        );
+    }
+
+    #[test]
+    fn what_cannot_fit_is_named() {
+        assert_eq!(
+            fit(M, &[wish(16, M)], M),
+            Err(TooMuch::Connections { connections: 16, budget_least: 16 * 96 * K * 2 })
+        );
+        let greedy = Wish { set: Some(4 * M), ..wish(1, M) };
+        assert_eq!(
+            fit(16 * M, &[wish(1, M), greedy], M),
+            Err(TooMuch::Batches { sinks: vec![1], most: 2 * M - 32 * K })
+        );
+    }
+
+    proptest! {
+        /// The promise: whatever is asked for, what is granted fits the budget, or somebody is named.
+        #[test]
+        fn memory_is_bounded_by_construction(
+            budget in M..64 * M,
+            wishes in proptest::collection::vec((1usize..17, any::<bool>(), K..4 * M), 1..6),
+            longest in 64usize..8 * M,
+        ) {
+            let sinks: Vec<Wish> = wishes
+                .iter()
+                .map(|(connections, is_set, bytes)| Wish {
+                    connections: *connections,
+                    set: is_set.then_some(*bytes),
+                    default: *bytes,
+                })
+                .collect();
+            match fit(budget, &sinks, longest) {
+                Ok(Fit { memory, batches }) => {
+                    prop_assert!(memory.chunk_bytes + memory.batch_bytes <= budget);
+                    prop_assert!(memory.max_record_bytes <= longest.min(memory.chunk_bytes / 4));
+                    for (sink, bytes) in sinks.iter().zip(batches) {
+                        prop_assert!(sink.set.is_none_or(|set| set == bytes));
+                        prop_assert!(bytes >= sink.default.min(LEAST_BYTES) && bytes <= sink.default);
+                    }
+                }
+                Err(TooMuch::Batches { sinks: named, most }) => {
+                    prop_assert!(!named.is_empty());
+                    prop_assert!(named.iter().all(|at| sinks[*at].set > Some(most)));
+                }
+                Err(TooMuch::Connections { budget_least, .. }) => prop_assert!(budget < budget_least),
+            }
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! `pipeline[]`: what becomes of a line on its way.
+//!
+//! What the stages themselves can tell (expressions, names, the order of stages) they tell when they are
+//! compiled: once here, to collect their complaints, and once in every worker.
+
+use std::sync::Arc;
+
+use super::reader::{Item, Reader};
+use super::values::quoted;
+use crate::monitors::SourceOptions;
+use crate::pipeline::{
+    Condition, JsonOptions, LabelsOptions, MatchOptions, OnError, Pipeline, StageKind, StageOptions,
+    TimeFormat, TimeFrom, TimestampOptions,
+};
+
+#[derive(Clone, Copy)]
+enum Type {
+    Json,
+    Timestamp,
+    Labels,
+    Keep,
+    Drop,
+}
+
+/// `sources`: those that stages may name. Empty when they could not be read: then any name will do.
+pub fn read<'a>(items: &[Item<'a>], sources: &[&SourceOptions]) -> Vec<StageOptions> {
+    // A stage that cannot be read counts as one that reads JSON, so that nobody after it is blamed for its lack.
+    let unread = || StageOptions { sources: None, kind: StageKind::Json(JsonOptions::default()) };
+    let stages: Vec<StageOptions> =
+        items.iter().map(|item| entry(item, sources).unwrap_or_else(unread)).collect();
+    for (index, key, says) in Pipeline::compile(&stages).err().unwrap_or_default() {
+        items[index].room().complain(&format!("{}.{key}", items[index].path()), says);
+    }
+    stages
+}
+
+fn entry(item: &Item<'_>, sources: &[&SourceOptions]) -> Option<StageOptions> {
+    let reader = item.reader()?;
+    let words = [
+        ("json", Type::Json),
+        ("timestamp", Type::Timestamp),
+        ("labels", Type::Labels),
+        ("keep", Type::Keep),
+        ("drop", Type::Drop),
+    ];
+    let Some(kind) = reader.required("type", "\"json\"").and_then(|item| item.one_of(&words)) else {
+        reader.give_up();
+        return None;
+    };
+    let sources = reader.item("sources").map(|item| names(&item, sources));
+    let kind = match kind {
+        Type::Json => Some(StageKind::Json(JsonOptions {
+            message: text(&reader, "message"),
+            on_error: reader.one_of("on_error", &[("pass", OnError::Pass), ("drop", OnError::Drop)]),
+        })),
+        Type::Timestamp => timestamp(&reader).map(StageKind::Timestamp),
+        Type::Labels => Some(StageKind::Labels(labels(&reader))),
+        Type::Keep => matching(&reader).map(StageKind::Keep),
+        Type::Drop => matching(&reader).map(StageKind::Drop),
+    };
+    reader.finish();
+    Some(StageOptions { sources, kind: kind? })
+}
+
+fn text(reader: &Reader<'_>, key: &'static str) -> Option<Arc<str>> {
+    reader.string(key).map(Arc::from)
+}
+
+fn names(item: &Item<'_>, sources: &[&SourceOptions]) -> Vec<Arc<str>> {
+    let mut names = Vec::new();
+    for item in item.list().unwrap_or_default() {
+        let Some(name) = item.string() else { continue };
+        if !sources.is_empty() && !sources.iter().any(|source| *source.name == *name) {
+            let known: Vec<String> = sources.iter().map(|source| quoted(&source.name)).collect();
+            item.complain(format_args!("is not the name of a source; there are {}", known.join(", ")));
+        }
+        names.push(name.into());
+    }
+    names
+}
+
+fn timestamp(reader: &Reader<'_>) -> Option<TimestampOptions> {
+    let (field, from) = (reader.item("field"), reader.item("from"));
+    let format = reader.required("format", "\"rfc3339\"").and_then(|item| {
+        item.one_of(&[
+            ("rfc3339", TimeFormat::Rfc3339),
+            ("unix", TimeFormat::Unix),
+            ("unix_ms", TimeFormat::UnixMs),
+            ("unix_us", TimeFormat::UnixUs),
+            ("unix_ns", TimeFormat::UnixNs),
+        ])
+    });
+    let from = match (field, from) {
+        (Some(field), None) => field.string().map(|name| TimeFrom::Field(name.into())),
+        (None, Some(from)) => from.one_of(&[("text", TimeFrom::Text)]),
+        (_, both) => {
+            let says =
+                if both.is_some() { "has both field and from" } else { "says not where the time stands" };
+            reader.room().complain(
+                reader.path(),
+                format!("{says}; write either \"field\": \"time\" or \"from\": \"text\""),
+            );
+            None
+        }
+    };
+    Some(TimestampOptions { from: from?, format: format? })
+}
+
+fn labels(reader: &Reader<'_>) -> LabelsOptions {
+    let pairs = |key| {
+        let text = |(name, item): (&str, Item<'_>)| Some((name.into(), item.string()?.into()));
+        reader.pairs(key).into_iter().filter_map(text).collect::<Vec<(Arc<str>, Arc<str>)>>()
+    };
+    let options = LabelsOptions {
+        remove: reader.list("remove").iter().filter_map(|item| item.string().map(Arc::from)).collect(),
+        set: pairs("set"),
+        from: pairs("from"),
+        metadata: pairs("metadata"),
+    };
+    if ["remove", "set", "from", "metadata"].iter().all(|key| reader.item(key).is_none()) {
+        reader.room().complain(reader.path(), "changes nothing; write set, from, metadata or remove");
+    }
+    options
+}
+
+fn matching(reader: &Reader<'_>) -> Option<MatchOptions> {
+    let reason = text(reader, "reason");
+    let (pattern, contains) = (reader.item("match"), reader.item("contains"));
+    let (field, equals) = (reader.item("field"), reader.item("equals"));
+    let condition = match (&pattern, &contains, &field, &equals) {
+        (Some(pattern), None, None, None) => pattern.string().map(Condition::Match),
+        (None, Some(bytes), None, None) => bytes.string().map(Condition::Contains),
+        (None, None, Some(field), Some(equals)) => match (field.string(), equals.string()) {
+            (Some(field), Some(equals)) => {
+                Some(Condition::Field { field: field.into(), equals: equals.into() })
+            }
+            _ => None,
+        },
+        _ => {
+            reader.room().complain(
+                reader.path(),
+                "needs exactly one condition; write match, or contains, or field together with equals",
+            );
+            None
+        }
+    };
+    Some(MatchOptions { condition: condition?, reason })
+}

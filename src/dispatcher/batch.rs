@@ -1,0 +1,221 @@
+//! Parcels into batches: when a batch is full, when it has waited long enough, where it is divided. Pure.
+//!
+//! Always true: records leave in the order in which they came; a batch is never empty; only a single record that
+//! is larger than the limit makes a batch above it.
+
+use std::time::Instant;
+
+use crate::ack::Share;
+use crate::record::{Batch, Parcel, Slice};
+use crate::sinks::BatchLimits;
+
+/// The open batch of one connection.
+pub struct Batcher {
+    limits: BatchLimits,
+    parts: Vec<(Slice, Share)>,
+    records: usize,
+    weight: u64,
+    opened: Option<Instant>,
+}
+
+/// A batch without its number yet.
+pub type Sealed = Vec<(Slice, Share)>;
+
+impl Batcher {
+    pub fn new(limits: BatchLimits) -> Batcher {
+        Batcher { limits, parts: Vec::new(), records: 0, weight: 0, opened: None }
+    }
+
+    /// Takes a parcel and hands every batch that it filled to `sealed`.
+    pub fn push(&mut self, parcel: Parcel, now: Instant, mut sealed: impl FnMut(Sealed)) {
+        let Parcel { records, mut share } = parcel;
+        let mut first = 0;
+        while first < records.len() {
+            let room = self.limits.max_lines - self.records;
+            let mut fits =
+                records.fit(first, room, (self.limits.max_bytes as u64).saturating_sub(self.weight));
+            if fits == 0 {
+                if self.records > 0 {
+                    sealed(self.seal());
+                    continue;
+                }
+                fits = 1; // larger than the limit all by itself
+            }
+            let range = first..first + fits;
+            self.records += fits as usize;
+            self.weight += records.weight(range.clone());
+            let part = share.split(records.count(range.clone()));
+            self.parts.push((Slice { records: records.clone(), range }, part));
+            self.opened.get_or_insert(now);
+            first += fits;
+            if self.records >= self.limits.max_lines || self.weight >= self.limits.max_bytes as u64 {
+                sealed(self.seal());
+            }
+        }
+    }
+
+    /// When the open batch has waited long enough.
+    pub fn due(&self) -> Option<Instant> {
+        self.opened.map(|opened| opened + self.limits.max_wait)
+    }
+
+    /// What is there, whether full or not.
+    pub fn flush(&mut self) -> Option<Sealed> {
+        (!self.parts.is_empty()).then(|| self.seal())
+    }
+
+    fn seal(&mut self) -> Sealed {
+        self.records = 0;
+        self.weight = 0;
+        self.opened = None;
+        std::mem::take(&mut self.parts)
+    }
+}
+
+/// A batch of at least two records in two halves, by number of records, in order.
+pub fn halves(batch: Batch) -> (Sealed, Sealed) {
+    let total: u32 = batch.slices().map(|slice| slice.range.end - slice.range.start).sum();
+    let mut before = total / 2;
+    let (mut first, mut second) = (Vec::new(), Vec::new());
+    for (slice, mut share) in batch.parts {
+        let here = slice.range.end - slice.range.start;
+        let taken = before.min(here);
+        before -= taken;
+        if taken == here {
+            first.push((slice, share));
+            continue;
+        }
+        let middle = slice.range.start + taken;
+        if taken > 0 {
+            let left = Slice { records: slice.records.clone(), range: slice.range.start..middle };
+            first.push((left.clone(), share.split(left.count())));
+        }
+        second.push((Slice { range: middle..slice.range.end, ..slice }, share));
+    }
+    (first, second)
+}
+
+/// One record, its share, and whether it is among `guilty` (rising indices over the whole batch).
+pub fn each_record(batch: Batch, guilty: &[usize], mut take: impl FnMut(Slice, Share, bool)) {
+    let (mut index, mut guilty) = (0, guilty.iter().copied().peekable());
+    for (slice, mut share) in batch.parts {
+        // Runs of innocent records stay together: there may be thousands around one guilty one.
+        let mut from = slice.range.start;
+        for at in slice.range.clone() {
+            if guilty.peek() == Some(&index) {
+                guilty.next();
+                for (range, is_guilty) in [(from..at, false), (at..at + 1, true)] {
+                    if !range.is_empty() {
+                        let part = Slice { records: slice.records.clone(), range };
+                        let its_share = share.split(part.count());
+                        take(part, its_share, is_guilty);
+                    }
+                }
+                from = at + 1;
+            }
+            index += 1;
+        }
+        if from < slice.range.end {
+            take(Slice { records: slice.records, range: from..slice.range.end }, share, false);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::ack::Verdict;
+    use crate::clock::Clock;
+    use crate::record::fixture::{Kept, lines, parcel};
+
+    fn limits(max_bytes: usize, max_lines: usize) -> BatchLimits {
+        BatchLimits { max_bytes, max_lines, max_wait: Duration::from_secs(1) }
+    }
+
+    /// Batches of the given chunks, each chunk a list of line lengths.
+    fn batches(limits: BatchLimits, chunks: &[Vec<usize>], kept: &Arc<Kept>) -> (Vec<Batch>, Vec<String>) {
+        let (mut batcher, mut sealed, mut all) = (Batcher::new(limits), Vec::new(), Vec::new());
+        let now = Clock::real().now();
+        for lengths in chunks {
+            let texts: Vec<String> = lengths
+                .iter()
+                .enumerate()
+                .map(|(at, length)| format!("{}{}\n", all.len() + at, "x".repeat(*length)))
+                .collect();
+            let raw: Vec<&str> = texts.iter().map(String::as_str).collect();
+            batcher.push(parcel(lines(&raw, all.len() as u64, true), kept), now, |batch| sealed.push(batch));
+            all.extend(texts);
+        }
+        sealed.extend(batcher.flush());
+        (sealed.into_iter().map(|parts| Batch { number: 0, parts }).collect(), all)
+    }
+
+    fn texts(batch: &Batch) -> Vec<String> {
+        batch.records().map(|record| String::from_utf8_lossy(record.raw.unwrap()).into_owned()).collect()
+    }
+
+    #[test]
+    fn a_batch_waits_no_longer_than_it_may() {
+        let (mut batcher, now) = (Batcher::new(limits(1000, 10)), Clock::real().now());
+        assert_eq!(batcher.due(), None);
+        let kept = Arc::new(Kept::default());
+        batcher.push(parcel(lines(&["a\n"], 0, true), &kept), now, |_| panic!("not full"));
+        assert_eq!(batcher.due(), Some(now + Duration::from_secs(1)));
+        assert!(batcher.flush().is_some() && batcher.due().is_none() && batcher.flush().is_none());
+    }
+
+    proptest! {
+        /// The model: the batches, one after the other, are the lines, and none is over a limit.
+        #[test]
+        fn batches_are_the_lines_in_order_within_the_limits(
+            chunks in proptest::collection::vec(proptest::collection::vec(0usize..300, 1..20), 1..6),
+            max_bytes in 30usize..2_000,
+            max_lines in 1usize..20,
+        ) {
+            let kept = Arc::new(Kept::default());
+            let (batches, all) = batches(limits(max_bytes, max_lines), &chunks, &kept);
+            for batch in &batches {
+                let weight: u64 = batch.slices().map(|slice| slice.records.weight(slice.range.clone())).sum();
+                let records = batch.records().count();
+                prop_assert!(records >= 1 && records <= max_lines);
+                prop_assert!(weight <= max_bytes as u64 || records == 1, "{} in {}", weight, records);
+            }
+            prop_assert_eq!(batches.iter().flat_map(texts).collect::<Vec<_>>(), all);
+            batches.into_iter().flat_map(|batch| batch.parts).for_each(|(_, share)| share.settle(&Verdict::Delivered));
+            prop_assert_eq!(kept.0.lock().len(), chunks.len());
+        }
+
+        /// Halving, and picking out the guilty, lose nothing and keep the order.
+        #[test]
+        fn a_divided_batch_is_still_all_of_it(
+            chunks in proptest::collection::vec(proptest::collection::vec(0usize..10, 1..8), 1..5),
+            guilty in proptest::collection::btree_set(0usize..20, 0..6),
+        ) {
+            let kept = Arc::new(Kept::default());
+            let (batches, all) = batches(limits(1 << 20, 1 << 20), &chunks, &kept);
+            let guilty: Vec<usize> = guilty.into_iter().filter(|index| *index < all.len()).collect();
+            let (mut seen, mut found) = (Vec::new(), Vec::new());
+            for batch in batches {
+                let rest = if all.len() >= 2 {
+                    let (first, second) = halves(batch);
+                    prop_assert!(!first.is_empty() && !second.is_empty());
+                    first.into_iter().chain(second).collect()
+                } else { batch.parts };
+                each_record(Batch { number: 0, parts: rest }, &guilty, |slice, share, is_guilty| {
+                    assert_eq!(slice.count(), share.count());
+                    if is_guilty { found.push(seen.len()); }
+                    seen.extend(slice.iter().map(|record| String::from_utf8_lossy(record.raw.unwrap()).into_owned()));
+                    share.settle(&Verdict::Delivered);
+                });
+            }
+            prop_assert_eq!(seen, all);
+            prop_assert_eq!(found, guilty);
+            prop_assert!(kept.0.lock().iter().all(|receipt| !receipt.fault && receipt.not_delivered == 0));
+        }
+    }
+}

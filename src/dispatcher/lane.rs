@@ -1,0 +1,427 @@
+//! A lane: everything that happens to one sink's records after the pipeline.
+//!
+//! One thread owns the open batches, the queues and the mood of its sink. Senders do the network and report
+//! back as events, so nothing here ever waits for it.
+//!
+//! ```text
+//!            Retry                         "try again"
+//! Well ───────────────▶ Resting ────────────────────────▶ Probing (the oldest batch, alone)
+//!   ▲                      ▲                  Retry            │
+//!   │                      └───────────────────────────────────┤
+//!   └──────────────────────────────────────────────────────────┘ Delivered, Refused
+//! ```
+//!
+//! Always true: at most one batch per connection is away, and each channel of the street has room for all of
+//! them. A source stays with one connection, and a batch that comes back goes to the front of its queue: order
+//! within a source holds. The inlet is always emptied, whatever the sink does: what waits here is bounded by
+//! the budget, and no worker is ever held up by an ill sink. A share is settled after the sink said yes, or
+//! after the dead letter was written, and at no other moment.
+//!
+//! Not here: how a batch is encoded (the sinks), when a sink is tried again (`retry.rs`), when a position is
+//! saved (the ledger). Not here yet, but this is its place: the spool, between the inlet and the batches.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, at, never, select};
+use parking_lot::Mutex;
+use serde::Serialize;
+
+use super::batch::{Batcher, Sealed, each_record, halves};
+use super::retry::Request;
+use super::sender::Report;
+use crate::ack::{Share, SinkId, Verdict};
+use crate::deadletter::{DeadLetters, Letter};
+use crate::error::{Error, Result};
+use crate::record::{Batch, Parcel, Slice};
+use crate::sinks::{Answer, Guilty, SinkOptions};
+use crate::tasks::{Stop, Task};
+
+pub struct Lane {
+    sink: SinkId,
+    options: SinkOptions,
+    inlet: Receiver<Parcel>,
+    streets: Vec<Street>,
+    reports: Receiver<Report>,
+    retry: Sender<Request>,
+    again: Receiver<()>,
+    stop: Stop,
+    dead_letters: DeadLetters,
+    mood: Mood,
+    /// Tries of the oldest batch that failed.
+    failures: u32,
+    next_number: u64,
+    inlet_closed: bool,
+    /// The agent aborts, or the last try of a stop failed: nothing is sent any more.
+    giving_up: bool,
+    health: HealthView,
+}
+
+/// The way to one connection.
+struct Street {
+    jobs: Sender<Batch>,
+    batcher: Batcher,
+    queue: VecDeque<Batch>,
+    away: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mood {
+    Well,
+    Resting,
+    Probing,
+}
+
+/// How a sink is, for the status server.
+#[derive(Clone, Debug, Serialize)]
+pub struct Health {
+    pub name: String,
+    pub mood: Mood,
+    /// Why it is not well.
+    pub why: Option<String>,
+    #[serde(skip)]
+    pub since: Instant,
+    pub queued_batches: usize,
+}
+
+pub type HealthView = Arc<Mutex<Health>>;
+
+/// The channels that end at a lane.
+pub struct Ends {
+    pub inlet: Receiver<Parcel>,
+    /// One per connection, with room for one batch.
+    pub jobs: Vec<Sender<Batch>>,
+    /// With room for one report per connection.
+    pub reports: Receiver<Report>,
+    pub retry: Sender<Request>,
+    pub again: Receiver<()>,
+}
+
+enum Event {
+    Parcel(Parcel),
+    InletClosed,
+    Report(Report),
+    Again,
+    /// An open batch has waited long enough.
+    Due,
+    Stopping,
+    Aborted,
+    SendersGone,
+}
+
+impl Lane {
+    pub fn new(
+        sink: SinkId,
+        options: SinkOptions,
+        ends: Ends,
+        stop: Stop,
+        dead_letters: DeadLetters,
+        now: Instant,
+    ) -> Lane {
+        let street =
+            |jobs| Street { jobs, batcher: Batcher::new(options.batch), queue: VecDeque::new(), away: false };
+        let name = options.name.to_string();
+        let health = Health { name, mood: Mood::Well, why: None, since: now, queued_batches: 0 };
+        Lane {
+            sink,
+            inlet: ends.inlet,
+            streets: ends.jobs.into_iter().map(street).collect(),
+            reports: ends.reports,
+            retry: ends.retry,
+            again: ends.again,
+            stop,
+            dead_letters,
+            mood: Mood::Well,
+            failures: 0,
+            next_number: 0,
+            inlet_closed: false,
+            giving_up: false,
+            health: Arc::new(Mutex::new(health)),
+            options,
+        }
+    }
+
+    pub fn name(&self) -> &str {
+        &self.options.name
+    }
+
+    pub fn health(&self) -> HealthView {
+        self.health.clone()
+    }
+
+    /// Ends when the inlet is closed and everything is answered for, or let go.
+    pub fn run(mut self, task: &Task) -> Result<()> {
+        while !self.is_over() {
+            task.waits_for(match self.mood {
+                Mood::Well => "records and answers",
+                Mood::Resting => "the sink to recover",
+                Mood::Probing => "the answer to a probe",
+            });
+            let event = self.next_event();
+            task.beat();
+            self.handle(event, task.now())?;
+        }
+        Ok(())
+    }
+
+    fn is_over(&self) -> bool {
+        let nothing_here = |street: &Street| !street.away && street.queue.is_empty();
+        self.inlet_closed && self.streets.iter().all(nothing_here)
+    }
+
+    fn next_event(&self) -> Event {
+        let due = self.streets.iter().filter_map(|street| street.batcher.due()).min().map_or(never(), at);
+        let inlet = if self.inlet_closed { &never() } else { &self.inlet };
+        // A stop means nothing here before the inlet has closed: what is on its way comes first.
+        let last_call = self.inlet_closed && self.mood == Mood::Resting;
+        let stopping = if last_call { self.stop.stop.channel() } else { &never::<Infallible>() };
+        let aborted = if self.giving_up { &never::<Infallible>() } else { self.stop.abort.channel() };
+        select! {
+            recv(self.reports) -> report => report.map_or(Event::SendersGone, Event::Report),
+            recv(inlet) -> parcel => parcel.map_or(Event::InletClosed, Event::Parcel),
+            recv(self.again) -> _ => Event::Again,
+            recv(due) -> _ => Event::Due,
+            recv(stopping) -> _ => Event::Stopping,
+            recv(aborted) -> _ => Event::Aborted,
+        }
+    }
+
+    fn handle(&mut self, event: Event, now: Instant) -> Result<()> {
+        match event {
+            Event::Parcel(parcel) if self.giving_up => {
+                self.let_go_of(parcel.share, &Slice::all(parcel.records))
+            }
+            Event::Parcel(parcel) => self.collect(parcel, now),
+            Event::InletClosed => {
+                self.inlet_closed = true;
+                self.flush(|_| true);
+            }
+            Event::Due => self.flush(|street| street.batcher.due().is_some_and(|due| due <= now)),
+            Event::Report(report) => self.take_report(report, now),
+            // One last try of a stop needs no permission: whatever it brings, nothing waits for another one.
+            Event::Again | Event::Stopping if self.mood == Mood::Resting => {
+                self.feel(Mood::Probing, None, now)
+            }
+            Event::Again | Event::Stopping => {}
+            Event::Aborted => self.give_up(),
+            Event::SendersGone => {
+                self.give_up();
+                return Err(Error::new(format!("{}: its senders have ended", self.options.name)));
+            }
+        }
+        self.dispatch();
+        self.health.lock().queued_batches = self.streets.iter().map(|street| street.queue.len()).sum();
+        Ok(())
+    }
+
+    fn collect(&mut self, parcel: Parcel, now: Instant) {
+        let at = (parcel.records.origin().lineage % self.streets.len() as u64) as usize;
+        let Street { batcher, queue, .. } = &mut self.streets[at];
+        let next_number = &mut self.next_number;
+        batcher.push(parcel, now, |parts| queue.push_back(number(next_number, parts)));
+    }
+
+    fn flush(&mut self, which: impl Fn(&Street) -> bool) {
+        for street in self.streets.iter_mut().filter(|street| which(street)) {
+            let parts = street.batcher.flush();
+            street.queue.extend(parts.map(|parts| number(&mut self.next_number, parts)));
+        }
+    }
+
+    /// Hands out what may be sent now.
+    fn dispatch(&mut self) {
+        let oldest = |street: &Street| street.queue.front().map(|batch| batch.number);
+        match self.mood {
+            _ if self.giving_up => {}
+            Mood::Resting => {}
+            Mood::Well => (0..self.streets.len()).for_each(|at| self.send(at)),
+            Mood::Probing => {
+                let nobody_away = self.streets.iter().all(|street| !street.away);
+                let first = (0..self.streets.len())
+                    .filter(|at| oldest(&self.streets[*at]).is_some())
+                    .min_by_key(|at| oldest(&self.streets[*at]));
+                if let (true, Some(at)) = (nobody_away, first) {
+                    self.send(at);
+                }
+            }
+        }
+    }
+
+    fn send(&mut self, at: usize) {
+        let street = &mut self.streets[at];
+        if street.away {
+            return;
+        }
+        let Some(batch) = street.queue.pop_front() else { return };
+        street.away = true;
+        if let Err(back) = street.jobs.send(batch) {
+            // The sender has panicked; the Task Manager stops the agent for it.
+            street.away = false;
+            street.queue.push_front(back.into_inner());
+            self.give_up();
+        }
+    }
+
+    fn take_report(&mut self, report: Report, now: Instant) {
+        let Report { street: at, batch, answer } = report;
+        self.streets[at].away = false;
+        match answer {
+            Answer::Delivered => {
+                self.recovered(now);
+                batch.parts.into_iter().for_each(|(_, share)| share.settle(&Verdict::Delivered));
+            }
+            _ if self.giving_up => self.let_go(batch),
+            Answer::Refused { which, why } => {
+                self.recovered(now);
+                self.refused(at, batch, which, &why, now);
+            }
+            Answer::Retry { not_before, why } => {
+                self.failures += 1;
+                if self.options.retry.max_attempts.is_some_and(|most| self.failures >= most) {
+                    self.failures = 0;
+                    let reason =
+                        format!("no success after {:?} tries: {why}", self.options.retry.max_attempts);
+                    self.bury(at, batch, &reason, now);
+                } else {
+                    self.streets[at].queue.push_front(batch);
+                }
+                self.rest(not_before, why, now);
+            }
+        }
+    }
+
+    fn recovered(&mut self, now: Instant) {
+        self.failures = 0;
+        if self.mood == Mood::Probing {
+            log::info!("{}: well again", self.options.name);
+            self.feel(Mood::Well, None, now);
+            let _ = self.retry.send(Request::Well { sink: self.sink });
+        }
+    }
+
+    fn rest(&mut self, asked: Option<Duration>, why: Error, now: Instant) {
+        if self.inlet_closed && self.stop.stop.is_closed() {
+            log::warn!("{why}; the agent is stopping, what is left stays in its source");
+            self.give_up();
+            return;
+        }
+        if self.mood != Mood::Resting {
+            // A connection that fails while the sink rests already brings no news.
+            let news = (self.mood == Mood::Well).then_some(why.clone());
+            self.feel(Mood::Resting, Some(why), now);
+            let _ = self.retry.send(Request::Rest { sink: self.sink, asked, news });
+        }
+    }
+
+    fn feel(&mut self, mood: Mood, why: Option<Error>, now: Instant) {
+        self.mood = mood;
+        let mut health = self.health.lock();
+        if health.mood == Mood::Well || mood == Mood::Well {
+            health.since = now;
+        }
+        health.mood = mood;
+        if mood == Mood::Well || why.is_some() {
+            health.why = why.map(|why| why.to_string());
+        }
+    }
+
+    /// Everything but the guilty was stored; if nobody knows who they are, halves tell.
+    fn refused(&mut self, at: usize, batch: Batch, which: Guilty, why: &str, now: Instant) {
+        let alone = batch.records().nth(1).is_none();
+        match which {
+            Guilty::These(guilty) => self.verdicts(at, batch, &guilty, why, now),
+            Guilty::Unknown if alone => self.verdicts(at, batch, &[0], why, now),
+            Guilty::Unknown => {
+                let (first, second) = halves(batch);
+                for parts in [second, first] {
+                    let batch = number(&mut self.next_number, parts);
+                    self.streets[at].queue.push_front(batch);
+                }
+            }
+        }
+    }
+
+    /// The whole batch goes to the dead letters.
+    fn bury(&mut self, at: usize, batch: Batch, why: &str, now: Instant) {
+        let all: Vec<usize> = (0..batch.records().count()).collect();
+        self.verdicts(at, batch, &all, why, now);
+    }
+
+    fn verdicts(&mut self, at: usize, batch: Batch, guilty: &[usize], why: &str, now: Instant) {
+        let (mut left, mut ill) = (Vec::new(), None);
+        each_record(batch, guilty, |slice, share, is_guilty| {
+            if !is_guilty {
+                share.settle(&Verdict::Delivered);
+                return;
+            }
+            match self.dead_letters.put(&Letter::of(&slice.first(), &self.options.name, why)) {
+                Ok(()) => share.settle(&Verdict::DeadLettered),
+                Err(cause) => {
+                    left.push((slice, share));
+                    ill = Some(cause);
+                }
+            }
+        });
+        log::warn!(
+            "{}: refused {} records ({why}): kept as dead letters",
+            self.options.name,
+            guilty.len() - left.len()
+        );
+        if let Some(cause) = ill {
+            let batch = number(&mut self.next_number, left);
+            self.streets[at].queue.push_front(batch);
+            self.rest(None, Error::new(format!("{}: {cause}", self.options.name)), now);
+        }
+    }
+
+    /// From here on only the inlet is emptied and what is away is waited for.
+    fn give_up(&mut self) {
+        self.giving_up = true;
+        self.flush(|_| true);
+        for at in 0..self.streets.len() {
+            while let Some(batch) = self.streets[at].queue.pop_front() {
+                self.let_go(batch);
+            }
+        }
+    }
+
+    fn let_go(&self, batch: Batch) {
+        for (slice, share) in batch.parts {
+            self.let_go_of(share, &slice);
+        }
+    }
+
+    /// What stands in a file is read again; what came through a stream would be lost, so it is kept as dead
+    /// letters.
+    fn let_go_of(&self, mut share: Share, slice: &Slice) {
+        if slice.records.origin().replayable {
+            return share.let_go();
+        }
+        let why = "not delivered when the agent stopped";
+        for record in slice.range.clone() {
+            let part = share.split(slice.records.count(record..record + 1));
+            match self.dead_letters.put(&Letter::of(&slice.records.get(record), &self.options.name, why)) {
+                Ok(()) => part.settle(&Verdict::DeadLettered),
+                Err(cause) => {
+                    log::error!(
+                        "{}: a line of {} is lost: {cause}",
+                        self.options.name,
+                        slice.records.origin().source
+                    );
+                    part.let_go();
+                }
+            }
+        }
+    }
+}
+
+fn number(next: &mut u64, parts: Sealed) -> Batch {
+    *next += 1;
+    Batch { number: *next, parts }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,71 @@
+//! A sender: one connection's thread. Takes a batch, delivers it, reports what the sink said.
+//!
+//! It may block in the network for as long as its time-outs say; closing `abort` ends that at once (the sinks
+//! see to it). It holds one batch at most, and always gives it back.
+//!
+//! A panic while a batch is delivered is caused by data: the answer is "refused, nobody knows which", the lane
+//! halves the batch, and the guilty record ends alone among the dead letters.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use crossbeam_channel::{Receiver, Sender, at, never, select};
+
+use crate::error::Result;
+use crate::record::Batch;
+use crate::sinks::{Answer, Connection, Guilty};
+use crate::tasks::{Task, panic_text};
+
+/// What became of a batch, and the batch itself.
+pub struct Report {
+    /// Which connection of the lane.
+    pub street: usize,
+    pub batch: Batch,
+    pub answer: Answer,
+}
+
+pub struct SenderLoop {
+    pub street: usize,
+    pub jobs: Receiver<Batch>,
+    pub reports: Sender<Report>,
+    pub connection: Box<dyn Connection>,
+    /// For `doing`: `sending to loki at http://…`.
+    pub towards: String,
+}
+
+enum Event {
+    Job(Batch),
+    Idle,
+    Closed,
+}
+
+impl SenderLoop {
+    /// Ends when the lane has let go of its jobs.
+    pub fn run(mut self, task: &Task) -> Result<()> {
+        loop {
+            task.waits_for("batches");
+            let idle = self.connection.idle(task.now()).map_or(never(), at);
+            let event = select! {
+                recv(self.jobs) -> job => job.map_or(Event::Closed, Event::Job),
+                recv(idle) -> _ => Event::Idle,
+            };
+            match event {
+                Event::Job(batch) => {
+                    task.doing(self.towards.clone());
+                    let answer = self.deliver(&batch);
+                    // The lane waits for this report and outlives it, unless it has panicked.
+                    let _ = self.reports.send(Report { street: self.street, batch, answer });
+                }
+                Event::Idle => task.doing("tidying up"),
+                Event::Closed => return Ok(()),
+            }
+        }
+    }
+
+    fn deliver(&mut self, batch: &Batch) -> Answer {
+        catch_unwind(AssertUnwindSafe(|| self.connection.deliver(batch))).unwrap_or_else(|panic| {
+            let why = format!("{} panicked: {}", self.towards, panic_text(&*panic));
+            log::error!("{why}");
+            Answer::Refused { which: Guilty::Unknown, why }
+        })
+    }
+}

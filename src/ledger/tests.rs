@@ -1,0 +1,171 @@
+//! The books against a model: which bytes each sink has answered for.
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::checkpoint::Saved;
+use super::state::State;
+use super::*;
+use crate::ack::{Count, SinkId, Tally, Verdict};
+
+const GENERATION: GenerationId = GenerationId(5);
+
+fn names() -> Vec<Arc<str>> {
+    vec!["loki".into(), "file".into()]
+}
+
+fn opened(start: u64) -> Note {
+    Note::Opened(Box::new(Opened {
+        generation: GENERATION,
+        source: "file".into(),
+        filename: Some("/var/log/a".into()),
+        identity: None,
+        lineage: 1,
+        start,
+    }))
+}
+
+/// Chunk `number`: ten lines of ten bytes.
+fn stamp(number: u64, sinks: SinkSet) -> Note {
+    Note::Read(Stamp {
+        generation: GENERATION,
+        start: number * 100,
+        end: number * 100 + 100,
+        first_line: number * 10,
+        lines: 10,
+        base_ns: 1_000 * number as i64,
+        continues: number % 3 == 1,
+        cut: number % 3 == 0,
+        sinks,
+    })
+}
+
+fn receipt(number: u64, sink: u8, delivered: bool, fault: bool) -> Note {
+    let mut tally = Tally::default();
+    if delivered {
+        tally.add(&Verdict::Delivered, Count { lines: 10, bytes: 100 });
+    }
+    let range = number * 100..number * 100 + 100;
+    let not_delivered = if delivered { 0 } else { 10 };
+    Note::Receipt(Receipt { generation: GENERATION, range, sink: SinkId(sink), tally, not_delivered, fault })
+}
+
+fn state() -> State {
+    State::new(Saved::default(), &names(), &Registry::default())
+}
+
+fn reload(state: &State) -> State {
+    let saved = serde_json::to_vec(&state.to_save(&OwnFiles::default())).unwrap();
+    State::new(serde_json::from_slice(&saved).unwrap(), &names(), &Registry::default())
+}
+
+fn known(state: &State) -> Known {
+    state.restored(false).known.remove(0)
+}
+
+#[test]
+fn a_forgotten_share_is_a_fault_unless_the_agent_aborts() {
+    for (aborting, is_fault) in [(false, true), (true, false)] {
+        let mut state = state();
+        state.apply(opened(0), false).unwrap();
+        state.apply(stamp(0, SinkSet::all(2)), false).unwrap();
+        assert_eq!(state.apply(receipt(0, 0, false, true), aborting).is_err(), is_fault);
+    }
+}
+
+#[test]
+fn a_chunk_taken_back_was_never_read() {
+    let mut state = state();
+    state.apply(opened(0), false).unwrap();
+    state.apply(stamp(0, SinkSet::all(2)), false).unwrap();
+    state.apply(stamp(1, SinkSet::all(2)), false).unwrap();
+    state.apply(Note::TakenBack { generation: GENERATION }, false).unwrap();
+    let books = state.books();
+    assert_eq!((books.read.lines, books.sinks[0].pending, books.sinks[1].read), (10, 10, 10));
+    state.apply(stamp(1, SinkSet::all(2)), false).unwrap();
+}
+
+#[test]
+fn a_finished_generation_is_forgotten_once_every_sink_has_answered() {
+    let mut state = state();
+    state.apply(opened(0), false).unwrap();
+    state.apply(stamp(0, SinkSet::all(2)), false).unwrap();
+    state.apply(Note::Finished { generation: GENERATION }, false).unwrap();
+    state.apply(receipt(0, 0, true, false), false).unwrap();
+    assert_eq!(state.books().generations, 1);
+    state.apply(receipt(0, 1, true, false), false).unwrap();
+    assert_eq!(state.books().generations, 0);
+}
+
+#[test]
+fn a_new_sink_begins_where_the_others_are_and_a_former_one_has_no_say() {
+    let mut state = state();
+    state.apply(opened(0), false).unwrap();
+    for number in 0..3 {
+        state.apply(stamp(number, SinkSet::all(2)), false).unwrap();
+    }
+    state.apply(receipt(0, 0, true, false), false).unwrap();
+    (0..2).for_each(|number| state.apply(receipt(number, 1, true, false), false).unwrap());
+    let saved = state.to_save(&OwnFiles::default());
+    let sinks: Vec<Arc<str>> = vec!["new".into(), "file".into()];
+    let state = State::new(saved, &sinks, &Registry::default());
+    let known = known(&state);
+    assert_eq!(known.position, 200);
+    assert!(known.progress.iter().all(|progress| progress.low() == 200));
+    // The former sink returns to where it was.
+    let state = State::new(state.to_save(&OwnFiles::default()), &names(), &Registry::default());
+    assert_eq!(state.restored(false).known[0].progress[0].low(), 100);
+}
+
+#[test]
+fn what_was_given_up_is_asked_of_no_sink_and_stands_in_the_account() {
+    let mut state = state();
+    state.apply(opened(50), false).unwrap();
+    state.apply(Note::GaveUp { generation: GENERATION, upto: 80, why: "truncated".into() }, false).unwrap();
+    assert_eq!(state.books().given_up, 30);
+    assert!(!state.books().all_delivered());
+    assert_eq!(known(&reload(&state)).position, 80);
+}
+
+proptest! {
+    /// The model: whatever order the answers come in, and wherever the process ends, the next life starts at
+    /// the first chunk that some sink lacks, at its line, and asks each sink for exactly what it lacks.
+    #[test]
+    fn a_restart_asks_each_sink_for_what_it_lacks(
+        chunks in 1u64..12,
+        answers in proptest::collection::vec((0u64..12, 0u8..2, any::<bool>()), 0..40),
+    ) {
+        let mut state = state();
+        state.apply(opened(0), false).unwrap();
+        for number in 0..chunks {
+            state.apply(stamp(number, SinkSet::all(2)), false).unwrap();
+        }
+        let mut answered = std::collections::BTreeMap::new();
+        for (number, sink, delivered) in answers {
+            if number < chunks && !answered.contains_key(&(number, sink)) {
+                answered.insert((number, sink), delivered);
+                state.apply(receipt(number, sink, delivered, false), false).unwrap();
+            }
+        }
+        let has = |number: u64, sink: u8| answered.get(&(number, sink)).copied().unwrap_or(false);
+        let first_lacking = (0..chunks).find(|number| !has(*number, 0) || !has(*number, 1)).unwrap_or(chunks);
+        let next = reload(&state);
+        let known = known(&next);
+        prop_assert_eq!((known.position, known.line), (first_lacking * 100, first_lacking * 10));
+        prop_assert_eq!(known.continues, first_lacking % 3 == 1);
+        for (sink, progress) in known.progress.iter().enumerate() {
+            for number in first_lacking..chunks {
+                prop_assert_eq!(progress.contains(number * 100 + 50), has(number, sink as u8));
+            }
+        }
+        let books = state.books();
+        for sink in 0..2u8 {
+            let account = &books.sinks[sink as usize];
+            let count = |wanted: bool| answered.iter().filter(|((_, of), got)| *of == sink && **got == wanted).count() as u64;
+            prop_assert_eq!(account.delivered.lines, 10 * count(true));
+            prop_assert_eq!(account.let_go, 10 * count(false));
+            prop_assert_eq!(account.read, account.delivered.lines + account.let_go + account.pending);
+        }
+    }
+}

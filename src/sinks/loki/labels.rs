@@ -1,0 +1,129 @@
+//! What names a stream: labels in a form that Loki accepts.
+//!
+//! Loki parses the text of a stream's labels as Prometheus does, so a label that it cannot parse would cost every
+//! line of the stream. Names become valid, values lose what its lexer refuses; both by rule, so that the same
+//! labels name the same stream for ever.
+
+use std::borrow::Cow;
+use std::fmt::Write;
+
+use crate::record::Labels;
+
+/// A stream needs at least one label; a stage may have taken them all.
+const NAMELESS: (&str, &str) = ("source", "unknown");
+
+/// The labels of a stream, sorted by name: the record's own and those of the sink, where the record's own win. A
+/// label without a value is none, as everywhere in Prometheus.
+pub fn stream_labels(own: &Labels, sink: &Labels) -> Vec<(String, String)> {
+    let mut pairs: Vec<(String, String)> = Vec::new();
+    for (name, value) in own.iter().filter(|(_, value)| !value.is_empty()) {
+        let mut name = valid_name(name).into_owned();
+        // Two names may become one: Loki refuses that, and dropping one would merge streams.
+        while has(&pairs, &name) {
+            name.push('_');
+        }
+        pairs.push((name, valid_value(value)));
+    }
+    for (name, value) in sink.iter().filter(|(_, value)| !value.is_empty()) {
+        let name = valid_name(name);
+        if !has(&pairs, &name) {
+            pairs.push((name.into_owned(), valid_value(value)));
+        }
+    }
+    if pairs.is_empty() {
+        pairs.push((NAMELESS.0.to_owned(), NAMELESS.1.to_owned()));
+    }
+    pairs.sort_unstable();
+    pairs
+}
+
+fn has(pairs: &[(String, String)], name: &str) -> bool {
+    pairs.iter().any(|(known, _)| known == name)
+}
+
+/// `[a-zA-Z_][a-zA-Z0-9_]*`: every other character becomes `_`, and a digit at the beginning gets one before it.
+pub fn valid_name(name: &str) -> Cow<'_, str> {
+    let starts_well = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+    if starts_well && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
+        return Cow::Borrowed(name);
+    }
+    let mut valid = String::with_capacity(name.len() + 1);
+    if !name.starts_with(|c: char| !c.is_ascii_digit()) {
+        valid.push('_'); // a digit, or nothing at all
+    }
+    valid.extend(name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }));
+    Cow::Owned(valid)
+}
+
+/// Prometheus' lexer takes U+FFFD, even written as a character, for broken text; an escape would not help, since
+/// Loki writes the labels anew for its ingesters.
+fn valid_value(value: &str) -> String {
+    value.replace('\u{FFFD}', "?")
+}
+
+/// `{a="b", c="d"}`, quoted as Go does.
+pub fn text(pairs: &[(String, String)]) -> String {
+    let mut text = String::from("{");
+    for (index, (name, value)) in pairs.iter().enumerate() {
+        text.push_str(if index == 0 { "" } else { ", " });
+        text.push_str(name);
+        text.push_str("=\"");
+        for c in value.chars() {
+            match c {
+                '"' => text.push_str("\\\""),
+                '\\' => text.push_str("\\\\"),
+                '\n' => text.push_str("\\n"),
+                '\r' => text.push_str("\\r"),
+                '\t' => text.push_str("\\t"),
+                c if c.is_ascii_control() => {
+                    let _ = write!(text, "\\x{:02x}", u32::from(c)); // a String takes everything
+                }
+                c => text.push(c),
+            }
+        }
+        text.push('"');
+    }
+    text.push('}');
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(own: &[(&str, &str)], sink: &[(&str, &str)], want: &str) {
+        let labels = |pairs: &[(&str, &str)]| Labels::new(pairs.iter().copied());
+        assert_eq!(text(&stream_labels(&labels(own), &labels(sink))), want);
+    }
+
+    #[test]
+    fn labels_are_text_that_loki_parses() {
+        check(&[("host", "a"), ("app", "b")], &[], r#"{app="b", host="a"}"#);
+        check(&[("a", r#"say "hi" \ bye"#)], &[], r#"{a="say \"hi\" \\ bye"}"#);
+        check(&[("a", "1\n2\r3\t4\0\u{1b}\u{7f}")], &[], r#"{a="1\n2\r3\t4\x00\x1b\x7f"}"#);
+        check(&[("a", "größe 日本 🙂")], &[], r#"{a="größe 日本 🙂"}"#);
+        check(&[("filename", "/var/log/\u{FFFD}.log")], &[], r#"{filename="/var/log/?.log"}"#);
+    }
+
+    #[test]
+    fn names_become_valid_and_stay_apart() {
+        check(&[("k8s.io/app-name", "x")], &[], r#"{k8s_io_app_name="x"}"#);
+        check(&[("9lives", "x")], &[], r#"{_9lives="x"}"#);
+        check(&[("", "x")], &[], r#"{_="x"}"#);
+        check(&[("größe", "x")], &[], r#"{gr__e="x"}"#);
+        check(&[("a-b", "1"), ("a.b", "2"), ("a_b", "3")], &[], r#"{a_b="1", a_b_="2", a_b__="3"}"#);
+    }
+
+    #[test]
+    fn the_labels_of_the_sink_are_added_and_lose() {
+        check(&[("a", "own")], &[("a", "sink"), ("b", "sink")], r#"{a="own", b="sink"}"#);
+        check(&[("a.b", "own")], &[("a_b", "sink")], r#"{a_b="own"}"#);
+        check(&[("a", "")], &[("a", "sink")], r#"{a="sink"}"#);
+    }
+
+    #[test]
+    fn a_stream_is_never_without_labels() {
+        check(&[], &[], r#"{source="unknown"}"#);
+        check(&[("a", "")], &[("b", "")], r#"{source="unknown"}"#);
+    }
+}

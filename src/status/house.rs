@@ -1,0 +1,98 @@
+//! What the status server shows: snapshots of the rooms below, put into words. Reads only, and never waits.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+use super::House;
+use crate::budget::Budget;
+use crate::clock::Clock;
+use crate::dispatcher::lane::{HealthView, Mood};
+use crate::ledger::BooksView;
+use crate::metrics::Registry;
+use crate::monitors::file::view::FilesView;
+use crate::tasks::{Table, TaskView};
+
+/// One agent, as its rooms describe themselves.
+pub struct Rooms {
+    pub table: Arc<Table>,
+    pub metrics: Arc<Registry>,
+    pub books: BooksView,
+    pub healths: Vec<HealthView>,
+    pub budget: Budget,
+    /// `None` without a file source.
+    pub files: Option<FilesView>,
+    pub started: Instant,
+    pub clock: Clock,
+}
+
+impl House for Rooms {
+    fn tasks(&self) -> Vec<TaskView> {
+        self.table.view()
+    }
+
+    fn metrics(&self) -> String {
+        self.metrics
+            .gauge("budget_used_bytes", "Bytes of chunks under way.", &[])
+            .set(self.budget.used() as i64);
+        self.metrics
+            .gauge("budget_bytes", "Bytes of chunks that may be under way.", &[])
+            .set(self.budget.capacity() as i64);
+        let stuck = self.metrics.gauge("stuck_tasks", "Tasks that are busy and silent for too long.", &[]);
+        stuck.set(self.table.stuck().len() as i64);
+        for health in &self.healths {
+            let health = health.lock();
+            let resting =
+                self.metrics.gauge("sink_resting", "1 while the sink is ill.", &[("sink", &health.name)]);
+            resting.set(i64::from(health.mood != Mood::Well));
+        }
+        self.metrics.render()
+    }
+
+    fn unready(&self) -> Vec<String> {
+        let stuck =
+            self.table.stuck().into_iter().map(|name| format!("{name} is busy and silent for too long"));
+        let ill = self.books.lock().ill.clone().map(|why| format!("the ledger cannot be written: {why}"));
+        let resting = self.healths.iter().filter_map(|health| {
+            let health = health.lock();
+            let why = health.why.as_deref().unwrap_or("no reason is known");
+            (health.mood != Mood::Well).then(|| format!("the sink {} rests: {why}", health.name))
+        });
+        stuck.chain(ill).chain(resting).collect()
+    }
+
+    fn status(&self) -> Value {
+        let books = self.books.lock().clone();
+        let unready = self.unready();
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "uptime_ms": self.clock.now().saturating_duration_since(self.started).as_millis() as u64,
+            "ready": unready.is_empty(),
+            "reasons": unready,
+            "budget": { "bytes": self.budget.capacity(), "used": self.budget.used() },
+            "read": books.read,
+            "given_up_bytes": books.given_up,
+            "sinks": books.sinks,
+        })
+    }
+
+    fn sources(&self) -> Value {
+        self.files.as_ref().map_or(json!([]), |files| json!(*files.get()))
+    }
+
+    fn sinks(&self) -> Value {
+        let books = self.books.lock().clone();
+        let sink = |health: &HealthView| {
+            let health = health.lock().clone();
+            let account = books.sinks.iter().find(|sink| sink.name == health.name);
+            let for_ms = self.clock.now().saturating_duration_since(health.since).as_millis() as u64;
+            json!({ "health": health, "for_ms": for_ms, "account": account })
+        };
+        self.healths.iter().map(sink).collect()
+    }
+
+    fn ledger(&self) -> Value {
+        json!(**self.books.lock())
+    }
+}

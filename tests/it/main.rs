@@ -1,0 +1,16 @@
+//! The agent from outside: what it promises, against a scripted Loki, real files and real signals.
+//!
+//! One binary, so that it links once. `receiver`, `push`, `agent`, `files` and `expect` are the instruments;
+//! the other modules are the tests.
+
+mod agent;
+mod big;
+mod config;
+mod expect;
+mod files;
+mod floors;
+mod loki;
+mod path;
+mod push;
+mod receiver;
+mod stop;
