@@ -234,9 +234,11 @@ impl Tail {
         self.size_to_read() <= self.scanned.max(self.position())
     }
 
-    /// Its descriptor can be closed and opened again by its path without losing a byte.
+    /// Its descriptor can be closed without losing a byte: its path leads to it again, or nothing that comes
+    /// later is wanted.
     pub fn is_closable(&self) -> bool {
-        self.size <= self.position() && !self.deleted && self.gone_since.is_none() && !self.queued
+        let reachable = !self.deleted && self.gone_since.is_none();
+        self.size_to_read() <= self.position() && !self.queued && (reachable || self.until.is_some())
     }
 
     /// One turn. The file is open and its stream is there; else there is nothing to do.

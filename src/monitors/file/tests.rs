@@ -483,7 +483,12 @@ fn lines_longer_than_a_read_and_longer_than_the_limit() {
 
 #[test]
 fn rotated_while_the_agent_was_down() {
+    [100, 1].into_iter().for_each(rotated_while_down);
+}
+
+fn rotated_while_down(open_files_max: usize) {
     let mut world = World::new("a.log");
+    world.open_files_max = open_files_max;
     world.append("a.log", "1\n2\n");
     assert_eq!(texts(&world.run_once()), ["1", "2"]);
     world.append("a.log", "3\n");
@@ -533,6 +538,28 @@ fn few_descriptors_for_many_files() {
     found.dedup();
     assert_eq!(found.len(), 40);
     assert_eq!(world.books().generations, 20, "closed and opened again, each is still the same");
+}
+
+/// Every file is rotated away and deleted before its turn has come: the descriptors are what saves the lines.
+#[test]
+fn rotations_while_the_reader_is_behind() {
+    let mut world = World::new("*.log");
+    let text = |round: usize| numbered(&format!("{round}-"), 0..100_000);
+    world.append("a.log", text(0));
+    let lines = world.live(|world, life| {
+        life.until_lines(1);
+        for round in 1..4 {
+            world.rename("a.log", &format!("a.log.{round}"));
+            world.append("a.log", text(round));
+            life.until_view("the new file is held", |view| view.open > round);
+            fs::remove_file(world.path(&format!("a.log.{round}"))).unwrap();
+        }
+        life.until_lines(400_000);
+    });
+    let all: String = lines.iter().map(|line| line.text.clone() + "\n").collect();
+    let expected: String = (0..4).map(text).collect();
+    assert!(all == expected, "all lines, and in the order of the rotations");
+    assert_eq!(world.books().given_up, 0);
 }
 
 /// A budget of one read, many files, and a worker that takes its time: everybody gets a turn, nothing is lost.
