@@ -449,7 +449,7 @@ fn loki_and_file_sinks() {
     );
     check(&sinks(r#"{ "type": "file" }"#), &["sinks[0].path", "is missing", "{file}"]);
     for (path, remedy) in [
-        ("out/{name}", "has an unknown \"{name}\"; allowed are {source}"),
+        ("out/{name}", "has an unknown placeholder {name}: allowed are {source}"),
         ("out/{file", "has a lone brace"),
         ("out/file}", "has a lone brace"),
         ("out/{container}", "not available in this version"),
