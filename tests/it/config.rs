@@ -449,10 +449,10 @@ fn loki_and_file_sinks() {
     );
     check(&sinks(r#"{ "type": "file" }"#), &["sinks[0].path", "is missing", "{file}"]);
     for (path, remedy) in [
-        ("out/{name}", "has an unknown \"{name}\"; allowed are {source}"),
-        ("out/{file", "has a lone brace"),
-        ("out/file}", "has a lone brace"),
-        ("out/{container}", "not available in this version"),
+        ("out/{name}", "has an unknown placeholder {name}: allowed are {source}"),
+        ("out/{file", "has a { without a }"),
+        ("out/file}", "has a } without a {"),
+        ("out/{container}", "has an unknown placeholder {container}"),
         ("out/", "is a folder; add a name"),
     ] {
         let text = sinks(&format!(r#"{{ "type": "file", "path": "{path}" }}"#));

@@ -1,0 +1,265 @@
+//! What `main` does once everything runs: wait for ends, and see to it that they come.
+//!
+//! It carries out what the [`StopPlan`] says, and nothing else decides when the agent ends: signals, faults, the
+//! end of all sources and `--max-time` are events of the plan. It joins by looking at the table; a thread that is
+//! still alive at the deadline is named and left behind.
+
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, at, never, select};
+
+use super::{Exit, Orders, SILENCE_MAX};
+use crate::clock::Clock;
+use crate::error::{Context, Result};
+use crate::ledger::{Books, BooksView};
+use crate::tasks::{self, Action, Event, Spec, StopPlan, Switch, Table, TaskManager};
+
+/// How often `main` looks for tasks that are silent although they are busy.
+const WATCH_INTERVAL: Duration = Duration::from_secs(5);
+
+/// `run --once` gives up when nothing has moved for so long, unless it was given a time of its own.
+const STANDSTILL_MAX: Duration = Duration::from_secs(30);
+
+/// How often `run --once` looks whether something has moved, and reports it.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
+
+#[derive(Debug)]
+pub(super) enum Signal {
+    Stop(&'static str),
+    Reload,
+}
+
+/// What `main` does once everything runs: wait for ends, and see to it that they come.
+pub(super) struct Vigil<'a> {
+    pub table: &'a Table,
+    pub clock: &'a Clock,
+    pub switch: Switch,
+    pub plan: StopPlan,
+    pub books: &'a BooksView,
+    /// The first one; it decides the exit code.
+    pub fault: Option<String>,
+}
+
+enum Wake {
+    Signal(Signal),
+    Stop(&'static str),
+    TaskEnded,
+    Due,
+}
+
+impl Vigil<'_> {
+    pub fn wait(
+        mut self,
+        started: Result<()>,
+        mut signals: Receiver<Signal>,
+        mut stdout_closed: Receiver<()>,
+        orders: &Orders<'_>,
+        tasks: &TaskManager<'_, '_>,
+        ender: tasks::Closer,
+    ) -> Exit {
+        if let Err(error) = started {
+            self.fault(error.to_string());
+        }
+        let began = self.clock.now();
+        let mut watch_at = began + WATCH_INTERVAL;
+        let mut progress = orders.once.then(|| Progress { next: began, movement: 0, moved: began });
+        let mut stop_orders = orders.stop.clone().unwrap_or_else(never);
+        loop {
+            let mut due = vec![watch_at];
+            due.extend(self.plan.next_deadline());
+            due.extend(progress.as_ref().map(|progress| progress.next));
+            due.extend(orders.max_time.filter(|_| !self.plan.is_stopping()).map(|max_time| began + max_time));
+            let due = at(due.into_iter().min().unwrap_or(watch_at));
+            let wake = select! {
+                recv(self.table.changed()) -> _ => Wake::TaskEnded,
+                recv(signals) -> signal => match signal {
+                    Ok(signal) => Wake::Signal(signal),
+                    Err(_) => { signals = never(); continue }
+                },
+                recv(stdout_closed) -> gone => match gone {
+                    Ok(()) => Wake::Stop("stdout was closed"),
+                    Err(_) => { stdout_closed = never(); continue }
+                },
+                recv(stop_orders) -> _ => { stop_orders = never(); Wake::Stop("told to") },
+                recv(due) -> _ => Wake::Due,
+            };
+            let now = self.clock.now();
+            match wake {
+                Wake::Signal(Signal::Stop(name)) => self.stop(name),
+                Wake::Signal(Signal::Reload) => {
+                    log::warn!(
+                        "SIGHUP: the configuration cannot be reloaded in this version; restart to change it"
+                    );
+                }
+                Wake::Stop(why) => self.stop(why),
+                Wake::TaskEnded => self.look_for_faults(),
+                Wake::Due => {
+                    if now >= watch_at {
+                        watch_at = now + WATCH_INTERVAL;
+                        self.look_for_silence();
+                    }
+                    if let Some(progress) = progress.as_mut().filter(|progress| now >= progress.next) {
+                        let books = self.books.lock().clone();
+                        orders.progress.inspect(|report| report(&books));
+                        if progress.stands_still(&books, now)
+                            && orders.max_time.is_none()
+                            && !self.plan.is_stopping()
+                        {
+                            log::error!("nothing has moved for {STANDSTILL_MAX:?}");
+                            self.stop("nothing moves");
+                        }
+                    }
+                    if orders.max_time.is_some_and(|max_time| now >= began + max_time)
+                        && !self.plan.is_stopping()
+                    {
+                        self.stop("the time is up");
+                    }
+                }
+            }
+            let event = if self.alive().is_empty() { Event::AllEnded } else { Event::Tick };
+            match self.plan.handle(event, now) {
+                Some(Action::Leave) => break,
+                Some(action) => self.act(action),
+                None => {}
+            }
+        }
+        if let Some(progress) = orders.progress.filter(|_| orders.once) {
+            progress(&self.books.lock().clone());
+        }
+        self.leave(tasks, ender)
+    }
+
+    /// Everybody on the path has ended: now those who served them.
+    fn leave(mut self, tasks: &TaskManager<'_, '_>, ender: tasks::Closer) -> Exit {
+        self.switch.abort(); // nobody waits any more; ends idle connections
+        drop(ender);
+        let deadline = at(self.clock.now() + self.plan.margin());
+        while !self.table.alive(|_| true).is_empty() {
+            select! {
+                recv(self.table.changed()) -> _ => self.look_for_faults(),
+                recv(deadline) -> _ => self.give_up(&self.table.alive(|_| true)),
+            }
+        }
+        for name in tasks.leave_loose() {
+            log::warn!("{name}: left behind in a look-up that does not return; it holds no data");
+        }
+        self.exit()
+    }
+
+    fn exit(&self) -> Exit {
+        let books = self.books.lock().clone();
+        let pending: u64 = books.sinks.iter().map(|sink| sink.pending + sink.let_go).sum();
+        match &self.fault {
+            Some(fault) => {
+                log::error!("stopped because of a fault: {fault}");
+                Exit::Fault
+            }
+            None if books.ill.is_some() => Exit::Fault,
+            None if books.all_delivered() => Exit::Delivered,
+            None => {
+                log::warn!(
+                    "stopped with data pending: {pending} lines without an answer, {} bytes not read, {} bytes given up; \
+                     what stands in files is read at the next start",
+                    books.unread,
+                    books.given_up
+                );
+                Exit::Pending
+            }
+        }
+    }
+
+    /// On the path, and still alive.
+    fn alive(&self) -> Vec<String> {
+        self.table.alive(|name| !matches!(name, "status" | "signals" | "resolver"))
+    }
+
+    fn stop(&mut self, why: &str) {
+        if self.plan.is_stopping() {
+            log::warn!("{why}: ending now, without waiting for what is under way");
+        } else {
+            log::info!("stopping: {why}");
+        }
+        if let Some(action) = self.plan.handle(Event::Stop, self.clock.now()) {
+            self.act(action);
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::CloseStop => self.switch.stop(),
+            Action::CloseAbort => self.switch.abort(),
+            Action::GiveUp => self.give_up(&self.alive()),
+            Action::Leave => {}
+        }
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "the scope would wait for the thread that hangs")]
+    fn give_up(&self, hanging: &[String]) {
+        log::error!("these threads did not end in time and are left behind: {}", hanging.join(", "));
+        std::process::exit(Exit::Stuck as i32);
+    }
+
+    fn look_for_faults(&mut self) {
+        if let Some(fault) = self.table.fault(self.plan.is_stopping()) {
+            self.fault(fault);
+        }
+    }
+
+    fn fault(&mut self, fault: String) {
+        if self.fault.is_none() {
+            log::error!("{fault}");
+            self.fault = Some(fault);
+            if !self.plan.is_stopping() {
+                self.stop("a fault");
+            }
+        }
+    }
+
+    fn look_for_silence(&self) {
+        for name in self.table.newly_stuck() {
+            log::error!("{name}: busy and silent for too long; see /debug/threads");
+        }
+    }
+}
+
+/// How far `run --once` is.
+struct Progress {
+    next: Instant,
+    movement: u64,
+    moved: Instant,
+}
+
+impl Progress {
+    fn stands_still(&mut self, books: &Books, now: Instant) -> bool {
+        self.next = now + PROGRESS_INTERVAL;
+        if books.movement() != self.movement {
+            self.movement = books.movement();
+            self.moved = now;
+        }
+        now.saturating_duration_since(self.moved) > STANDSTILL_MAX
+    }
+}
+
+/// SIGTERM and SIGINT stop, SIGHUP reloads. Returns what ends the thread.
+pub(super) fn start_signals(
+    tasks: &TaskManager<'_, '_>,
+    to_main: Sender<Signal>,
+) -> Result<Box<dyn Fn() + Send + Sync>> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    use signal_hook::iterator::Signals;
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context(|| "could not catch signals".into())?;
+    let handle = signals.handle();
+    tasks.spawn(Spec::keeper("signals", SILENCE_MAX), move |task| {
+        task.waits_for("signals");
+        for signal in signals.forever() {
+            let signal = match signal {
+                SIGTERM => Signal::Stop("SIGTERM"),
+                SIGINT => Signal::Stop("SIGINT"),
+                _ => Signal::Reload,
+            };
+            let _ = to_main.try_send(signal); // full: main has enough to do with those before
+        }
+        Ok(())
+    })?;
+    Ok(Box::new(move || handle.close()))
+}
