@@ -294,10 +294,10 @@ impl Files {
         }
     }
 
-    /// The generation before it is read first, as far as it goes.
+    /// The generation before it is read first, as far as it goes; if it is in the line, it may have grown.
     fn is_blocked(&self, tail: &Tail) -> bool {
         let before = tail.after.and_then(|before| self.tails.get(&before));
-        before.is_some_and(|before| !before.is_at_end() && !before.trouble)
+        before.is_some_and(|before| (before.queued || !before.is_at_end()) && !before.trouble)
     }
 
     /// Keeps a file open that is not read yet, since it may be rotated away before it is; but not with the last
@@ -309,6 +309,11 @@ impl Files {
             }
         } else if self.open >= self.open_max && !tail.deleted && tail.gone_since.is_none() {
             self.close(&mut tail);
+        }
+        if let Some(before) = tail.after.and_then(|before| self.tails.get_mut(&before))
+            && !before.followers.contains(&tail.file)
+        {
+            before.followers.push(tail.file);
         }
         self.rest(tail);
     }

@@ -78,16 +78,14 @@ impl Files {
         };
         self.paths.insert(path.clone(), file);
         let mut tail = Tail::new(found, lineage, start, now);
-        if let Some(before) = self.newest.insert(lineage, file)
-            && let Some(older) = self.tails.get_mut(&before)
-        {
-            older.followers.push(file);
-            tail.after = Some(before);
-        }
+        let older = self.newest.insert(lineage, file).filter(|older| self.tails.contains_key(older));
+        tail.after = older;
         tail.queued = true;
         self.tails.insert(file, tail);
         // Opened soon, so that it is held before it is rotated away.
         self.ready.push_front(file);
+        // Its writer may have gone on in the old file, after our last look, until this one was there.
+        older.into_iter().for_each(|older| self.queue(older));
         self.meters.followed.set(self.tails.len() as i64);
     }
 

@@ -1,0 +1,221 @@
+//! A log folder, the three threads, a real Outlet and a real ledger; the test is the worker.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, bounded};
+use tempfile::TempDir;
+
+use super::super::view::{FilesSnapshot, FilesView};
+use super::super::{Bodies, Settings, wire};
+use crate::ack::Verdict;
+use crate::budget::Budget;
+use crate::clock::Clock;
+use crate::durable::OwnFiles;
+use crate::ledger::{self, Books, Ledger};
+use crate::metrics::Registry;
+use crate::monitors::{Binary, FileSourceOptions, Off, SourceKind, SourceOptions, StartAt, Supply};
+use crate::record::{Chunk, Labels};
+use crate::tasks::{self, Spec, Switch, Table};
+
+pub const DEADLINE: Duration = Duration::from_secs(30);
+
+pub struct World {
+    pub logs: TempDir,
+    pub state: TempDir,
+    pub sources: Vec<SourceOptions>,
+    pub open_files_max: usize,
+    pub budget: usize,
+    pub once: bool,
+    /// Closed by the ledger of the last life.
+    pub books: Option<Arc<Books>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Line {
+    pub generation: u64,
+    pub lineage: u64,
+    pub offset: u64,
+    pub filename: String,
+    pub text: String,
+    pub partial: bool,
+}
+
+/// What a test sees of a running agent.
+pub struct Life {
+    pub chunks: Receiver<Chunk>,
+    pub lines: Vec<Line>,
+    pub view: FilesView,
+}
+
+pub fn source(name: &str, include: &[PathBuf]) -> SourceOptions {
+    SourceOptions {
+        name: name.into(),
+        labels: Labels::default(),
+        max_line_bytes: 1024 * 1024,
+        idle: Duration::from_secs(600),
+        kind: SourceKind::File(FileSourceOptions {
+            include: include.iter().map(|path| path.to_str().unwrap().to_owned()).collect(),
+            exclude: Vec::new(),
+            start_at: StartAt::Beginning,
+            poll_interval: Duration::from_millis(50),
+            binary: Binary::Skip,
+        }),
+    }
+}
+
+impl World {
+    pub fn new(include: &str) -> World {
+        let logs = tempfile::tempdir().unwrap();
+        let sources = vec![source("s", &[logs.path().join(include)])];
+        let state = tempfile::tempdir().unwrap();
+        World { logs, state, sources, open_files_max: 100, budget: 8 << 20, once: false, books: None }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.logs.path().join(name)
+    }
+
+    pub fn append(&self, name: &str, text: impl AsRef<[u8]>) -> File {
+        let mut file = OpenOptions::new().create(true).append(true).open(self.path(name)).unwrap();
+        file.write_all(text.as_ref()).unwrap();
+        file
+    }
+
+    pub fn rename(&self, from: &str, to: &str) {
+        rustix::fs::rename(self.path(from), self.path(to)).unwrap();
+    }
+
+    /// One life of the agent, from its start to its stop; returns every line of it.
+    pub fn live(&mut self, body: impl FnOnce(&World, &mut Life)) -> Vec<Line> {
+        let (switch, stop) = Switch::new().unwrap();
+        let metrics = Registry::default();
+        let own_files = OwnFiles::default();
+        let settings = ledger::Settings {
+            folder: self.state.path().to_owned(),
+            sinks: vec!["sink".into()],
+            sync_interval: Duration::from_secs(3600),
+            unsynced: Default::default(),
+            own_files: own_files.clone(),
+        };
+        let (ledger, book, restored) =
+            Ledger::open(settings, stop.clone(), Duration::from_secs(1), &metrics).unwrap();
+        let view = ledger.view();
+        let (intake, chunks) = bounded(1);
+        let supply =
+            Supply::new(Budget::new(self.budget), Clock::real(), stop, &restored, 1, book, vec![intake]);
+        let settings = Settings {
+            sources: self.sources.clone(),
+            off: Off { folders: vec![self.state.path().to_owned()] },
+            outputs: Vec::new(),
+            own_files,
+            once: self.once,
+            known: restored.known,
+            first_start: restored.first_start,
+            open_files_max: self.open_files_max,
+        };
+        let Bodies { watch, discovery, files } = wire(settings, supply.outlet(), &metrics).unwrap();
+        drop(supply);
+        let table = Arc::new(Table::new(Clock::real()));
+        let world = &*self;
+        let lines = tasks::run(table.clone(), |tasks| {
+            let mut switch = switch; // closes if the test panics
+            let mut life = Life { chunks, lines: Vec::new(), view: files.view() };
+            let spec = |name| Spec::carrier(name, Duration::from_secs(10));
+            tasks.spawn(spec("ledger"), |task| ledger.run(task)).unwrap();
+            if let Some(watch) = watch {
+                tasks.spawn(spec("watch"), |task| watch.run(task)).unwrap();
+            }
+            tasks.spawn(spec("discovery"), |task| discovery.run(task)).unwrap();
+            tasks.spawn(spec("files"), |task| files.run(task)).unwrap();
+            body(world, &mut life);
+            switch.stop();
+            life.until_closed();
+            life.lines
+        })
+        .unwrap();
+        assert_eq!(table.fault(true), None);
+        let books = view.lock().clone();
+        self.books = Some(books);
+        lines
+    }
+
+    /// All that is there, with `once`.
+    pub fn run_once(&mut self) -> Vec<Line> {
+        self.once = true;
+        self.live(|_, life| life.until_closed())
+    }
+
+    pub fn books(&self) -> &Books {
+        self.books.as_ref().unwrap()
+    }
+}
+
+impl Life {
+    pub fn take(&mut self, chunk: Chunk) {
+        let lines = &chunk.lines;
+        let mut offset = lines.start;
+        for at in 0..lines.len() {
+            self.lines.push(Line {
+                generation: lines.origin.generation.0,
+                lineage: lines.origin.lineage,
+                offset,
+                filename: lines.origin.filename.as_deref().unwrap_or("").to_owned(),
+                text: String::from_utf8_lossy(lines.text(at)).into_owned(),
+                partial: lines.is_partial(at),
+            });
+            offset += lines.raw(at).len() as u64;
+        }
+        chunk.ack.into_shares().into_iter().for_each(|share| share.settle(&Verdict::Delivered));
+    }
+
+    pub fn until(&mut self, what: &str, fact: impl Fn(&Life) -> bool) {
+        while !fact(self) {
+            match self.chunks.recv_timeout(DEADLINE) {
+                Ok(chunk) => self.take(chunk),
+                Err(cause) => panic!("until {what}: {cause}, got {:?}", texts(&self.lines)),
+            }
+        }
+    }
+
+    pub fn until_lines(&mut self, count: usize) {
+        self.until(&format!("{count} lines"), |life| life.lines.len() >= count);
+    }
+
+    /// Of what the status page would show.
+    pub fn until_view(&mut self, what: &str, fact: impl Fn(&FilesSnapshot) -> bool) {
+        let deadline = crossbeam_channel::after(DEADLINE);
+        while !fact(&self.view.get()) {
+            assert!(deadline.try_recv().is_err(), "until {what}: {:?}", self.view.get());
+            if let Ok(chunk) = self.chunks.recv_timeout(Duration::from_millis(20)) {
+                self.take(chunk);
+            }
+        }
+    }
+
+    pub fn until_closed(&mut self) {
+        while let Ok(chunk) = self.chunks.recv_timeout(DEADLINE) {
+            self.take(chunk);
+        }
+        assert!(self.chunks.recv_timeout(Duration::ZERO).is_err_and(|cause| cause.is_disconnected()));
+    }
+}
+
+pub fn texts(lines: &[Line]) -> Vec<&str> {
+    lines.iter().map(|line| line.text.as_str()).collect()
+}
+
+/// The names of the files that were captured.
+pub fn names(lines: &[Line]) -> Vec<String> {
+    let mut names: Vec<String> = lines.iter().map(|line| line.filename.clone()).collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
+pub fn numbered(prefix: &str, range: std::ops::Range<usize>) -> String {
+    range.map(|n| format!("{prefix}{n}\n")).collect()
+}
