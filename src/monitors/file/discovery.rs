@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, select};
+use rustix::io::Errno;
 
 use super::Post;
 use super::glob::{Excludes, Pattern};
@@ -34,6 +35,10 @@ const REST: Duration = Duration::from_millis(200);
 
 /// More folders that cannot be read are not named one by one.
 const COMPLAINTS_MAX: usize = 1000;
+
+/// A folder is entered by so many ways at most, for one pattern: links that lead everywhere have more ways than
+/// anybody can walk.
+const WAYS_MAX: u32 = 16;
 
 /// A file that matches.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -169,6 +174,7 @@ impl Discovery {
             stop: &self.stop,
             task,
             by_file: HashMap::new(),
+            ways: HashMap::new(),
             overlaps: HashSet::new(),
             failed: Vec::new(),
             sweep: Sweep::default(),
@@ -223,6 +229,8 @@ struct Walk<'a> {
     task: &'a Task,
     /// Which source has the file.
     by_file: HashMap<FileId, usize>,
+    /// How often each folder was entered for the pattern at hand.
+    ways: HashMap<FileId, u32>,
     overlaps: HashSet<(usize, usize)>,
     failed: Vec<(PathBuf, io::Error)>,
     sweep: Sweep,
@@ -254,6 +262,7 @@ impl Walk<'_> {
         if self.below_off(base) || target.exclude.matches(base) {
             return Some(());
         }
+        self.ways.clear();
         let mut levels: Vec<Level> = self.enter(base.to_owned(), &[]).into_iter().collect();
         while let Some(level) = levels.last_mut() {
             if self.stop.is_closed() {
@@ -299,6 +308,11 @@ impl Walk<'_> {
             if self.off.contains(&id) || levels.iter().any(|level| level.id == id) {
                 return Ok(None);
             }
+            let ways = self.ways.entry(id).or_default();
+            *ways += 1;
+            if *ways > WAYS_MAX {
+                return Ok(None);
+            }
             self.watches.add(&folder);
             let mut entries = Vec::new();
             for entry in fs::read_dir(&folder)? {
@@ -335,9 +349,10 @@ impl Walk<'_> {
         }
     }
 
-    /// What is not there is no failure: it vanished, or a link leads nowhere.
+    /// What is not there is no failure: it vanished, or a link leads nowhere, or to itself.
     fn note_failure(&mut self, path: PathBuf, cause: io::Error) {
-        if !matches!(cause.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) {
+        let nowhere = [Errno::NOENT, Errno::NOTDIR, Errno::LOOP].map(Some);
+        if !nowhere.contains(&Errno::from_io_error(&cause)) {
             self.sweep.unsure.push(path.clone());
             self.failed.push((path, cause));
         }

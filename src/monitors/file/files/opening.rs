@@ -140,8 +140,7 @@ impl Files {
             && !self.own.contains(FileId::of(&metadata))
         {
             let (path, file, size) = (tail.path.clone(), FileId::of(&metadata), metadata.len());
-            self.admit(Found { path: path.clone(), file, size, source: tail.source }, now);
-            self.paths.insert(path, file);
+            self.admit(Found { path, file, size, source: tail.source }, now);
         }
         if tail.stream.is_none() {
             return Opened::Remove;

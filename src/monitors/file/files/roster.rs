@@ -22,7 +22,11 @@ impl Files {
             let sources = self.sources.clone();
             let place = |name: &str| sources.iter().position(|source| *source.name == *name);
             let (beside, gone) = self.not_met.search(&met, place);
-            gone.into_iter().for_each(|known| self.finish_known(known, "deleted while the agent was down"));
+            for known in gone {
+                let (path, position) = (known.filename.clone().unwrap_or_default(), known.position);
+                log::info!("files: {} is gone; the last run had read {position} bytes of it", path.display());
+                self.finish_known(known, "deleted while the agent was down");
+            }
             // Oldest first, and before the files that stand in their places now.
             found.sort_by_key(|found| match self.not_met.perhaps(found.file) {
                 Some(known) => known.generation.0,
@@ -64,9 +68,9 @@ impl Files {
                 if self.paths.get(&tail.path) == Some(&file) {
                     self.paths.remove(&tail.path);
                 }
-                self.paths.insert(path.clone(), file);
                 tail.path = path.clone();
             }
+            self.paths.insert(path.clone(), file);
             return;
         }
         let options = &self.sources[source];
@@ -97,14 +101,11 @@ impl Files {
             Ok(metadata) if FileId::of(&metadata) == file => self.queue(file),
             Ok(metadata) if metadata.is_file() => {
                 let other = FileId::of(&metadata);
-                let source = self.tails.get(&file).map_or(0, |tail| tail.source);
+                let Some(source) = self.tails.get(&file).map(|tail| tail.source) else { return };
                 self.left(file, now);
                 if !self.own.contains(other) {
-                    self.admit(
-                        Found { path: path.to_owned(), file: other, size: metadata.len(), source },
-                        now,
-                    );
-                    self.paths.insert(path.to_owned(), other);
+                    let (path, size) = (path.to_owned(), metadata.len());
+                    self.admit(Found { path, file: other, size, source }, now);
                     self.queue(other);
                 }
             }
