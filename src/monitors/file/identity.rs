@@ -8,6 +8,8 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use crate::durable::FileId;
@@ -37,6 +39,9 @@ pub fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize>
     }
     Ok(filled)
 }
+
+/// As large as a block of any file system that has holes.
+const HOLE_BLOCK: usize = 64 * 1024;
 
 pub fn hash_head(head: &[u8]) -> Head {
     Head { len: head.len() as u32, hash: xxh3_64(head) }
@@ -89,6 +94,23 @@ const MAGIC: [(&[u8], &str); 8] = [
 pub fn not_text(head: &[u8]) -> Option<&'static str> {
     let magic = MAGIC.iter().find(|(magic, _)| head.starts_with(magic)).map(|(_, what)| *what);
     magic.or_else(|| memchr::memchr(0, head).map(|_| "binary: there is a NUL byte in its first KiB"))
+}
+
+/// A writer that does not append goes on at its old offset after its file was truncated, and leaves a hole of
+/// NUL bytes in front. For a file that begins with one: where its text begins, and its first bytes.
+pub fn text_after_hole(file: &File) -> io::Result<Option<(u64, Vec<u8>)>> {
+    let start = match rustix::fs::seek(file, SeekFrom::Data(0)) {
+        Ok(start) => start,
+        // Nothing but a hole, or a file system that does not tell.
+        Err(Errno::NXIO | Errno::INVAL | Errno::OPNOTSUPP) => return Ok(None),
+        Err(cause) => return Err(cause.into()),
+    };
+    // The hole ends with a block; the text begins somewhere in the next.
+    let mut block = vec![0; HOLE_BLOCK];
+    let len = read_at(file, &mut block, start)?;
+    let Some(nul) = block[..len].iter().position(|byte| *byte != 0) else { return Ok(None) };
+    let text = block[nul..len.min(nul + HEAD_BYTES)].to_vec();
+    Ok((start > 0 || nul >= HEAD_BYTES).then_some((start + nul as u64, text)))
 }
 
 #[cfg(test)]

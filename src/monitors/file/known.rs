@@ -73,11 +73,15 @@ impl NotMet {
         }
         let (mut found, mut gone) = (Vec::new(), Vec::new());
         for (folder, wanted) in by_folder {
-            let beside = inodes(&folder, &wanted);
+            let beside = inodes(
+                &folder,
+                &wanted.iter().filter_map(|known| known.identity).map(|id| id.inode).collect(),
+            );
             for known in wanted {
                 let inode = known.identity.map_or(0, |identity| identity.inode);
                 match (beside.as_ref().and_then(|beside| beside.get(&inode)), source(&known.source)) {
-                    (Some((path, file, size)), Some(source)) => {
+                    (Some(beside), Some(source)) => {
+                        let Beside { path, file, size } = beside;
                         let at = Found { path: path.clone(), file: *file, size: *size, source };
                         found.push((known.generation, at));
                     }
@@ -96,9 +100,15 @@ impl NotMet {
     }
 }
 
-/// The regular files of a folder that are wanted. `None`: it cannot be read.
-fn inodes(folder: &Path, wanted: &[&Known]) -> Option<HashMap<u64, (PathBuf, FileId, u64)>> {
-    let wanted: HashSet<u64> = wanted.iter().filter_map(|known| known.identity).map(|id| id.inode).collect();
+/// A file that was looked for by its inode.
+pub(super) struct Beside {
+    pub path: PathBuf,
+    pub file: FileId,
+    pub size: u64,
+}
+
+/// The regular files of a folder that are wanted, by inode. `None`: it cannot be read.
+pub(super) fn inodes(folder: &Path, wanted: &HashSet<u64>) -> Option<HashMap<u64, Beside>> {
     let mut found = HashMap::new();
     for entry in fs::read_dir(folder).ok()? {
         let entry = entry.ok()?;
@@ -106,7 +116,8 @@ fn inodes(folder: &Path, wanted: &[&Known]) -> Option<HashMap<u64, (PathBuf, Fil
             && let Ok(metadata) = fs::symlink_metadata(entry.path())
             && metadata.is_file()
         {
-            found.insert(metadata.ino(), (entry.path(), FileId::of(&metadata), metadata.len()));
+            let beside = Beside { path: entry.path(), file: FileId::of(&metadata), size: metadata.len() };
+            found.insert(metadata.ino(), beside);
         }
     }
     Some(found)

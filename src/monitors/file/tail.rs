@@ -14,6 +14,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use xxhash_rust::xxh3::xxh3_64;
+
 use super::discovery::Found;
 use super::framing::{End, frame};
 use super::identity::{HEAD_BYTES, hash_head, identity, read_at, read_head};
@@ -31,6 +33,9 @@ const TURN_BYTES: usize = READ_BYTES - CHUNK_LINES * size_of::<u32>() - 1024;
 /// How long a file that no pattern leads to any more is followed after its last change: a writer that was not
 /// told of a rotation writes on for a while.
 const GRACE: Duration = Duration::from_secs(60);
+
+/// What is compared to find out that a file was rewritten: the end of a line, its date included as a rule.
+const BEFORE_BYTES: usize = 128;
 
 /// What is known of a file at one moment.
 #[derive(Clone, Copy, Debug)]
@@ -97,6 +102,8 @@ pub(super) struct Tail {
     pub stream: Option<Stream>,
     pub head: Head,
     pub size: u64,
+    /// Seconds and nanoseconds, by the clock of the file system: only compared.
+    modified: (i64, i64),
     pub scanned: u64,
     pub changed: Instant,
     pub gone_since: Option<Instant>,
@@ -111,6 +118,10 @@ pub(super) struct Tail {
     pub queued: bool,
     /// Could not be opened or read, which was said; tried again with every sweep.
     pub trouble: bool,
+    /// Was not read since it was put aside.
+    pub rests: bool,
+    /// Hash and length of what stands right before the position.
+    pub before: Option<(u64, usize)>,
     /// When it was last put aside, in turns.
     pub rested: u64,
 }
@@ -160,6 +171,7 @@ impl Tail {
             stream: None,
             head: Head::default(),
             size,
+            modified: (0, 0),
             scanned: 0,
             changed: now,
             gone_since: None,
@@ -169,6 +181,8 @@ impl Tail {
             followers: Vec::new(),
             queued: false,
             trouble: false,
+            rests: false,
+            before: None,
             rested: 0,
         }
     }
@@ -185,12 +199,18 @@ impl Tail {
         }
     }
 
+    /// Whether the file looks as it did at its last turn.
+    pub fn looks_like(&self, metadata: &Metadata) -> bool {
+        let modified = (metadata.mtime(), metadata.mtime_nsec());
+        metadata.len() == self.size && modified == self.modified && (metadata.nlink() == 0) == self.deleted
+    }
+
     /// Takes in what the file looks like now.
     pub fn refresh(&mut self, metadata: &Metadata, now: Instant) {
-        let deleted = metadata.nlink() == 0;
-        if metadata.len() != self.size || deleted != self.deleted {
+        if !self.looks_like(metadata) {
             self.size = metadata.len();
-            self.deleted = deleted;
+            self.modified = (metadata.mtime(), metadata.mtime_nsec());
+            self.deleted = metadata.nlink() == 0;
             self.changed = now;
         }
     }
@@ -214,9 +234,11 @@ impl Tail {
         self.size_to_read() <= self.scanned.max(self.position())
     }
 
-    /// Its descriptor can be closed and opened again by its path without losing a byte.
+    /// Its descriptor can be closed without losing a byte: its path leads to it again, or nothing that comes
+    /// later is wanted.
     pub fn is_closable(&self) -> bool {
-        self.size <= self.position() && !self.deleted && self.gone_since.is_none() && !self.queued
+        let reachable = !self.deleted && self.gone_since.is_none();
+        self.size_to_read() <= self.position() && !self.queued && (reachable || self.until.is_some())
     }
 
     /// One turn. The file is open and its stream is there; else there is nothing to do.
@@ -227,13 +249,26 @@ impl Tail {
             Ok(metadata) => self.refresh(&metadata, reading.now),
             Err(cause) => return Turn::Failed(cause),
         }
+        let rewritten = self.size >= self.position() && self.was_rewritten();
         match self.step(reading.options.idle, reading.now) {
             Step::Truncated => Turn::Truncated { seen },
+            Step::Wait if rewritten => Turn::Truncated { seen: 0 },
             Step::Wait => Turn::Rest,
             Step::Finish => Turn::Finish,
+            Step::Read | Step::ShipHalf if rewritten => Turn::Truncated { seen: 0 },
             Step::Read => self.read(reading, End::More),
             Step::ShipHalf => self.read(reading, End::Final),
         }
+    }
+
+    /// Truncated and grown beyond the position between two looks: something else stands before it now. Looked at
+    /// when a file is read again after a rest.
+    fn was_rewritten(&self) -> bool {
+        let (Some(file), Some((hash, len))) = (&self.descriptor, self.before) else { return false };
+        let mut before = [0; BEFORE_BYTES];
+        let before = &mut before[..len];
+        // An error is met again by the read that follows.
+        self.rests && read_at(file, before, self.position() - len as u64).is_ok() && xxh3_64(before) != hash
     }
 
     fn read(&mut self, reading: &mut Reading<'_>, end: End) -> Turn {
@@ -293,7 +328,10 @@ impl Tail {
                 return Turn::Stopped;
             }
             task.beat();
+            let before = &data[consumed.saturating_sub(BEFORE_BYTES)..consumed];
+            self.before = Some((xxh3_64(before), before.len()));
         }
+        self.rests = false;
         if data.capacity() > TURN_BYTES {
             *data = Vec::new(); // a long line was here
         }

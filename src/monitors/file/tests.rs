@@ -377,7 +377,7 @@ fn a_truncated_file_begins_anew() {
     let lines = world.live(|world, life| {
         life.until_lines(2);
         writer.set_len(0).unwrap();
-        life.until_view("it is empty", |view| view.files.iter().all(|file| file.position == 0));
+        life.until_view("it is empty", |view| view.files.iter().any(|file| file.size == 0));
         world.append("a.log", "3\n");
         life.until_lines(3);
     });
@@ -385,6 +385,38 @@ fn a_truncated_file_begins_anew() {
     assert_eq!((lines[2].offset, lines[2].lineage), (0, lines[0].lineage));
     assert_ne!(lines[2].generation, lines[0].generation);
     assert_eq!(world.books().given_up, 0, "all of it had been read");
+}
+
+#[test]
+fn a_file_that_was_truncated_and_has_grown_again_between_two_looks() {
+    let mut world = World::new("*.log");
+    let writer = File::create(world.path("a.log")).unwrap();
+    writer.write_all_at(b"1\n2\n", 0).unwrap();
+    let lines = world.live(|_, life| {
+        life.until_lines(2);
+        // One write, so that no look can fall between: longer than before, and another text.
+        writer.write_all_at(b"3\n4\n5\n", 0).unwrap();
+        life.until_lines(5);
+        writer.write_all_at(b"6\n7\n8\n", 0).unwrap(); // and of the same length
+        life.until_lines(8);
+    });
+    assert_eq!(texts(&lines), ["1", "2", "3", "4", "5", "6", "7", "8"]);
+}
+
+#[test]
+fn a_hole_that_a_truncation_left_is_passed_over() {
+    let mut world = World::new("*.log");
+    let writer = File::create(world.path("a.log")).unwrap();
+    writer.write_all_at(b"1\n", 0).unwrap();
+    let lines = world.live(|_, life| {
+        life.until_lines(1);
+        writer.set_len(0).unwrap();
+        life.until_view("it is empty", |view| view.files.iter().any(|file| file.size == 0));
+        writer.write_all_at(b"2\n", 1 << 30).unwrap();
+        life.until_lines(2);
+    });
+    assert_eq!(texts(&lines), ["1", "2"]);
+    assert_eq!(lines[1].offset, 1 << 30);
 }
 
 #[test]
@@ -399,6 +431,7 @@ fn a_deleted_file_is_read_to_its_end() {
         life.until_lines(3);
         drop(writer);
         life.until_view("it is forgotten", |view| view.followed == 0 && view.open == 0);
+        assert!(life.view.get().files.is_empty());
     });
     assert_eq!(texts(&lines), ["1", "2", "end"]);
     assert_eq!((world.books().generations, world.books().given_up), (0, 0));
@@ -427,7 +460,7 @@ fn a_half_line_waits_for_its_rest() {
         world.append("a.log", "lf\n");
         life.until_lines(2);
         world.append("a.log", "not read");
-        life.until_view("it was seen", |view| view.files[0].size == 15);
+        life.until_view("it was seen", |view| view.files.iter().any(|file| file.size == 15));
     });
     assert_eq!(texts(&lines), ["1", "half"]);
     assert_eq!(world.books().unread, 8);
@@ -450,7 +483,12 @@ fn lines_longer_than_a_read_and_longer_than_the_limit() {
 
 #[test]
 fn rotated_while_the_agent_was_down() {
+    [100, 1].into_iter().for_each(rotated_while_down);
+}
+
+fn rotated_while_down(open_files_max: usize) {
     let mut world = World::new("a.log");
+    world.open_files_max = open_files_max;
     world.append("a.log", "1\n2\n");
     assert_eq!(texts(&world.run_once()), ["1", "2"]);
     world.append("a.log", "3\n");
@@ -500,6 +538,28 @@ fn few_descriptors_for_many_files() {
     found.dedup();
     assert_eq!(found.len(), 40);
     assert_eq!(world.books().generations, 20, "closed and opened again, each is still the same");
+}
+
+/// Every file is rotated away and deleted before its turn has come: the descriptors are what saves the lines.
+#[test]
+fn rotations_while_the_reader_is_behind() {
+    let mut world = World::new("*.log");
+    let text = |round: usize| numbered(&format!("{round}-"), 0..100_000);
+    world.append("a.log", text(0));
+    let lines = world.live(|world, life| {
+        life.until_lines(1);
+        for round in 1..4 {
+            world.rename("a.log", &format!("a.log.{round}"));
+            world.append("a.log", text(round));
+            life.until_view("the new file is held", |view| view.open > round);
+            fs::remove_file(world.path(&format!("a.log.{round}"))).unwrap();
+        }
+        life.until_lines(400_000);
+    });
+    let all: String = lines.iter().map(|line| line.text.clone() + "\n").collect();
+    let expected: String = (0..4).map(text).collect();
+    assert!(all == expected, "all lines, and in the order of the rotations");
+    assert_eq!(world.books().given_up, 0);
 }
 
 /// A budget of one read, many files, and a worker that takes its time: everybody gets a turn, nothing is lost.

@@ -250,20 +250,18 @@ impl Watches {
                 let unwanted = self.folders.lock().note(folder, descriptor, self.sweep);
                 remove(inotify, unwanted);
             }
-            Err(cause) => match Errno::from_io_error(&cause) {
-                Some(Errno::NOSPC | Errno::MFILE | Errno::NOMEM) => {
-                    self.full = true;
-                    if !self.complained {
-                        self.complained = true;
-                        log::warn!(
-                            "files: no room for more inotify watches (fs.inotify.max_user_watches): {cause}; \
-                             changes in other folders are found by polling, a little later"
-                        );
-                    }
+            // Other errors: gone or forbidden, and the walk that follows meets the same and says so.
+            Err(cause) => {
+                let no_room = [Errno::NOSPC, Errno::MFILE, Errno::NOMEM].map(Some);
+                self.full = no_room.contains(&Errno::from_io_error(&cause));
+                if self.full && !self.complained {
+                    self.complained = true;
+                    log::warn!(
+                        "files: no room for more inotify watches (fs.inotify.max_user_watches): {cause}; \
+                         changes in other folders are found by polling, a little later"
+                    );
                 }
-                // Gone or forbidden: the walk that follows meets the same and says so.
-                _ => {}
-            },
+            }
         }
     }
 
@@ -374,7 +372,7 @@ mod tests {
             while watches.paths().len() > 1 {
                 until_stirred(stirred);
             }
-            assert_eq!(watches.paths(), [kept.clone()]);
+            assert_eq!(watches.paths(), std::slice::from_ref(&kept));
             // And those that are not wanted any more.
             watches.begin_sweep();
             watches.end_sweep();
@@ -400,7 +398,7 @@ mod tests {
             watches.begin_sweep();
             watches.add(&path);
             watches.end_sweep();
-            assert_eq!(watches.paths(), [path.clone()]);
+            assert_eq!(watches.paths(), std::slice::from_ref(&path));
             fs::File::create(path.join("new.log")).unwrap();
             until_hinted(mail, &path.join("new.log"));
         });
