@@ -1,6 +1,7 @@
 # make run    the agent with config.example.json
 # make test   everything that has to be green: format, lints, all tests
 # make big    six million lines (900 MB) to a file and to Loki at once, compared line by line; prints figures
+# make outage  a receiver that is ill for a minute, then busy, then hangs, beside a healthy sink; prints figures
 # make figures  size of the binary, time to start, time to stop
 
 export PATH := $(HOME)/.cargo/bin:$(PATH)
@@ -8,7 +9,7 @@ SHELL := bash
 BINARY := target/release/log-capturer
 BIG_LINES ?= 6000000
 
-.PHONY: run test big figures clean
+.PHONY: run test big outage figures clean
 
 run: $(BINARY)
 	@echo "What it captures appears below ./captured; its status is at http://127.0.0.1:8401/. Ctrl-C ends it."
@@ -26,7 +27,10 @@ test:
 
 # Needs some 2 GB below TMPDIR (/tmp): the logs and the output.
 big:
-	LOG_CAPTURER_BIG_LINES=$(BIG_LINES) cargo test --locked --release --test it -- --exact big::a_lot_at_once --nocapture
+	LOG_CAPTURER_BIG_LINES=$(BIG_LINES) cargo test --locked --release --test it -- --exact big::a_lot_at_once outage::a_giant_goes_through_once --nocapture --test-threads=1
+
+outage:
+	LOG_CAPTURER_OUTAGE_SECONDS=60 cargo test --locked --release --test it -- --exact outage::a_long_illness_of_one_sink --nocapture
 
 figures: $(BINARY)
 	bash scripts/figures.sh $(BINARY)

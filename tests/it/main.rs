@@ -10,6 +10,7 @@ mod expect;
 mod files;
 mod floors;
 mod loki;
+mod outage;
 mod path;
 mod push;
 mod receiver;
