@@ -143,6 +143,7 @@ impl Files {
         }
     }
 
+    /// For the status page: take it before [`Files::run`] takes the rest.
     pub fn view(&self) -> FilesView {
         self.view.clone()
     }
