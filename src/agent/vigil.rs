@@ -62,7 +62,7 @@ impl Vigil<'_> {
         }
         let began = self.clock.now();
         let mut watch_at = began + WATCH_INTERVAL;
-        let mut progress = orders.once.then(|| Progress { next: began, movement: 0, moved: began });
+        let mut progress = orders.once.then_some(Progress { next: began, movement: 0, moved: began });
         let mut stop_orders = orders.stop.clone().unwrap_or_else(never);
         loop {
             let mut due = vec![watch_at];

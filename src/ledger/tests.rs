@@ -36,7 +36,7 @@ fn stamp(number: u64, sinks: SinkSet) -> Note {
         lines: 10,
         base_ns: 1_000 * number as i64,
         continues: number % 3 == 1,
-        cut: number % 3 == 0,
+        cut: number.is_multiple_of(3),
         sinks,
     })
 }
