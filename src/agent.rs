@@ -280,12 +280,12 @@ impl Agent {
         let (signals, signals_end) = bounded(4);
         let outcome = tasks::run(table.clone(), |tasks| {
             let mut main = Vigil { table: &table, clock: &clock, switch, plan, books: &books, fault: None };
-            let started = parts.start(&tasks, &ended).and_then(|()| {
-                if orders.signals {
-                    main.switch.on_abort(start_signals(&tasks, signals)?);
-                }
-                Ok(())
-            });
+            // Signals first: from the first thread on, a stop is an orderly one.
+            let caught = match orders.signals {
+                true => start_signals(&tasks, signals).map(|end| main.switch.on_abort(end)),
+                false => Ok(()),
+            };
+            let started = caught.and_then(|()| parts.start(&tasks, &ended));
             main.wait(started, signals_end, stdout_closed, orders, &tasks, ender)
         });
         outcome.unwrap_or_else(|error| {
