@@ -182,6 +182,11 @@ impl Ack {
     }
 }
 
+/// What one sink costs a chunk, in bytes of memory: the claim with its counts, and twice a part with its place
+/// in a batch (a list grows by doubling).
+pub const SHARE_BYTES: usize =
+    size_of::<Claim>() + 2 * (size_of::<Share>() + size_of::<(usize, Range<u32>)>());
+
 /// A part of what one sink must answer for.
 pub struct Share {
     claim: Arc<Claim>,
