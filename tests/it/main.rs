@@ -6,6 +6,7 @@
 mod agent;
 mod big;
 mod config;
+mod core;
 mod expect;
 mod files;
 mod floors;
