@@ -176,7 +176,8 @@ impl Ack {
         self.shares
     }
 
-    /// The chunk was never handed over: no receipt, no fault. Only the Outlet calls this.
+    /// The chunk was never handed over: no receipt, no fault, since a share without lines has nothing to say.
+    /// Only the Outlet calls this.
     pub fn take_back(mut self) {
         self.shares.iter_mut().for_each(|share| share.count = Count::default());
     }
@@ -188,6 +189,7 @@ pub struct Share {
     count: Count,
 }
 
+/// What all parts of one share have in common.
 struct Claim {
     generation: GenerationId,
     range: Range<u64>,
@@ -196,8 +198,10 @@ struct Claim {
     open: Mutex<Open>,
 }
 
+/// How far the answer is.
 #[derive(Default)]
 struct Open {
+    /// Still without an end; at zero the receipt goes out.
     lines: u64,
     tally: Tally,
     not_delivered: u64,

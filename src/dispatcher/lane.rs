@@ -50,7 +50,7 @@ pub struct Lane {
     stop: Stop,
     dead_letters: DeadLetters,
     mood: Mood,
-    /// Tries of the oldest batch that failed.
+    /// Answers in a row that asked for another try.
     failures: u32,
     next_number: u64,
     inlet_closed: bool,
@@ -67,6 +67,7 @@ struct Street {
     away: bool,
 }
 
+/// The states in the picture above.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mood {
@@ -167,6 +168,7 @@ impl Lane {
         Ok(())
     }
 
+    /// Open batches need no look: the end of the inlet has sealed them.
     fn is_over(&self) -> bool {
         let nothing_here = |street: &Street| !street.away && street.queue.is_empty();
         self.inlet_closed && self.streets.iter().all(nothing_here)
@@ -201,7 +203,7 @@ impl Lane {
             }
             Event::Due => self.flush(|street| street.batcher.due().is_some_and(|due| due <= now)),
             Event::Report(report) => self.take_report(report, now),
-            // One last try of a stop needs no permission: whatever it brings, nothing waits for another one.
+            // The last try of a stop does not wait for the scheduler; if it fails, `rest` gives up.
             Event::Again | Event::Stopping if self.mood == Mood::Resting => {
                 self.feel(Mood::Probing, None, now)
             }
