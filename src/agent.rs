@@ -1,7 +1,8 @@
-//! THE wiring: every channel and every thread, in path order, and the stop.
+//! THE wiring: every channel and every thread, along the path, and the stop.
 //!
-//! Read it from top to bottom like the picture in `lib.rs`: what was left behind, what lines leave through,
-//! what they pass, where they come from; then the loop of `main`, which only waits for ends.
+//! Read it beside the picture in `lib.rs`, from its right to its left, since whoever takes must stand before
+//! whoever gives: what was left behind, what lines leave through, what they pass, where they come from. The loop
+//! of `main`, which only waits for ends, is in `agent/vigil.rs`.
 //!
 //! Always true: every channel is made here, beside the two threads it joins, and nobody else keeps a copy of
 //! its sending end; so the end of the monitors is the end of everybody, in path order.

@@ -43,7 +43,7 @@
 //! | floor | place | what lives there |
 //! |---|---|---|
 //! | 9 | `main.rs`, [`cli`] | arguments, logger, exit code; one file per subcommand |
-//! | 8 | [`agent`] | THE wiring: every channel and every thread, in path order, and the stop |
+//! | 8 | [`agent`] | THE wiring: every channel and every thread, along the path, and the stop |
 //! | 7 | [`config`] | the modules' own options put together; every complaint at once |
 //! | 6 | [`status`] | the HTTP server and what it shows; reads snapshots only |
 //! | 5 | [`dispatcher`] | worker pool, lanes, batches (pure), senders, retry scheduler, back-off (pure) |

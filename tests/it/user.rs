@@ -57,6 +57,25 @@ fn a_second_agent_on_the_same_port_is_told_what_to_change() {
     assert_eq!(first.stop(), 0);
 }
 
+/// What needs somebody's hand must be visible to those who only look at the metrics.
+#[test]
+fn the_metrics_to_watch_are_there_from_the_start() {
+    let agent_room = room();
+    let agent = agent_room.run();
+    let (code, metrics) = agent.get("/metrics");
+    assert_eq!(code, 200);
+    for series in [
+        "pending_lines{sink=\"file\"} ",
+        "sink_resting{sink=\"file\"} 0",
+        "stuck_tasks 0",
+        "files_unreadable 0",
+        "given_up_bytes 0",
+    ] {
+        assert!(metrics.contains(&format!("\nlog_capturer_{series}")), "{series} in\n{metrics}");
+    }
+    assert_eq!(agent.stop(), 0);
+}
+
 #[test]
 fn an_output_that_cannot_be_written_names_its_sink() {
     let room = Room::new(json!({
