@@ -54,7 +54,7 @@
 //! | 3 | [`ledger`] | checkpoints, progress and account per generation and sink |
 //! | 2 | [`record`] over [`ack`], [`budget`] | what travels; what returns; how much may be under way |
 //! | 1 | [`net`] over [`tasks`] | connect and resolve that can be interrupted; spawn, watch, stop, join |
-//! | 0 | [`clock`], [`durable`], [`metrics`] over [`error`] | time, files that survive, counters, sentences |
+//! | 0 | [`clock`], [`durable`], [`metrics`], [`sync`] over [`error`] | time, files that survive, counters, locks or their model, sentences |
 //!
 //! ## Threads
 //!
@@ -127,4 +127,5 @@ pub mod pipeline;
 pub mod record;
 pub mod sinks;
 pub mod status;
+pub mod sync;
 pub mod tasks;
