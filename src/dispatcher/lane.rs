@@ -70,6 +70,7 @@ struct Street {
     away: bool,
 }
 
+/// The states in the picture above.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mood {
@@ -170,6 +171,7 @@ impl Lane {
         Ok(())
     }
 
+    /// Open batches need no look: the end of the inlet has sealed them.
     fn is_over(&self) -> bool {
         let nothing_here = |street: &Street| !street.away && street.queue.is_empty();
         self.inlet_closed && self.streets.iter().all(nothing_here)
@@ -204,7 +206,7 @@ impl Lane {
             }
             Event::Due => self.flush(|street| street.batcher.due().is_some_and(|due| due <= now)),
             Event::Report(report) => self.take_report(report, now),
-            // One last try of a stop needs no permission: whatever it brings, nothing waits for another one.
+            // The last try of a stop does not wait for the scheduler; if it fails, `rest` gives up.
             Event::Again | Event::Stopping if self.mood == Mood::Resting => {
                 self.feel(Mood::Probing, None, now)
             }

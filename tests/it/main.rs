@@ -16,3 +16,4 @@ mod path;
 mod push;
 mod receiver;
 mod stop;
+mod user;
