@@ -253,25 +253,31 @@ impl Agent {
         drop(supply);
 
         // Who tells the world.
-        let status = match config.status.listen {
-            None => None,
-            Some(listen) => {
-                let server = status::Server::bind(listen, config.status.token.clone())?;
-                log::info!("status: listening on http://{}", server.local_addr());
-                let healths = lanes.iter().map(|(lane, ..)| lane.health()).collect();
-                let rooms = Rooms {
-                    table: table.clone(),
-                    metrics,
-                    books: books.clone(),
-                    healths,
-                    budget,
-                    files: files.as_ref().map(|bodies| bodies.files.view()),
-                    started: clock.now(),
-                    clock: clock.clone(),
-                };
-                Some((server, rooms))
-            }
-        };
+        let server =
+            match config.status.listen.map(|at| status::Server::bind(at, config.status.token.clone())) {
+                None => None,
+                Some(Ok(server)) => Some(server),
+                // A job of cron beside an agent that runs: to deliver is what it is there for.
+                Some(Err(cause)) if orders.once => {
+                    log::warn!("{cause}; going on without a status server");
+                    None
+                }
+                Some(Err(cause)) => return Err(cause.into()),
+            };
+        let status = server.map(|server| {
+            log::info!("status: listening on http://{}", server.local_addr());
+            let rooms = Rooms {
+                table: table.clone(),
+                metrics,
+                books: books.clone(),
+                healths: lanes.iter().map(|(lane, ..)| lane.health()).collect(),
+                budget,
+                files: files.as_ref().map(|bodies| bodies.files.view()),
+                started: clock.now(),
+                clock: clock.clone(),
+            };
+            (server, rooms)
+        });
         let parts = Parts { resolver, ledger, retry, lanes, workers, files, stdin, status };
         Ok(Agent { table, clock, switch, plan, books, parts, ended, stdout_closed, _lock: lock })
     }

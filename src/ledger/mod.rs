@@ -135,7 +135,7 @@ pub struct Known {
     /// Number of the line that starts there.
     pub line: u64,
     pub continues: bool,
-    /// What each sink of the configuration has of it, by [`SinkId`].
+    /// What each sink of the configuration has of it, by [`crate::ack::SinkId`].
     pub progress: Vec<Progress>,
 }
 
@@ -181,7 +181,7 @@ const VIEW_AGE_MAX: Duration = Duration::from_secs(1);
 /// What the ledger needs from the agent.
 pub struct Settings {
     pub folder: PathBuf,
-    /// By [`SinkId`].
+    /// By [`crate::ack::SinkId`].
     pub sinks: Vec<Arc<str>>,
     pub sync_interval: Duration,
     pub unsynced: Unsynced,
