@@ -78,8 +78,11 @@
 //! | `resolver` | - | names | told so, at the end; at once if no sink looks one up |
 //! | `status` | - | clients | told so, last of all |
 //!
-//! Lane, senders and retry are the only place where things travel in both directions. There at most one batch per connection is away from its
-//! lane and every channel has room for all of them, so nobody on it waits for room.
+//! Lane, senders and retry are the only place where things travel in both directions. There at most one batch per
+//! connection is away from its lane and every channel has room for all of them, so nobody on it waits for room.
+//! Channels are declared with both their ends ([`tasks::Wires`]), and one that waits uphill cannot be made. Where
+//! threads meet without a channel ([`ack`], [`budget`], the task table), loom goes through every interleaving
+//! (`make model`).
 //!
 //! ## The stop
 //!
