@@ -46,7 +46,7 @@ impl Silent {
 /// A listener whose queue is full: the kernel drops what else knocks, so a connect gets no answer.
 pub struct Full {
     listener: TcpListener,
-    _waiting: Vec<OwnedFd>,
+    waiting: Vec<OwnedFd>,
 }
 
 impl Full {
@@ -61,16 +61,23 @@ impl Full {
             let _ = rustix::net::connect(&socket, &address); // in progress, and stays so
             socket
         };
-        let _waiting = (0..8).map(knock).collect();
-        Full { listener, _waiting }
+        Full { listener, waiting: (0..8).map(knock).collect() }
     }
 
     pub fn port(&self) -> u16 {
         port(&self.listener)
     }
 
+    /// The knocks of our own wait, too, on ports of their own.
     pub fn is_knocked_at(&self, agent: &Agent) -> bool {
-        rows(agent).iter().any(|row| row.remote_port == self.port() && row.state == SYN_SENT)
+        let local = |socket| match rustix::net::getsockname(socket).map(std::net::SocketAddr::try_from) {
+            Ok(Ok(address)) => address.port(),
+            unknown => panic!("a socket that knocks has an address, not {unknown:?}"),
+        };
+        let ours: Vec<u16> = self.waiting.iter().map(local).collect();
+        rows(agent).iter().any(|row| {
+            row.remote_port == self.port() && row.state == SYN_SENT && !ours.contains(&row.local_port)
+        })
     }
 }
 
@@ -139,6 +146,7 @@ const SYN_SENT: u8 = 2;
 
 /// A line of `/proc/<pid>/net/tcp`, see proc(5): all connections of its network namespace.
 struct Row {
+    local_port: u16,
     remote_port: u16,
     state: u8,
     unsent: u64,
@@ -147,11 +155,12 @@ struct Row {
 fn rows(agent: &Agent) -> Vec<Row> {
     let table = std::fs::read_to_string(format!("/proc/{}/net/tcp", agent.pid())).unwrap_or_default();
     let row = |line: &str| {
-        let mut fields = line.split_ascii_whitespace().skip(2);
-        let remote_port = u16::from_str_radix(fields.next()?.split_once(':')?.1, 16).ok()?;
+        let mut fields = line.split_ascii_whitespace().skip(1);
+        let mut port = || u16::from_str_radix(fields.next()?.split_once(':')?.1, 16).ok();
+        let (local_port, remote_port) = (port()?, port()?);
         let state = u8::from_str_radix(fields.next()?, 16).ok()?;
         let unsent = u64::from_str_radix(fields.next()?.split_once(':')?.0, 16).ok()?;
-        Some(Row { remote_port, state, unsent })
+        Some(Row { local_port, remote_port, state, unsent })
     };
     table.lines().skip(1).filter_map(row).collect()
 }
