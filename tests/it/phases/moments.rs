@@ -53,6 +53,21 @@ fn while_it_starts() {
     });
 }
 
+/// From its first step on: the process 1 of a container would never hear of a signal that it does not catch.
+#[test]
+fn whoever_holds_the_lock_catches_signals() {
+    each("as soon as the lock is there", |case| {
+        for _ in 0..5 {
+            let room = room(&case.config(json!([out()])));
+            let agent = room.run();
+            agent.until("it has its first file", || room.path("data/lock").exists());
+            assert!(catches_signals(&agent), "{}", agent.stderr());
+            agent.signal(Signal::HUP);
+            case.stop(&agent, Ends::NothingPending);
+        }
+    });
+}
+
 /// Whether SIGTERM has a handler: bit 14 of `SigCgt`, see proc(5).
 fn catches_signals(agent: &Agent) -> bool {
     let status = fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap_or_default();
