@@ -1,8 +1,6 @@
 //! Stopped at a certain moment: while it starts, in the first sweep of a large tree, in the middle of a giant,
 //! and while it stops already.
 
-#![expect(clippy::disallowed_methods, reason = "folders of a test need not survive a power cut")]
-
 use std::fs;
 use std::time::Duration;
 
