@@ -22,7 +22,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, at, bounded, never, select};
+use crossbeam_channel::{Receiver, Sender, at, never, select};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
@@ -30,7 +30,7 @@ use crate::ack::{GenerationId, Receipt, Receipts, SinkSet};
 use crate::durable::{OwnFiles, Unsynced};
 use crate::error::Result;
 use crate::metrics::Registry;
-use crate::tasks::{Stop, Task};
+use crate::tasks::{Post, Stop, Task, Wires};
 
 pub use progress::Progress;
 use state::State;
@@ -226,14 +226,16 @@ impl Ledger {
         stop: Stop,
         margin: Duration,
         metrics: &Registry,
-    ) -> Result<(Ledger, Book, Restored)> {
+        wires: &mut Wires,
+    ) -> (Ledger, Book, Restored) {
+        let carriers = [Post::Monitor, Post::Worker, Post::Lane];
+        let (book, notes) = wires.downhill("notes", &carriers, Post::Ledger, NOTES);
         let (slots, saved) = checkpoint::Slots::open(&settings.folder);
         let first_start = saved.is_none();
         let saved = saved.unwrap_or_default();
         saved.own_files.iter().for_each(|own| settings.own_files.add(own.file_id(), &own.path.0));
         let state = State::new(saved, &settings.sinks, metrics);
         let restored = state.restored(first_start);
-        let (book, notes) = bounded(NOTES);
         let ledger = Ledger {
             settings,
             stop,
@@ -246,7 +248,7 @@ impl Ledger {
             show_at: None,
             ill: None,
         };
-        Ok((ledger, Book(book), restored))
+        (ledger, Book(book), restored)
     }
 
     pub fn view(&self) -> BooksView {

@@ -55,7 +55,7 @@ fn while_it_starts() {
 #[test]
 fn whoever_holds_the_lock_catches_signals() {
     each("as soon as the lock is there", |case| {
-        for _ in 0..5 {
+        for _ in 0..3 {
             let room = room(&case.config(json!([out()])));
             let agent = room.run();
             agent.until("it has its first file", || room.path("data/lock").exists());
