@@ -14,7 +14,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, bounded};
-use vigil::{Vigil, start_signals};
+use signal_hook::iterator::Signals;
+use vigil::{Vigil, catch_signals, start_signals};
 
 use crate::ack::SinkId;
 use crate::budget::Budget;
@@ -88,8 +89,17 @@ pub struct Orders<'a> {
 
 /// Runs an agent to its end. Everything it starts has ended when it returns, but for a look-up that hangs.
 pub fn run(config: Config, orders: &Orders<'_>) -> Exit {
+    // Before anything else: what comes while it starts waits until it is up. A signal that nobody catches would
+    // end it without a word, and process 1 of a container would never hear of it.
+    let caught = match orders.signals.then(catch_signals).transpose() {
+        Ok(caught) => caught,
+        Err(error) => {
+            log::error!("{error}");
+            return Exit::Fault;
+        }
+    };
     match Agent::prepare(config, orders) {
-        Ok(agent) => agent.live(orders),
+        Ok(agent) => agent.live(orders, caught),
         Err(NotStarted::AnotherInstance(sentence)) => {
             log::error!("{sentence}");
             Exit::AnotherInstance
@@ -292,19 +302,19 @@ impl Agent {
         Ok(Agent { table, clock, switch, plan, books, parts, ended, stdout_closed, wires, _lock: lock })
     }
 
-    fn live(self, orders: &Orders<'_>) -> Exit {
+    fn live(self, orders: &Orders<'_>, caught: Option<Signals>) -> Exit {
         log::debug!("channels: {}", self.wires);
         let Agent { table, clock, switch, plan, books, parts, ended: (ender, ended), stdout_closed, .. } =
             self;
         let (signals, signals_end) = bounded(SIGNALS);
         let outcome = tasks::run(table.clone(), |tasks| {
             let mut main = Vigil { table: &table, clock: &clock, switch, plan, books: &books, fault: None };
-            // Signals first: from the first thread on, a stop is an orderly one.
-            let caught = match orders.signals {
-                true => start_signals(&tasks, signals).map(|end| main.switch.on_abort(end)),
-                false => Ok(()),
+            // Signals first: from the first thread on, a stop is heard.
+            let heard = match caught {
+                Some(caught) => start_signals(&tasks, caught, signals).map(|end| main.switch.on_abort(end)),
+                None => Ok(()),
             };
-            let started = caught.and_then(|()| parts.start(&tasks, &ended));
+            let started = heard.and_then(|()| parts.start(&tasks, &ended));
             main.wait(started, signals_end, stdout_closed, orders, &tasks, ender)
         });
         outcome.unwrap_or_else(|error| {

@@ -7,6 +7,8 @@
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, at, never, select};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
 use super::{Exit, Orders, SILENCE_MAX};
 use crate::clock::Clock;
@@ -249,14 +251,17 @@ impl Progress {
     }
 }
 
+/// From here on they do nothing until [`start_signals`], which hears those that came before it, too.
+pub(super) fn catch_signals() -> Result<Signals> {
+    Signals::new([SIGTERM, SIGINT, SIGHUP]).context(|| "could not catch signals".into())
+}
+
 /// SIGTERM and SIGINT stop, SIGHUP reloads. Returns what ends the thread.
 pub(super) fn start_signals(
     tasks: &TaskManager<'_, '_>,
+    mut signals: Signals,
     to_main: Sender<Signal>,
 ) -> Result<Box<dyn Fn() + Send + Sync>> {
-    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-    use signal_hook::iterator::Signals;
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context(|| "could not catch signals".into())?;
     let handle = signals.handle();
     tasks.spawn(Spec::keeper("signals", SILENCE_MAX), move |task| {
         task.waits_for("signals");

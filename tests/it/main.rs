@@ -13,6 +13,7 @@ mod floors;
 mod loki;
 mod outage;
 mod path;
+mod phases;
 mod push;
 mod receiver;
 mod stop;
