@@ -11,11 +11,13 @@
 use std::collections::{HashMap, HashSet, hash_map};
 use std::fs;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, select};
+use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use super::Post;
@@ -165,6 +167,7 @@ impl Discovery {
     /// `None`: the stop came first.
     fn sweep(&mut self, task: &Task) -> Option<Sweep> {
         self.watches.begin_sweep();
+        note_own_log(&self.own);
         let off = self.off.folders.iter().filter_map(|folder| folder_id(folder).ok()).collect();
         let mut walk = Walk {
             off,
@@ -362,6 +365,18 @@ impl Walk<'_> {
     fn below_off(&self, path: &Path) -> bool {
         let real = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         real.ancestors().any(|folder| folder_id(folder).is_ok_and(|id| self.off.contains(&id)))
+    }
+}
+
+/// Our own log is no input, wherever standard error (or output) leads; by whatever name, since it can be rotated.
+fn note_own_log(own: &OwnFiles) {
+    for descriptor in [rustix::stdio::stdout(), rustix::stdio::stderr()] {
+        if let Ok(stat) = rustix::fs::fstat(descriptor)
+            && FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
+            && let Ok(path) = fs::read_link(format!("/proc/self/fd/{}", descriptor.as_raw_fd()))
+        {
+            own.add(FileId { device: stat.st_dev, inode: stat.st_ino }, &path);
+        }
     }
 }
 

@@ -22,6 +22,7 @@ use crossbeam_channel::select;
 
 use super::Mailbox;
 use super::discovery::Sweep;
+use super::identity::{hash_head, identity};
 use super::known::NotMet;
 use super::tail::{Buffers, Reading, Tail, Turn};
 use super::view::{FileView, FilesSnapshot, FilesView, SHOWN_MAX};
@@ -31,7 +32,7 @@ use crate::durable::{FileId, OwnFiles};
 use crate::error::Result;
 use crate::ledger::Known;
 use crate::metrics::{Counter, Gauge, Registry};
-use crate::monitors::{FileSourceOptions, Outlet, SourceKind, SourceOptions};
+use crate::monitors::{FileSourceOptions, Opening, Outlet, SourceKind, SourceOptions};
 use crate::tasks::Task;
 use opening::Opened;
 
@@ -53,8 +54,8 @@ pub struct Files {
     paths: HashMap<PathBuf, FileId>,
     /// The newest file of each lineage.
     newest: HashMap<u64, FileId>,
-    /// Files without lines, with path and size when that was found: looked at again under another path, since
-    /// the inode may be another file's by then, and when they are shorter.
+    /// Files without lines, with path and size when that was found: looked at again under another path or with
+    /// another size, since the inode may be another file's by then, and since text may come after zeros.
     passed_over: HashMap<FileId, (PathBuf, u64)>,
     ready: VecDeque<FileId>,
     /// Turns in a row that got nowhere: as many as the line is long, and there is nothing to do but wait.
@@ -152,8 +153,7 @@ impl Files {
     pub fn run(mut self, task: &Task) -> Result<()> {
         loop {
             match self.next_event(task) {
-                Event::Stop => break,
-                Event::Done => return Ok(()),
+                Event::Stop | Event::Done => break,
                 event => {
                     task.beat();
                     self.handle(event, task);
@@ -323,7 +323,6 @@ impl Files {
     fn rest(&mut self, mut tail: Tail) {
         self.stalled = 0;
         tail.rested = self.turns;
-        tail.rests = true;
         if tail.descriptor.is_some() && tail.is_closable() {
             self.rested.push_back((tail.file, self.turns));
             self.trim_rested();
@@ -400,16 +399,26 @@ impl Files {
         (tail.start, tail.scanned, tail.until, tail.before) = (0, 0, None, None);
     }
 
+    /// What could not be opened is unread too: it is a generation of which nothing was read.
     fn account_for_unread(&mut self) {
         for tail in self.tails.values_mut() {
-            if let Some(stream) = &tail.stream {
-                let size = tail.descriptor.as_ref().and_then(|file| file.metadata().ok());
-                let size = size.map_or(tail.size, |metadata| metadata.len());
-                let bytes = size.saturating_sub(stream.position());
-                if bytes > 0 {
-                    self.outlet.unread(stream, bytes);
-                }
+            let size = tail.descriptor.as_ref().and_then(|file| file.metadata().ok());
+            let size = size.map_or(tail.size, |metadata| metadata.len());
+            let bytes = tail.until.unwrap_or(size).min(size).saturating_sub(tail.position());
+            if bytes == 0 {
+                continue;
             }
+            let (source, identity) = (&self.sources[tail.source], identity(tail.file, hash_head(b"")));
+            let stream = tail.stream.get_or_insert_with(|| {
+                self.outlet.open(Opening {
+                    source,
+                    filename: Some(&tail.path),
+                    identity: Some(identity),
+                    start: tail.start,
+                    lineage: tail.lineage,
+                })
+            });
+            self.outlet.unread(stream, bytes);
         }
     }
 
