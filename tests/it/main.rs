@@ -14,4 +14,5 @@ mod outage;
 mod path;
 mod push;
 mod receiver;
+mod sources;
 mod stop;

@@ -133,17 +133,19 @@ impl Discovery {
         loop {
             task.doing("looking for files");
             let began = task.now();
-            let Some(sweep) = self.sweep(task) else { return Ok(()) };
+            let Some(sweep) = self.sweep(task) else { break };
             self.picture.put(|slot| *slot = Some(sweep));
             if self.once {
-                return Ok(());
+                break;
             }
             task.waits_for("changes in folders");
             match self.next_event(began, task.now()) {
-                Event::Stop => return Ok(()),
+                Event::Stop => break,
                 Event::Sweep => {}
             }
         }
+        note_own_log(&self.own); // for the next life: it may have been renamed since the sweep
+        Ok(())
     }
 
     /// Waits for the rest to be over, then for a reason to sweep again.
@@ -167,10 +169,11 @@ impl Discovery {
     /// `None`: the stop came first.
     fn sweep(&mut self, task: &Task) -> Option<Sweep> {
         self.watches.begin_sweep();
-        note_own_log(&self.own);
+        let own_log = note_own_log(&self.own);
         let off = self.off.folders.iter().filter_map(|folder| folder_id(folder).ok()).collect();
         let mut walk = Walk {
             off,
+            own_log,
             outputs: &self.outputs,
             own: &self.own,
             watches: &mut self.watches,
@@ -225,6 +228,7 @@ impl Complaints {
 /// One sweep under way.
 struct Walk<'a> {
     off: HashSet<FileId>,
+    own_log: Vec<FileId>,
     outputs: &'a Excludes,
     own: &'a OwnFiles,
     watches: &'a mut Watches,
@@ -337,7 +341,7 @@ impl Walk<'_> {
 
     fn file(&mut self, target: &Target, path: PathBuf, metadata: &fs::Metadata) {
         let file = FileId::of(metadata);
-        if self.outputs.matches(&path) || self.own.contains(file) {
+        if self.outputs.matches(&path) || self.own_log.contains(&file) || self.own.contains(file) {
             return;
         }
         match self.by_file.entry(file) {
@@ -368,16 +372,22 @@ impl Walk<'_> {
     }
 }
 
-/// Our own log is no input, wherever standard error (or output) leads; by whatever name, since it can be rotated.
-fn note_own_log(own: &OwnFiles) {
+/// Our own log is no input, wherever standard error (or output) leads, and by whatever name, since it can be
+/// rotated.
+fn note_own_log(own: &OwnFiles) -> Vec<FileId> {
+    let mut noted = Vec::new();
     for descriptor in [rustix::stdio::stdout(), rustix::stdio::stderr()] {
         if let Ok(stat) = rustix::fs::fstat(descriptor)
             && FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
-            && let Ok(path) = fs::read_link(format!("/proc/self/fd/{}", descriptor.as_raw_fd()))
         {
-            own.add(FileId { device: stat.st_dev, inode: stat.st_ino }, &path);
+            let file = FileId { device: stat.st_dev, inode: stat.st_ino };
+            noted.push(file);
+            if let Ok(path) = fs::read_link(format!("/proc/self/fd/{}", descriptor.as_raw_fd())) {
+                own.add(file, &path);
+            }
         }
     }
+    noted
 }
 
 fn folder_id(path: &Path) -> io::Result<FileId> {
