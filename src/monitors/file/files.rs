@@ -9,6 +9,7 @@
 //!
 //! Not here: what a turn does (`tail.rs`), how files are found (`discovery.rs`).
 
+mod copies;
 mod opening;
 mod roster;
 
@@ -278,6 +279,7 @@ impl Files {
             Turn::Truncated { seen } => {
                 self.meters.truncations.add(1);
                 log::info!("files: {} was truncated; it is read from its beginning", tail.path.display());
+                self.go_on_in_copy(&mut tail, seen, now);
                 self.begin_anew(&mut tail, seen, "truncated");
                 tail.queued = true;
                 self.ready.push_back(file);
@@ -371,6 +373,9 @@ impl Files {
             // A descriptor that was closed when everything was read, and bytes that came in the moment between.
             if tail.size > stream.position() {
                 self.outlet.give_up(&mut stream, tail.size, "deleted before it was read");
+            }
+            if tail.seen > stream.position() {
+                self.outlet.give_up(&mut stream, tail.seen, "truncated");
             }
             self.outlet.finish(stream);
         }

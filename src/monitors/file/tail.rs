@@ -108,6 +108,10 @@ pub(super) struct Tail {
     pub changed: Instant,
     pub gone_since: Option<Instant>,
     pub deleted: bool,
+    /// The size it was seen with, if it was larger before: a copy that lacks the last lines of its original.
+    pub seen: u64,
+    /// Came after the first sweep.
+    pub is_late: bool,
     /// With `once`: its size when it was opened.
     pub until: Option<u64>,
     /// The generation before it, which is read first.
@@ -174,6 +178,8 @@ impl Tail {
             changed: now,
             gone_since: None,
             deleted: false,
+            seen: 0,
+            is_late: false,
             until: None,
             after: None,
             followers: Vec::new(),

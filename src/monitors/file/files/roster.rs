@@ -85,6 +85,7 @@ impl Files {
         let older = self.newest.insert(lineage, file).filter(|older| self.tails.contains_key(older));
         tail.after = older;
         tail.queued = true;
+        tail.is_late = self.swept;
         self.tails.insert(file, tail);
         // Opened soon, so that it is held before it is rotated away.
         self.ready.push_front(file);

@@ -2,9 +2,11 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
-use super::world::{DEADLINE, World, numbered, texts};
+use super::world::{DEADLINE, World, names, numbered, texts};
 use crate::budget::READ_BYTES;
+use crate::monitors::SourceKind;
 
 /// A slow sink, a long backlog, and a file that is rewritten before the next read of it: what comes next is not
 /// the rest of the old content.
@@ -65,4 +67,65 @@ fn a_file_that_was_binary_becomes_text() {
     let mut found = texts(&lines);
     found.sort();
     assert_eq!(found, ["1", "2", "3", "b"]);
+}
+
+/// What was not read when a file was copied and emptied stands in the copy, though no pattern leads to it.
+#[test]
+fn the_copy_of_a_truncated_file_is_read_on() {
+    let mut world = World::new("a.log");
+    world.budget = READ_BYTES;
+    world.sources[0].max_line_bytes = 64 * 1024;
+    let (old, new) = (numbered("old ", 0..100_000), numbered("new ", 0..1000));
+    let writer = world.append("a.log", &old);
+    let lines = world.live(|world, life| {
+        // It holds all the credit there is: nothing is read until it is answered for.
+        let chunk = life.chunks.recv_timeout(DEADLINE).expect("the first chunk");
+        std::fs::copy(world.path("a.log"), world.path("a-2026-01-31.log")).unwrap();
+        writer.set_len(0).unwrap();
+        world.append("a.log", &new);
+        life.take(chunk);
+        life.until_lines(101_000);
+    });
+    let all: String = lines.iter().map(|line| line.text.clone() + "\n").collect();
+    assert!(all == old + &new, "all lines, in their order");
+    assert!(lines.iter().all(|line| line.lineage == lines[0].lineage && line.filename == lines[0].filename));
+    assert_eq!((world.books().given_up, world.books().unread), (0, 0));
+    assert!(world.run_once().is_empty(), "nothing is read again");
+}
+
+/// A copy that is found before the file is emptied, and matches as well.
+#[test]
+fn the_copy_of_a_truncated_file_is_not_another_file() {
+    let mut world = World::new("*.log*");
+    if let SourceKind::File(file) = &mut world.sources[0].kind {
+        file.poll_interval = Duration::from_secs(10); // so that it is not taken for a file of its own soon
+    }
+    let writer = world.append("a.log", numbered("old ", 0..100));
+    let lines = world.live(|world, life| {
+        life.until_lines(100);
+        std::fs::copy(world.path("a.log"), world.path("a.log.1")).unwrap();
+        world.append("b.log", "found with the copy\n");
+        life.until_lines(101);
+        writer.set_len(0).unwrap();
+        world.append("a.log", numbered("new ", 0..100));
+        life.until_lines(201);
+        world.append("c.log", "the last\n");
+        life.until_lines(202);
+    });
+    let expected =
+        numbered("old ", 0..100) + "found with the copy\n" + &numbered("new ", 0..100) + "the last\n";
+    assert_eq!(texts(&lines).join("\n") + "\n", expected);
+    assert!(world.run_once().is_empty(), "nothing is read again");
+}
+
+#[test]
+fn equal_files_are_two_files() {
+    let mut world = World::new("*.log");
+    world.append("a.log", numbered("line ", 0..1000));
+    let lines = world.live(|world, life| {
+        life.until_lines(1000);
+        world.append("a-2.log", numbered("line ", 0..1000));
+        life.until_lines(2000);
+    });
+    assert_eq!(names(&lines).len(), 2);
 }
