@@ -5,6 +5,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use serde_json::json;
 
 use crate::agent::{BINARY, DEADLINE, Room};
@@ -93,4 +94,45 @@ fn its_own_log_is_no_input() {
         assert_eq!(agent.stop(), 0, "{}", agent.stderr());
     }
     Arrived::in_file(&room.path(OUTPUT)).compare(&[writer.written()].into()).assert_once();
+}
+
+/// Somebody takes all descriptors, for a while: files take turns, and afterwards all of them are held again.
+#[test]
+fn descriptors_that_run_out_come_back() {
+    const FILES: u32 = 20;
+    let room = to_file(&["logs/*.log"]);
+    let agent = room.run();
+    let limit = |room_for: Option<usize>| {
+        let pid = Pid::from_raw(agent.pid() as i32);
+        let held = fs::read_dir(format!("/proc/{}/fd", agent.pid())).expect("it runs").count() as u64;
+        let maximum = getrlimit(Resource::Nofile).maximum;
+        let current = room_for.map_or(maximum, |room_for| Some(held + room_for as u64));
+        prlimit(pid, Resource::Nofile, Rlimit { current, maximum }).expect("a child can be limited");
+    };
+    agent.until("it runs", || agent.get("/healthz").0 == 200);
+    limit(Some(4));
+    let writer = |id| Writer::new(id, room.path(&format!("logs/{id}.log")));
+    let mut writers: Vec<Writer> = (0..FILES).map(writer).collect();
+    let mut write_all = |rounds: u64| {
+        writers.iter_mut().for_each(|writer| writer.write(1));
+        agent.until("the lines are in the output", || {
+            Arrived::in_file(&room.path(OUTPUT)).distinct() >= rounds * u64::from(FILES)
+        });
+    };
+    write_all(1);
+    assert!(agent.stderr().contains("files can be open"), "{}", agent.stderr());
+    limit(None);
+    let mut rounds = 1;
+    agent.until("all are held", || {
+        rounds += 1;
+        write_all(rounds);
+        put(&room.path("logs/empty.log"), ""); // a reason to look for files
+        fs::remove_file(room.path("logs/empty.log")).expect("a file can be deleted");
+        let (_, page) = agent.get("/api/v1/sources");
+        let page: serde_json::Value = serde_json::from_str(&page).expect("it is JSON");
+        page["open"].as_u64() >= Some(u64::from(FILES))
+    });
+    assert_eq!(agent.stop(), 0, "{}", agent.stderr());
+    let written = (0..FILES).map(|id| (id, rounds)).collect();
+    Arrived::in_file(&room.path(OUTPUT)).compare(&written).assert_exact();
 }

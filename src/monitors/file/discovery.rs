@@ -32,8 +32,9 @@ use crate::tasks::{Closed, Task};
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
 
 /// After a sweep there is at least this much rest, and ten times as long as it took: folders that change all
-/// the time cost a tenth of a core at most. After a longer quiet time a change is answered at once.
-const REST: Duration = Duration::from_millis(200);
+/// the time cost a tenth of a core at most. After a longer quiet time a change is answered at once. A file that
+/// lives for a shorter time is perhaps never seen.
+const REST: Duration = Duration::from_millis(50);
 
 /// More folders that cannot be read are not named one by one.
 const COMPLAINTS_MAX: usize = 1000;

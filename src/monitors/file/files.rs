@@ -66,7 +66,9 @@ pub struct Files {
     /// We stand in the line for credit.
     in_line: bool,
     open: usize,
+    /// Less than the limit for a while after the system had no more.
     open_max: usize,
+    open_limit: usize,
     /// Files whose descriptor can perhaps be closed, the one that rested longest first.
     rested: VecDeque<(FileId, u64)>,
     turns: u64,
@@ -133,6 +135,7 @@ impl Files {
             in_line: false,
             open: 0,
             open_max: setting.open_max.max(1),
+            open_limit: setting.open_max.max(1),
             rested: VecDeque::new(),
             turns: 0,
             poll_at: vec![now; sources.len()],

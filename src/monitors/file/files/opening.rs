@@ -190,13 +190,19 @@ impl Files {
         false
     }
 
+    /// The system has no more. Half of ours are given back: outputs, checkpoints and connections need some too.
     pub(super) fn out_of_descriptors(&mut self, cause: &io::Error) -> Opened {
-        let possible = self.open.max(1);
-        if possible < self.open_max {
-            log::warn!("files: no more than {possible} files can be open: {cause}; the others take turns");
-            self.open_max = possible;
+        if self.open_max == self.open_limit {
+            log::warn!("files: no more than {} files can be open: {cause}; they take turns", self.open);
         }
+        self.open_max = (self.open / 2).max(1).min(self.open_max);
+        while self.open > self.open_max && self.close_one() {}
         Opened::NoDescriptor
+    }
+
+    /// Time has passed since: perhaps there are more again.
+    pub(super) fn try_more_descriptors(&mut self) {
+        self.open_max = self.open_max.saturating_mul(2).min(self.open_limit);
     }
 
     /// Once per file and trouble.

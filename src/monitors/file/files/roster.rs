@@ -54,6 +54,7 @@ impl Files {
             self.tails.values().filter(|tail| tail.trouble).map(|tail| tail.file).collect();
         troubled.into_iter().for_each(|file| self.queue(file));
         self.swept = true;
+        self.try_more_descriptors();
     }
 
     /// A path that matches leads to this file.
