@@ -2,6 +2,7 @@
 # make test   everything that has to be green: format, lints, all tests
 # make big    six million lines (900 MB) to a file and to Loki at once, compared line by line; prints figures
 # make outage  a receiver that is ill for a minute, then busy, then hangs, beside a healthy sink; prints figures
+# make model   every interleaving of our own locks, by loom (part of make test)
 # make figures  size of the binary, time to start, time to stop
 
 export PATH := $(HOME)/.cargo/bin:$(PATH)
@@ -9,7 +10,7 @@ SHELL := bash
 BINARY := target/release/log-capturer
 BIG_LINES ?= 6000000
 
-.PHONY: run test big outage figures clean
+.PHONY: run test big outage model figures clean
 
 run: $(BINARY)
 	@echo "What it captures appears below ./captured; its status is at http://127.0.0.1:8401/. Ctrl-C ends it."
@@ -24,6 +25,11 @@ test:
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	cargo test --locked
+	$(MAKE) --no-print-directory model
+
+# In a folder of its own: the feature changes what the crate is made of.
+model:
+	cargo test --locked --features model --lib --target-dir target/model -- model::
 
 # Needs some 2 GB below TMPDIR (/tmp): the logs and the output.
 big:

@@ -1,7 +1,8 @@
-//! THE wiring: every channel and every thread, in path order, and the stop.
+//! THE wiring: every channel and every thread, along the path, and the stop.
 //!
-//! Read it from top to bottom like the picture in `lib.rs`: what was left behind, what lines leave through,
-//! what they pass, where they come from; then the loop of `main`, which only waits for ends.
+//! Read it beside the picture in `lib.rs`, from its right to its left, since whoever takes must stand before
+//! whoever gives: what was left behind, what lines leave through, what they pass, where they come from. The loop
+//! of `main`, which only waits for ends, is in `agent/vigil.rs`.
 //!
 //! Always true: every channel is made here, beside the two threads it joins, and nobody else keeps a copy of
 //! its sending end; so the end of the monitors is the end of everybody, in path order.
@@ -74,7 +75,7 @@ pub struct Orders<'a> {
     pub once: bool,
     /// With `once`: stop after this long.
     pub max_time: Option<Duration>,
-    /// Obey SIGTERM, SIGINT and SIGHUP.
+    /// Obey SIGTERM and SIGINT; SIGHUP, which would end us, is only answered in the log.
     pub signals: bool,
     /// With `once`: told every now and then how far it is.
     pub progress: Option<&'a (dyn Fn(&Books) + Sync)>,
@@ -115,7 +116,6 @@ struct Agent {
     switch: Switch,
     plan: StopPlan,
     books: BooksView,
-    /// What runs, in path order.
     parts: Parts,
     /// Closed last of all: for those who serve the others.
     ended: (tasks::Closer, Closed),
@@ -124,10 +124,12 @@ struct Agent {
     _lock: durable::Lock,
 }
 
+/// What runs: those who take before those who give, so the path from its end.
 struct Parts {
     resolver: net::ResolverLoop,
     ledger: Ledger,
     retry: Retry,
+    /// Each with the senders of its connections, and the sink's time-out.
     lanes: Vec<(Lane, Vec<SenderLoop>, Duration)>,
     workers: Vec<Worker>,
     files: Option<monitors::file::Bodies>,
@@ -200,7 +202,7 @@ impl Agent {
                 retry: requests.clone(),
                 again: again_end,
             };
-            let sink = SinkId(number as u8);
+            let sink = SinkId(number as u8); // the configuration allows 64
             let lane =
                 Lane::new(sink, options.clone(), ends, stop.clone(), dead_letters.clone(), clock.now());
             patients.push(Patient::new(Backoff::new(options.retry, fastrand::u64(..)), again));
@@ -280,12 +282,12 @@ impl Agent {
         let (signals, signals_end) = bounded(4);
         let outcome = tasks::run(table.clone(), |tasks| {
             let mut main = Vigil { table: &table, clock: &clock, switch, plan, books: &books, fault: None };
-            let started = parts.start(&tasks, &ended).and_then(|()| {
-                if orders.signals {
-                    main.switch.on_abort(start_signals(&tasks, signals)?);
-                }
-                Ok(())
-            });
+            // Signals first: from the first thread on, a stop is an orderly one.
+            let caught = match orders.signals {
+                true => start_signals(&tasks, signals).map(|end| main.switch.on_abort(end)),
+                false => Ok(()),
+            };
+            let started = caught.and_then(|()| parts.start(&tasks, &ended));
             main.wait(started, signals_end, stdout_closed, orders, &tasks, ender)
         });
         outcome.unwrap_or_else(|error| {
@@ -357,7 +359,7 @@ fn pipeline(config: &Config, metrics: &Registry) -> Result<Pipeline> {
 }
 
 /// Many files need many descriptors: the soft limit is a default of shells, the hard one is what we may have.
-/// Returns how many there are.
+/// Returns how many we may hold now.
 fn raise_descriptor_limit() -> usize {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);

@@ -39,6 +39,9 @@ use crate::record::{Batch, Parcel, Slice};
 use crate::sinks::{Answer, Guilty, SinkOptions};
 use crate::tasks::{Stop, Task};
 
+/// Lines that become dead letters with one write: an abort leaves little time, and there may be millions.
+const LETTERS_BYTES: u64 = 64 * 1024;
+
 pub struct Lane {
     sink: SinkId,
     options: SinkOptions,
@@ -50,7 +53,7 @@ pub struct Lane {
     stop: Stop,
     dead_letters: DeadLetters,
     mood: Mood,
-    /// Tries of the oldest batch that failed.
+    /// Tries of the sink that failed, one after the other; several connections that fail at once are one.
     failures: u32,
     next_number: u64,
     inlet_closed: bool,
@@ -67,6 +70,7 @@ struct Street {
     away: bool,
 }
 
+/// The states in the picture above.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mood {
@@ -167,6 +171,7 @@ impl Lane {
         Ok(())
     }
 
+    /// Open batches need no look: the end of the inlet has sealed them.
     fn is_over(&self) -> bool {
         let nothing_here = |street: &Street| !street.away && street.queue.is_empty();
         self.inlet_closed && self.streets.iter().all(nothing_here)
@@ -201,7 +206,7 @@ impl Lane {
             }
             Event::Due => self.flush(|street| street.batcher.due().is_some_and(|due| due <= now)),
             Event::Report(report) => self.take_report(report, now),
-            // One last try of a stop needs no permission: whatever it brings, nothing waits for another one.
+            // The last try of a stop does not wait for the scheduler; if it fails, `rest` gives up.
             Event::Again | Event::Stopping if self.mood == Mood::Resting => {
                 self.feel(Mood::Probing, None, now)
             }
@@ -273,13 +278,10 @@ impl Lane {
                 self.recovered(now);
                 batch.parts.into_iter().for_each(|(_, share)| share.settle(&Verdict::Delivered));
             }
-            _ if self.giving_up => self.let_go(batch),
-            Answer::Refused { which, why } => {
-                self.recovered(now);
-                self.refused(at, batch, which, &why, now);
-            }
+            Answer::Refused { which, why } => self.refused(at, batch, which, &why, now),
+            Answer::Retry { .. } if self.giving_up => self.let_go(batch),
             Answer::Retry { not_before, why } => {
-                self.failures += 1;
+                self.failures += u32::from(self.mood != Mood::Resting);
                 if self.options.retry.max_attempts.is_some_and(|most| self.failures >= most) {
                     self.failures = 0;
                     let reason =
@@ -290,6 +292,9 @@ impl Lane {
                 }
                 self.rest(not_before, why, now);
             }
+        }
+        if self.giving_up {
+            self.give_up(); // what came back is not sent again
         }
     }
 
@@ -303,6 +308,9 @@ impl Lane {
     }
 
     fn rest(&mut self, asked: Option<Duration>, why: Error, now: Instant) {
+        if self.giving_up {
+            return;
+        }
         if self.inlet_closed && self.stop.stop.is_closed() {
             log::warn!("{why}; the agent is stopping, what is left stays in its source");
             self.give_up();
@@ -335,6 +343,7 @@ impl Lane {
             Guilty::These(guilty) => self.verdicts(at, batch, &guilty, why, now),
             Guilty::Unknown if alone => self.verdicts(at, batch, &[0], why, now),
             Guilty::Unknown => {
+                self.recovered(now);
                 let (first, second) = halves(batch);
                 for parts in [second, first] {
                     let batch = number(&mut self.next_number, parts);
@@ -365,11 +374,14 @@ impl Lane {
                 }
             }
         });
-        log::warn!(
-            "{}: refused {} records ({why}): kept as dead letters",
-            self.options.name,
-            guilty.len() - left.len()
-        );
+        let kept = guilty.len() - left.len();
+        if kept > 0 {
+            log::warn!("{}: refused {kept} records ({why}): kept as dead letters", self.options.name);
+        }
+        // A sink whose dead letters nobody takes is not well: else it would rest anew, and say so, each time.
+        if ill.is_none() {
+            self.recovered(now);
+        }
         if let Some(cause) = ill {
             let batch = number(&mut self.next_number, left);
             self.streets[at].queue.push_front(batch);
@@ -400,20 +412,20 @@ impl Lane {
         if slice.records.origin().replayable {
             return share.let_go();
         }
-        let why = "not delivered when the agent stopped";
-        for record in slice.range.clone() {
-            let part = share.split(slice.records.count(record..record + 1));
-            match self.dead_letters.put(&Letter::of(&slice.records.get(record), &self.options.name, why)) {
-                Ok(()) => part.settle(&Verdict::DeadLettered),
-                Err(cause) => {
-                    log::error!(
-                        "{}: a line of {} is lost: {cause}",
-                        self.options.name,
-                        slice.records.origin().source
-                    );
-                    part.let_go();
-                }
+        let Slice { records, range } = slice;
+        let mut left = range.clone();
+        while !left.is_empty() {
+            let most = (left.end - left.start) as usize;
+            let some = left.start..left.start + records.fit(left.start, most, LETTERS_BYTES).max(1);
+            let letter =
+                |at| Letter::of(&records.get(at), &self.options.name, "not delivered when the agent stopped");
+            if let Err(cause) = self.dead_letters.put_all(some.clone().map(letter)) {
+                let (name, source) = (&self.options.name, &records.origin().source);
+                log::error!("{name}: {} lines of {source} are lost: {cause}", share.count().lines);
+                return share.let_go();
             }
+            share.split(records.count(some.clone())).settle(&Verdict::DeadLettered);
+            left.start = some.end;
         }
     }
 }

@@ -84,6 +84,8 @@ pub struct Row {
     last_beat: AtomicU64,
     doing: Mutex<Cow<'static, str>>,
     ended: Mutex<Option<std::result::Result<(), Error>>>,
+    /// It survived this one.
+    fault: Mutex<Option<Error>>,
 }
 
 impl Row {
@@ -111,6 +113,13 @@ impl Row {
     pub(super) fn end(&self, how: std::result::Result<(), Error>) {
         self.enter(if how.is_ok() { State::Finished } else { State::Failed });
         *self.ended.lock() = Some(how);
+    }
+
+    /// `false`: it is not busy any more.
+    fn mark_stuck(&self, seen: State) -> bool {
+        let swap =
+            self.state.compare_exchange(seen as u8, State::Stuck as u8, Ordering::AcqRel, Ordering::Relaxed);
+        swap.is_ok()
     }
 
     pub fn is_over(&self) -> bool {
@@ -173,6 +182,7 @@ impl Table {
             last_beat: AtomicU64::new(0),
             doing: Mutex::new("".into()),
             ended: Mutex::new(None),
+            fault: Mutex::new(None),
         });
         self.rows.lock().insert(row.id, row.clone());
         row
@@ -186,6 +196,11 @@ impl Table {
             self.helpers_ended.fetch_add(1, Ordering::Relaxed);
         }
         let _ = self.changed.0.try_send(()); // one slot: a hint to look, never waited on
+    }
+
+    pub(super) fn faulted(&self, row: &Row, cause: Error) {
+        row.fault.lock().get_or_insert(cause);
+        let _ = self.changed.0.try_send(());
     }
 
     pub(super) fn forget(&self, id: u64) {
@@ -203,18 +218,25 @@ impl Table {
 
     /// The first task that failed, or ended although it should not have.
     pub fn fault(&self, stopping: bool) -> Option<String> {
-        self.rows().into_iter().find_map(|row| match &*row.ended.lock() {
-            Some(Err(cause)) => Some(format!("{}: {cause}", row.spec.name)),
-            Some(Ok(())) if row.spec.until_stop && !stopping => {
-                Some(format!("{}: ended before it was told to", row.spec.name))
-            }
-            _ => None,
+        let survived =
+            |row: &Arc<Row>| row.fault.lock().as_ref().map(|cause| format!("{}: {cause}", row.spec.name));
+        let rows = self.rows();
+        rows.iter().find_map(survived).or_else(|| {
+            rows.iter().find_map(|row| match &*row.ended.lock() {
+                Some(Err(cause)) => Some(format!("{}: {cause}", row.spec.name)),
+                Some(Ok(())) if row.spec.until_stop && !stopping => {
+                    Some(format!("{}: ended before it was told to", row.spec.name))
+                }
+                _ => None,
+            })
         })
     }
 
-    /// Names of those that have not ended and are to be waited for. `among`: by name.
+    /// Names of those that have not ended and are to be waited for. `among`: by name. One that may be left
+    /// behind is waited for as long as it does nothing that could hang.
     pub fn alive(&self, among: impl Fn(&str) -> bool) -> Vec<String> {
-        let alive = |row: &Arc<Row>| !row.is_over() && !row.spec.abandonable && among(&row.spec.name);
+        let held_up = |row: &Row| row.spec.abandonable && row.state() != State::Waiting;
+        let alive = |row: &Arc<Row>| !row.is_over() && !held_up(row) && among(&row.spec.name);
         self.rows().into_iter().filter(alive).map(|row| row.spec.name.clone()).collect()
     }
 
@@ -222,12 +244,14 @@ impl Table {
     /// before. One that beats again is running again.
     pub fn newly_stuck(&self) -> Vec<String> {
         let now = self.clock.now();
-        let silent = |row: &Arc<Row>| {
-            matches!(row.state(), State::Running | State::Starting) && row.silence(now) > row.spec.silence_max
+        // By exchange: one that has begun to wait meanwhile would stay marked until somebody wakes it.
+        let stuck = |row: &Arc<Row>| {
+            let state = row.state();
+            matches!(state, State::Running | State::Starting)
+                && row.silence(now) > row.spec.silence_max
+                && row.mark_stuck(state)
         };
-        let silent: Vec<Arc<Row>> = self.rows().into_iter().filter(silent).collect();
-        silent.iter().for_each(|row| row.enter(State::Stuck));
-        silent.into_iter().map(|row| row.spec.name.clone()).collect()
+        self.rows().into_iter().filter(stuck).map(|row| row.spec.name.clone()).collect()
     }
 
     /// Names of the tasks that are marked as stuck.

@@ -6,6 +6,7 @@
 mod agent;
 mod big;
 mod config;
+mod core;
 mod expect;
 mod files;
 mod floors;
@@ -16,3 +17,4 @@ mod push;
 mod receiver;
 mod sources;
 mod stop;
+mod user;
