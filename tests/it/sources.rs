@@ -36,7 +36,6 @@ fn as_somebody(room: &Room, arguments: &[&str]) -> Option<Command> {
         return None;
     }
     let (nobody, binary) = (65534, room.outside().join("log-capturer"));
-    #[expect(clippy::disallowed_methods, reason = "a file of the test need not survive a power cut")]
     fs::copy(BINARY, &binary).expect("the binary can be copied");
     for path in [room.outside(), &room.path("")] {
         chown(path, Some(nobody), Some(nobody)).expect("root gives away what it likes");

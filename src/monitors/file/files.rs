@@ -58,6 +58,8 @@ pub struct Files {
     /// Files without lines, with path and size when that was found: looked at again under another path or with
     /// another size, since the inode may be another file's by then, and since text may come after zeros.
     passed_over: HashMap<FileId, (PathBuf, u64)>,
+    /// Found, and not opened yet.
+    newcomers: Vec<FileId>,
     ready: VecDeque<FileId>,
     /// Turns in a row that got nowhere: as many as the line is long, and there is nothing to do but wait.
     stalled: usize,
@@ -129,6 +131,7 @@ impl Files {
             paths: HashMap::new(),
             newest: HashMap::new(),
             passed_over: HashMap::new(),
+            newcomers: Vec::new(),
             ready: VecDeque::new(),
             stalled: 0,
             waiting: false,
@@ -227,6 +230,23 @@ impl Files {
             }
             Event::Turn => self.give_turn(task),
             Event::Room | Event::Stop | Event::Done => {}
+        }
+        self.open_newcomers(task);
+    }
+
+    /// Before anything is read, and even if nothing can be: so that they are held before they are rotated away.
+    fn open_newcomers(&mut self, task: &Task) {
+        for file in std::mem::take(&mut self.newcomers) {
+            if self.open + 1 >= self.open_max {
+                return; // they take turns
+            }
+            let Some(mut tail) = self.tails.remove(&file) else { continue };
+            task.beat();
+            if let Opened::Remove = self.open(&mut tail, task.now()) {
+                self.remove(tail);
+            } else {
+                self.tails.insert(file, tail);
+            }
         }
     }
 

@@ -88,8 +88,8 @@ impl Files {
         tail.queued = true;
         tail.is_late = self.swept;
         self.tails.insert(file, tail);
-        // Opened soon, so that it is held before it is rotated away.
-        self.ready.push_front(file);
+        self.newcomers.push(file);
+        self.ready.push_back(file);
         // Its writer may have gone on in the old file, after our last look, until this one was there.
         older.into_iter().for_each(|older| self.queue(older));
         self.meters.followed.set(self.tails.len() as i64);

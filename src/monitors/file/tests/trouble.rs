@@ -129,3 +129,24 @@ fn equal_files_are_two_files() {
     });
     assert_eq!(names(&lines).len(), 2);
 }
+
+/// New files while the sink is dead and the budget is used up: all are held before they are gone.
+#[test]
+fn files_that_live_shorter_than_the_standstill() {
+    let mut world = World::new("*.log");
+    world.budget = READ_BYTES;
+    world.sources[0].max_line_bytes = 64 * 1024;
+    let line = |name: &str| format!("{name} {}\n", "x".repeat(1000));
+    world.append("a.log", line("a").repeat(1000));
+    let names = ["b", "c", "d", "e"];
+    let lines = world.live(|world, life| {
+        // It holds all the credit there is: nothing is read until it is answered for.
+        let chunk = life.chunks.recv_timeout(DEADLINE).expect("the first chunk");
+        names.iter().for_each(|name| drop(world.append(&format!("{name}.log"), line(name).repeat(300))));
+        life.until_view("all are held", |view| view.open == 5);
+        names.iter().for_each(|name| std::fs::remove_file(world.path(&format!("{name}.log"))).unwrap());
+        life.take(chunk);
+        life.until_lines(1000 + names.len() * 300);
+    });
+    assert!(names.iter().all(|name| lines.iter().filter(|line| line.text.starts_with(name)).count() == 300));
+}
