@@ -355,6 +355,7 @@ impl Files {
         let followers =
             if tail.is_at_end() || tail.trouble { std::mem::take(&mut tail.followers) } else { Vec::new() };
         self.tails.insert(tail.file, tail);
+        while self.open > self.open_max && self.close_one() {}
         followers.into_iter().for_each(|file| self.queue(file));
     }
 

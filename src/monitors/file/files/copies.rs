@@ -25,6 +25,9 @@ use crate::durable::FileId;
 /// Files of the folder that are looked into at most, the newest first.
 const CANDIDATES_MAX: usize = 64;
 
+/// A folder that is being rotated is looked through again: a name leads to another file a moment later.
+const LOOKS_MAX: usize = 3;
+
 /// A file is emptied as soon as its copy is whole; and we hear of it within two polls.
 const TRUNCATION_FOLLOWS: Duration = Duration::from_secs(1);
 
@@ -62,23 +65,42 @@ impl Files {
         if tail.head.len == 0 {
             return None;
         }
+        let waiting = self.tails.values().filter(|other| {
+            // It may have been renamed since: its content has to do.
+            other.stream.is_none() && other.path.parent() == tail.path.parent()
+        });
+        let mut held = waiting.filter_map(|other| other.descriptor.as_ref());
+        // What cannot be read is no copy for us.
+        let held = held.find_map(|file| {
+            let metadata = is_copy(tail, file).ok()??;
+            Some((file.try_clone().ok()?, metadata))
+        });
+        held.or_else(|| (0..LOOKS_MAX).find_map(|_| self.find_copy_beside(tail)))
+    }
+
+    fn find_copy_beside(&self, tail: &Tail) -> Option<(File, fs::Metadata)> {
         let mut candidates = Vec::new();
         for entry in fs::read_dir(tail.path.parent()?).ok()?.flatten() {
             let Ok(metadata) = entry.metadata() else { continue };
-            let id = FileId::of(&metadata);
-            let is_read = self.tails.get(&id).is_some_and(|tail| tail.stream.is_some());
             let path = entry.path();
             let may_be = metadata.is_file() && metadata.len() >= tail.position();
-            if may_be && id != tail.file && !is_read && is_named_after(&tail.path, &path) {
+            if may_be && !self.is_followed(FileId::of(&metadata)) && is_named_after(&tail.path, &path) {
                 candidates.push(((metadata.mtime(), metadata.mtime_nsec()), path));
             }
         }
         candidates.sort_unstable_by(|a, b| b.cmp(a));
         candidates.iter().take(CANDIDATES_MAX).find_map(|(_, path)| {
-            // What cannot be read is no copy for us.
-            let (file, metadata) = is_copy(tail, path).ok()??;
-            (!self.own.contains(FileId::of(&metadata))).then_some((file, metadata))
+            let file = open_for_reading(path).ok()?;
+            let metadata = is_copy(tail, &file).ok()??;
+            // Asked of what was opened: the name may lead elsewhere by now.
+            let id = FileId::of(&metadata);
+            (!self.is_followed(id) && !self.own.contains(id)).then_some((file, metadata))
         })
+    }
+
+    /// Something was read of it: it is no copy that waits for its original.
+    fn is_followed(&self, id: FileId) -> bool {
+        self.tails.get(&id).is_some_and(|tail| tail.stream.is_some())
     }
 
     /// A file that begins like one beside it and holds all that we have read of that: it may be a copy of it.
@@ -112,15 +134,14 @@ fn is_named_after(original: &Path, copy: &Path) -> bool {
     original.parent() == copy.parent() && stem.zip(name).is_some_and(|(stem, name)| name.starts_with(stem))
 }
 
-fn is_copy(tail: &Tail, path: &Path) -> io::Result<Option<(File, fs::Metadata)>> {
-    let file = open_for_reading(path)?;
+fn is_copy(tail: &Tail, file: &File) -> io::Result<Option<fs::Metadata>> {
     let metadata = file.metadata()?;
     let same = metadata.is_file()
         && FileId::of(&metadata) != tail.file
         && metadata.len() >= tail.position()
-        && begins_with(&read_head(&file)?, tail.head)
-        && stands_before(tail, &file)?;
-    Ok(same.then_some((file, metadata)))
+        && begins_with(&read_head(file)?, tail.head)
+        && stands_before(tail, file)?;
+    Ok(same.then_some(metadata))
 }
 
 /// Whether what `tail` has read before its position stands there in `file` as well. Where nothing was noted, a

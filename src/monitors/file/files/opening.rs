@@ -196,7 +196,7 @@ impl Files {
             log::warn!("files: no more than {} files can be open: {cause}; they take turns", self.open);
         }
         self.open_max = (self.open / 2).max(1).min(self.open_max);
-        while self.open > self.open_max && self.close_one() {}
+        while self.open > self.open_max && self.close_one() {} // the others when they rest
         Opened::NoDescriptor
     }
 
