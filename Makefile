@@ -24,6 +24,7 @@ test:
 	bash scripts/prepare.sh
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items --lib
 	cargo test --locked
 	$(MAKE) --no-print-directory model
 

@@ -35,10 +35,13 @@ use crate::net;
 use crate::pipeline::Pipeline;
 use crate::sinks::{self, SinkContext};
 use crate::status::{self, Rooms};
-use crate::tasks::{self, Closed, Spec, StopPlan, Switch, Table, TaskManager};
+use crate::tasks::{self, Closed, Post, Spec, StopPlan, Switch, Table, TaskManager, Wires};
 
 /// Chunks on their way to one worker: enough to keep it busy while the monitor reads the next ones.
 const INTAKE_CHUNKS: usize = 4;
+
+/// Signals on their way to `main`; more than these at once say nothing new.
+const SIGNALS: usize = 4;
 
 /// Parcels on their way to one lane, which empties its inlet whatever its sink does.
 const INLET_PARCELS: usize = 16;
@@ -120,6 +123,8 @@ struct Agent {
     /// Closed last of all: for those who serve the others.
     ended: (tasks::Closer, Closed),
     stdout_closed: Receiver<()>,
+    /// Every channel of the path, for those who ask who waits for whom.
+    wires: Wires,
     /// Held for the life of the agent.
     _lock: durable::Lock,
 }
@@ -159,7 +164,9 @@ impl Agent {
             unsynced: unsynced.clone(),
             own_files: own_files.clone(),
         };
-        let (ledger, book, restored) = Ledger::open(settings, stop.clone(), plan.margin(), &metrics)?;
+        let mut wires = Wires::default();
+        let (ledger, book, restored) =
+            Ledger::open(settings, stop.clone(), plan.margin(), &metrics, &mut wires);
         let books = ledger.view();
         let dead_letters = DeadLetters::open(
             &config.agent.data_dir.join("deadletter"),
@@ -170,7 +177,7 @@ impl Agent {
 
         // Where lines leave: senders, lanes, and the scheduler that wakes lanes whose sink rests.
         let (resolve, resolver) = net::resolver();
-        let (stdout_gone, stdout_closed) = bounded(1);
+        let (stdout_gone, stdout_closed) = wires.hint("stdout is gone", Post::Sender, Post::Main);
         let context = SinkContext {
             stop: stop.clone(),
             resolve,
@@ -180,17 +187,19 @@ impl Agent {
             own_files: own_files.clone(),
             stdout_gone,
         };
-        let (requests, requests_end) = bounded(REQUESTS_PER_LANE * config.sinks.len());
+        let requests_max = REQUESTS_PER_LANE * config.sinks.len();
+        let (requests, requests_end) = wires.room_for_all("requests", Post::Lane, Post::Retry, requests_max);
         let (mut lanes, mut patients, mut inlets) = (Vec::new(), Vec::new(), Vec::new());
         for (number, options) in config.sinks.iter().enumerate() {
             let open = sinks::open(options, &context)?;
             switch.on_abort(open.cancel);
-            let (inlet, inlet_end) = bounded(INLET_PARCELS);
-            let (again, again_end) = bounded(1);
-            let (reports, reports_end) = bounded(open.connections.len());
+            let (inlet, inlet_end) = wires.downhill("parcels", &[Post::Worker], Post::Lane, INLET_PARCELS);
+            let (again, again_end) = wires.hint("try again", Post::Retry, Post::Lane);
+            let connections = open.connections.len();
+            let (reports, reports_end) = wires.room_for_all("reports", Post::Sender, Post::Lane, connections);
             let (mut jobs, mut senders) = (Vec::new(), Vec::new());
             for (street, connection) in open.connections.into_iter().enumerate() {
-                let (job, job_end) = bounded(1);
+                let (job, job_end) = wires.room_for_all("jobs", Post::Lane, Post::Sender, 1);
                 let (reports, towards) = (reports.clone(), format!("sending to {}", open.describe));
                 jobs.push(job);
                 senders.push(SenderLoop { street, jobs: job_end, reports, connection, towards });
@@ -215,7 +224,8 @@ impl Agent {
         // What they pass.
         let (mut workers, mut intakes) = (Vec::new(), Vec::new());
         for _ in 0..config.agent.workers {
-            let (intake, intake_end) = bounded(INTAKE_CHUNKS);
+            let (intake, intake_end) =
+                wires.downhill("chunks", &[Post::Monitor], Post::Worker, INTAKE_CHUNKS);
             intakes.push(intake);
             let (inlets, stop, dead_letters) = (inlets.clone(), stop.clone(), dead_letters.clone());
             let pipeline = pipeline(&config, &metrics)?;
@@ -253,33 +263,40 @@ impl Agent {
         drop(supply);
 
         // Who tells the world.
-        let status = match config.status.listen {
-            None => None,
-            Some(listen) => {
-                let server = status::Server::bind(listen, config.status.token.clone())?;
-                log::info!("status: listening on http://{}", server.local_addr());
-                let healths = lanes.iter().map(|(lane, ..)| lane.health()).collect();
-                let rooms = Rooms {
-                    table: table.clone(),
-                    metrics,
-                    books: books.clone(),
-                    healths,
-                    budget,
-                    files: files.as_ref().map(|bodies| bodies.files.view()),
-                    started: clock.now(),
-                    clock: clock.clone(),
-                };
-                Some((server, rooms))
-            }
-        };
+        let server =
+            match config.status.listen.map(|at| status::Server::bind(at, config.status.token.clone())) {
+                None => None,
+                Some(Ok(server)) => Some(server),
+                // A job of cron beside an agent that runs: to deliver is what it is there for.
+                Some(Err(cause)) if orders.once => {
+                    log::warn!("{cause}; going on without a status server");
+                    None
+                }
+                Some(Err(cause)) => return Err(cause.into()),
+            };
+        let status = server.map(|server| {
+            log::info!("status: listening on http://{}", server.local_addr());
+            let rooms = Rooms {
+                table: table.clone(),
+                metrics,
+                books: books.clone(),
+                healths: lanes.iter().map(|(lane, ..)| lane.health()).collect(),
+                budget,
+                files: files.as_ref().map(|bodies| bodies.files.view()),
+                started: clock.now(),
+                clock: clock.clone(),
+            };
+            (server, rooms)
+        });
         let parts = Parts { resolver, ledger, retry, lanes, workers, files, stdin, status };
-        Ok(Agent { table, clock, switch, plan, books, parts, ended, stdout_closed, _lock: lock })
+        Ok(Agent { table, clock, switch, plan, books, parts, ended, stdout_closed, wires, _lock: lock })
     }
 
     fn live(self, orders: &Orders<'_>) -> Exit {
-        let Agent { table, clock, switch, plan, books, parts, ended: (ender, ended), stdout_closed, _lock } =
+        log::debug!("channels: {}", self.wires);
+        let Agent { table, clock, switch, plan, books, parts, ended: (ender, ended), stdout_closed, .. } =
             self;
-        let (signals, signals_end) = bounded(4);
+        let (signals, signals_end) = bounded(SIGNALS);
         let outcome = tasks::run(table.clone(), |tasks| {
             let mut main = Vigil { table: &table, clock: &clock, switch, plan, books: &books, fault: None };
             // Signals first: from the first thread on, a stop is an orderly one.
@@ -371,4 +388,49 @@ fn raise_descriptor_limit() -> usize {
     getrlimit(Resource::Nofile)
         .current
         .map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn wires_of(config: &str) -> Vec<tasks::Wire> {
+        let folder = tempfile::tempdir().unwrap();
+        let config = Config::parse(config, folder.path(), &|_| None).unwrap();
+        let orders = Orders { once: false, max_time: None, signals: false, progress: None, stop: None };
+        let agent = Agent::prepare(config, &orders).unwrap_or_else(|_| panic!("the agent can be made"));
+        agent.wires.iter().copied().collect()
+    }
+
+    /// The graph of who waits for whom, as the wiring has declared it, has no cycle.
+    #[test]
+    fn nobody_waits_for_itself_in_the_end() {
+        let wires = wires_of(
+            r#"{ "status": { "listen": null },
+                 "sources": [ { "type": "file", "include": ["/nowhere/*.log"] }, { "type": "stdin" } ],
+                 "sinks": [ { "type": "loki", "url": "http://127.0.0.1:9", "connections": 2 },
+                            { "type": "file", "path": "out" }, { "type": "stdout" } ] }"#,
+        );
+        let waits: Vec<(Post, Post)> =
+            wires.iter().filter(|wire| wire.waits).map(|wire| (wire.from, wire.to)).collect();
+        assert!(
+            waits.contains(&(Post::Monitor, Post::Worker)) && waits.contains(&(Post::Lane, Post::Ledger))
+        );
+        for start in waits.iter().map(|(from, _)| *from) {
+            let (mut reached, mut next) = (BTreeSet::new(), vec![start]);
+            while let Some(post) = next.pop() {
+                for (_, to) in waits.iter().filter(|(from, _)| *from == post) {
+                    assert_ne!(*to, start, "{start:?} waits for itself: {waits:?}");
+                    if reached.insert(*to) {
+                        next.push(*to);
+                    }
+                }
+            }
+        }
+        let uphill: Vec<&str> =
+            wires.iter().filter(|wire| wire.from > wire.to).map(|wire| wire.what).collect();
+        assert_eq!(uphill, ["try again", "reports"], "what leads uphill, and is never waited on");
+    }
 }

@@ -102,7 +102,9 @@ impl Vigil<'_> {
                         "SIGHUP: the configuration cannot be reloaded in this version; restart to change it"
                     );
                 }
-                Wake::Stop(why) => self.stop(why),
+                // Unlike a second signal, nobody asks for haste here.
+                Wake::Stop(why) if !self.plan.is_stopping() => self.stop(why),
+                Wake::Stop(_) => {}
                 Wake::TaskEnded => self.look_for_faults(),
                 Wake::Due => {
                     if now >= watch_at {
@@ -159,7 +161,10 @@ impl Vigil<'_> {
                 Exit::Fault
             }
             None if books.ill.is_some() => Exit::Fault,
-            None if books.all_delivered() => Exit::Delivered,
+            None if books.all_delivered() => {
+                log::info!("stopped: everything that was read has been answered for");
+                Exit::Delivered
+            }
             None => {
                 log::warn!(
                     "stopped with data pending: {pending} lines without an answer, {} bytes not read, {} bytes given up; \

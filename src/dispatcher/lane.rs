@@ -42,6 +42,9 @@ use crate::tasks::{Stop, Task};
 /// Lines that become dead letters with one write: an abort leaves little time, and there may be millions.
 const LETTERS_BYTES: u64 = 64 * 1024;
 
+/// Between two lines of the log about refused records.
+const TELL_EVERY: Duration = Duration::from_secs(10);
+
 pub struct Lane {
     sink: SinkId,
     options: SinkOptions,
@@ -60,6 +63,9 @@ pub struct Lane {
     /// The agent aborts, or the last try of a stop failed: nothing is sent any more.
     giving_up: bool,
     health: HealthView,
+    /// Refused since that was last said, and when it may be said again.
+    untold_refusals: usize,
+    tell_at: Option<Instant>,
 }
 
 /// The way to one connection.
@@ -143,6 +149,8 @@ impl Lane {
             next_number: 0,
             inlet_closed: false,
             giving_up: false,
+            untold_refusals: 0,
+            tell_at: None,
             health: Arc::new(Mutex::new(health)),
             options,
         }
@@ -168,6 +176,8 @@ impl Lane {
             task.beat();
             self.handle(event, task.now())?;
         }
+        self.tell_at = None;
+        self.tell_refusals("see the dead letters", task.now());
         Ok(())
     }
 
@@ -301,7 +311,8 @@ impl Lane {
     fn recovered(&mut self, now: Instant) {
         self.failures = 0;
         if self.mood == Mood::Probing {
-            log::info!("{}: well again", self.options.name);
+            let ill_for = now.saturating_duration_since(self.health.lock().since);
+            log::info!("{}: well again after {ill_for:.0?}", self.options.name);
             self.feel(Mood::Well, None, now);
             let _ = self.retry.send(Request::Well { sink: self.sink });
         }
@@ -312,7 +323,7 @@ impl Lane {
             return;
         }
         if self.inlet_closed && self.stop.stop.is_closed() {
-            log::warn!("{why}; the agent is stopping, what is left stays in its source");
+            log::warn!("{why}; the agent is stopping, so that was the last try");
             self.give_up();
             return;
         }
@@ -374,10 +385,8 @@ impl Lane {
                 }
             }
         });
-        let kept = guilty.len() - left.len();
-        if kept > 0 {
-            log::warn!("{}: refused {kept} records ({why}): kept as dead letters", self.options.name);
-        }
+        self.untold_refusals += guilty.len() - left.len();
+        self.tell_refusals(why, now);
         // A sink whose dead letters nobody takes is not well: else it would rest anew, and say so, each time.
         if ill.is_none() {
             self.recovered(now);
@@ -386,6 +395,15 @@ impl Lane {
             let batch = number(&mut self.next_number, left);
             self.streets[at].queue.push_front(batch);
             self.rest(None, Error::new(format!("{}: {cause}", self.options.name)), now);
+        }
+    }
+
+    /// The guilty of one batch are found one by one, and may be thousands: one line for many.
+    fn tell_refusals(&mut self, why: &str, now: Instant) {
+        if self.untold_refusals > 0 && self.tell_at.is_none_or(|at| at <= now) {
+            let (name, records) = (&self.options.name, std::mem::take(&mut self.untold_refusals));
+            log::warn!("{name}: refused {records} records, kept as dead letters; the last one: {why}");
+            self.tell_at = Some(now + TELL_EVERY);
         }
     }
 

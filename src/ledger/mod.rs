@@ -22,7 +22,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, at, bounded, never, select};
+use crossbeam_channel::{Receiver, Sender, at, never, select};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
@@ -30,7 +30,7 @@ use crate::ack::{GenerationId, Receipt, Receipts, SinkSet};
 use crate::durable::{OwnFiles, Unsynced};
 use crate::error::Result;
 use crate::metrics::Registry;
-use crate::tasks::{Stop, Task};
+use crate::tasks::{Post, Stop, Task, Wires};
 
 pub use progress::Progress;
 use state::State;
@@ -135,7 +135,7 @@ pub struct Known {
     /// Number of the line that starts there.
     pub line: u64,
     pub continues: bool,
-    /// What each sink of the configuration has of it, by [`SinkId`].
+    /// What each sink of the configuration has of it, by [`crate::ack::SinkId`].
     pub progress: Vec<Progress>,
 }
 
@@ -181,7 +181,7 @@ const VIEW_AGE_MAX: Duration = Duration::from_secs(1);
 /// What the ledger needs from the agent.
 pub struct Settings {
     pub folder: PathBuf,
-    /// By [`SinkId`].
+    /// By [`crate::ack::SinkId`].
     pub sinks: Vec<Arc<str>>,
     pub sync_interval: Duration,
     pub unsynced: Unsynced,
@@ -226,14 +226,16 @@ impl Ledger {
         stop: Stop,
         margin: Duration,
         metrics: &Registry,
-    ) -> Result<(Ledger, Book, Restored)> {
+        wires: &mut Wires,
+    ) -> (Ledger, Book, Restored) {
+        let carriers = [Post::Monitor, Post::Worker, Post::Lane];
+        let (book, notes) = wires.downhill("notes", &carriers, Post::Ledger, NOTES);
         let (slots, saved) = checkpoint::Slots::open(&settings.folder);
         let first_start = saved.is_none();
         let saved = saved.unwrap_or_default();
         saved.own_files.iter().for_each(|own| settings.own_files.add(own.file_id(), &own.path.0));
         let state = State::new(saved, &settings.sinks, metrics);
         let restored = state.restored(first_start);
-        let (book, notes) = bounded(NOTES);
         let ledger = Ledger {
             settings,
             stop,
@@ -246,7 +248,7 @@ impl Ledger {
             show_at: None,
             ill: None,
         };
-        Ok((ledger, Book(book), restored))
+        (ledger, Book(book), restored)
     }
 
     pub fn view(&self) -> BooksView {

@@ -154,8 +154,15 @@ fn live(
         own_files: Default::default(),
     };
     let (_switch, stop) = tasks::Switch::new().unwrap();
-    let open =
-        || Ledger::open(settings(), stop.clone(), Duration::from_secs(1), &Registry::default()).unwrap();
+    let open = || {
+        Ledger::open(
+            settings(),
+            stop.clone(),
+            Duration::from_secs(1),
+            &Registry::default(),
+            &mut crate::tasks::Wires::default(),
+        )
+    };
     let (ledger, book, _) = open();
     let table = Arc::new(tasks::Table::new(Clock::real()));
     tasks::run(table.clone(), |tasks| {

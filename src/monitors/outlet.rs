@@ -359,8 +359,13 @@ mod tests {
             unsynced: Default::default(),
             own_files: Default::default(),
         };
-        let (_ledger, book, restored) =
-            Ledger::open(settings, stop.clone(), Duration::from_secs(1), &Registry::default()).unwrap();
+        let (_ledger, book, restored) = Ledger::open(
+            settings,
+            stop.clone(),
+            Duration::from_secs(1),
+            &Registry::default(),
+            &mut crate::tasks::Wires::default(),
+        );
         let (intake, _chunks) = bounded(1);
         let budget = Budget::new(READ_BYTES);
         let supply = Supply::new(budget.clone(), Clock::real(), stop, &restored, sinks, book, vec![intake]);

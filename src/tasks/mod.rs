@@ -9,6 +9,7 @@
 mod closing;
 mod stop;
 mod table;
+mod wires;
 
 use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -22,6 +23,7 @@ use parking_lot::Mutex;
 pub use closing::{Closed, Closer, Stop, Switch, closing};
 pub use stop::{Action, Event, StopPlan};
 pub use table::{Kind, Spec, State, Table, TaskView};
+pub use wires::{Post, Wire, Wires};
 
 use crate::error::{Context, Error, Result};
 

@@ -5,15 +5,14 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use parking_lot::Mutex;
 use serde::Serialize;
 
 use crate::clock::Clock;
 use crate::error::Error;
+use crate::sync::{AtomicI32, AtomicU8, AtomicU64, Mutex, Ordering};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -89,8 +88,9 @@ pub struct Row {
 }
 
 impl Row {
+    /// By exchange, like [`Row::mark_stuck`]: all changes of a state then stand in one order for everybody.
     pub(super) fn enter(&self, state: State) {
-        self.state.store(state as u8, Ordering::Release);
+        self.state.swap(state as u8, Ordering::AcqRel);
     }
 
     pub fn state(&self) -> State {
@@ -291,4 +291,30 @@ fn cpu_ms(tid: i32) -> Option<u64> {
     let ticks: u64 =
         after_name.split_ascii_whitespace().skip(11).take(2).filter_map(|t| t.parse::<u64>().ok()).sum();
     Some(ticks * 1000 / rustix::param::clock_ticks_per_second())
+}
+
+/// Every interleaving of a thread that lives and of `main`, which looks for silence meanwhile.
+#[cfg(all(test, feature = "model"))]
+mod model {
+    use super::*;
+
+    #[test]
+    fn whoever_waits_or_has_ended_is_never_taken_for_stuck() {
+        loom::model(|| {
+            let clock = Clock::by_hand(0);
+            let table = Arc::new(Table::new(clock.clone()));
+            let row = table.add(Spec::carrier("worker/0", Duration::from_secs(1)));
+            row.enter(State::Running);
+            clock.advance(Duration::from_secs(2)); // silent for too long, from the first look on
+            let (its_row, its_table) = (row.clone(), table.clone());
+            let thread = loom::thread::spawn(move || {
+                its_row.enter(State::Waiting);
+                its_table.ended(&its_row, Ok(()));
+            });
+            table.newly_stuck();
+            thread.join().expect("a life without panics");
+            assert_eq!(row.state(), State::Finished, "main would wait for it until the deadline");
+            assert!(table.alive(|_| true).is_empty());
+        });
+    }
 }
