@@ -16,5 +16,6 @@ mod path;
 mod phases;
 mod push;
 mod receiver;
+mod sources;
 mod stop;
 mod user;

@@ -11,11 +11,13 @@
 use std::collections::{HashMap, HashSet, hash_map};
 use std::fs;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, select};
+use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use super::Post;
@@ -30,8 +32,9 @@ use crate::tasks::{Closed, Task};
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
 
 /// After a sweep there is at least this much rest, and ten times as long as it took: folders that change all
-/// the time cost a tenth of a core at most. After a longer quiet time a change is answered at once.
-const REST: Duration = Duration::from_millis(200);
+/// the time cost a tenth of a core at most. After a longer quiet time a change is answered at once. A file that
+/// lives for a shorter time is perhaps never seen.
+const REST: Duration = Duration::from_millis(50);
 
 /// More folders that cannot be read are not named one by one.
 const COMPLAINTS_MAX: usize = 1000;
@@ -131,17 +134,19 @@ impl Discovery {
         loop {
             task.doing("looking for files");
             let began = task.now();
-            let Some(sweep) = self.sweep(task) else { return Ok(()) };
+            let Some(sweep) = self.sweep(task) else { break };
             self.picture.put(|slot| *slot = Some(sweep));
             if self.once {
-                return Ok(());
+                break;
             }
             task.waits_for("changes in folders");
             match self.next_event(began, task.now()) {
-                Event::Stop => return Ok(()),
+                Event::Stop => break,
                 Event::Sweep => {}
             }
         }
+        note_own_log(&self.own); // for the next life: it may have been renamed since the sweep
+        Ok(())
     }
 
     /// Waits for the rest to be over, then for a reason to sweep again.
@@ -165,9 +170,11 @@ impl Discovery {
     /// `None`: the stop came first.
     fn sweep(&mut self, task: &Task) -> Option<Sweep> {
         self.watches.begin_sweep();
+        let own_log = note_own_log(&self.own);
         let off = self.off.folders.iter().filter_map(|folder| folder_id(folder).ok()).collect();
         let mut walk = Walk {
             off,
+            own_log,
             outputs: &self.outputs,
             own: &self.own,
             watches: &mut self.watches,
@@ -222,6 +229,7 @@ impl Complaints {
 /// One sweep under way.
 struct Walk<'a> {
     off: HashSet<FileId>,
+    own_log: Vec<FileId>,
     outputs: &'a Excludes,
     own: &'a OwnFiles,
     watches: &'a mut Watches,
@@ -334,7 +342,7 @@ impl Walk<'_> {
 
     fn file(&mut self, target: &Target, path: PathBuf, metadata: &fs::Metadata) {
         let file = FileId::of(metadata);
-        if self.outputs.matches(&path) || self.own.contains(file) {
+        if self.outputs.matches(&path) || self.own_log.contains(&file) || self.own.contains(file) {
             return;
         }
         match self.by_file.entry(file) {
@@ -363,6 +371,24 @@ impl Walk<'_> {
         let real = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         real.ancestors().any(|folder| folder_id(folder).is_ok_and(|id| self.off.contains(&id)))
     }
+}
+
+/// Our own log is no input, wherever standard error (or output) leads, and by whatever name, since it can be
+/// rotated.
+fn note_own_log(own: &OwnFiles) -> Vec<FileId> {
+    let mut noted = Vec::new();
+    for descriptor in [rustix::stdio::stdout(), rustix::stdio::stderr()] {
+        if let Ok(stat) = rustix::fs::fstat(descriptor)
+            && FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
+        {
+            let file = FileId { device: stat.st_dev, inode: stat.st_ino };
+            noted.push(file);
+            if let Ok(path) = fs::read_link(format!("/proc/self/fd/{}", descriptor.as_raw_fd())) {
+                own.add(file, &path);
+            }
+        }
+    }
+    noted
 }
 
 fn folder_id(path: &Path) -> io::Result<FileId> {

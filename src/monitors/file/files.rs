@@ -9,6 +9,7 @@
 //!
 //! Not here: what a turn does (`tail.rs`), how files are found (`discovery.rs`).
 
+mod copies;
 mod opening;
 mod roster;
 
@@ -22,6 +23,7 @@ use crossbeam_channel::select;
 
 use super::Mailbox;
 use super::discovery::Sweep;
+use super::identity::{hash_head, identity};
 use super::known::NotMet;
 use super::tail::{Buffers, Reading, Tail, Turn};
 use super::view::{FileView, FilesSnapshot, FilesView, SHOWN_MAX};
@@ -31,7 +33,7 @@ use crate::durable::{FileId, OwnFiles};
 use crate::error::Result;
 use crate::ledger::Known;
 use crate::metrics::{Counter, Gauge, Registry};
-use crate::monitors::{FileSourceOptions, Outlet, SourceKind, SourceOptions};
+use crate::monitors::{FileSourceOptions, Opening, Outlet, SourceKind, SourceOptions};
 use crate::tasks::Task;
 use opening::Opened;
 
@@ -53,9 +55,11 @@ pub struct Files {
     paths: HashMap<PathBuf, FileId>,
     /// The newest file of each lineage.
     newest: HashMap<u64, FileId>,
-    /// Files without lines, with path and size when that was found: looked at again under another path, since
-    /// the inode may be another file's by then, and when they are shorter.
+    /// Files without lines, with path and size when that was found: looked at again under another path or with
+    /// another size, since the inode may be another file's by then, and since text may come after zeros.
     passed_over: HashMap<FileId, (PathBuf, u64)>,
+    /// Found, and not opened yet.
+    newcomers: Vec<FileId>,
     ready: VecDeque<FileId>,
     /// Turns in a row that got nowhere: as many as the line is long, and there is nothing to do but wait.
     stalled: usize,
@@ -64,7 +68,9 @@ pub struct Files {
     /// We stand in the line for credit.
     in_line: bool,
     open: usize,
+    /// Less than the limit for a while after the system had no more.
     open_max: usize,
+    open_limit: usize,
     /// Files whose descriptor can perhaps be closed, the one that rested longest first.
     rested: VecDeque<(FileId, u64)>,
     turns: u64,
@@ -125,12 +131,14 @@ impl Files {
             paths: HashMap::new(),
             newest: HashMap::new(),
             passed_over: HashMap::new(),
+            newcomers: Vec::new(),
             ready: VecDeque::new(),
             stalled: 0,
             waiting: false,
             in_line: false,
             open: 0,
             open_max: setting.open_max.max(1),
+            open_limit: setting.open_max.max(1),
             rested: VecDeque::new(),
             turns: 0,
             poll_at: vec![now; sources.len()],
@@ -152,8 +160,7 @@ impl Files {
     pub fn run(mut self, task: &Task) -> Result<()> {
         loop {
             match self.next_event(task) {
-                Event::Stop => break,
-                Event::Done => return Ok(()),
+                Event::Stop | Event::Done => break,
                 event => {
                     task.beat();
                     self.handle(event, task);
@@ -224,6 +231,23 @@ impl Files {
             Event::Turn => self.give_turn(task),
             Event::Room | Event::Stop | Event::Done => {}
         }
+        self.open_newcomers(task);
+    }
+
+    /// Before anything is read, and even if nothing can be: so that they are held before they are rotated away.
+    fn open_newcomers(&mut self, task: &Task) {
+        for file in std::mem::take(&mut self.newcomers) {
+            if self.open + 1 >= self.open_max {
+                return; // they take turns
+            }
+            let Some(mut tail) = self.tails.remove(&file) else { continue };
+            task.beat();
+            if let Opened::Remove = self.open(&mut tail, task.now()) {
+                self.remove(tail);
+            } else {
+                self.tails.insert(file, tail);
+            }
+        }
     }
 
     fn queue(&mut self, file: FileId) {
@@ -278,6 +302,7 @@ impl Files {
             Turn::Truncated { seen } => {
                 self.meters.truncations.add(1);
                 log::info!("files: {} was truncated; it is read from its beginning", tail.path.display());
+                self.go_on_in_copy(&mut tail, seen, now);
                 self.begin_anew(&mut tail, seen, "truncated");
                 tail.queued = true;
                 self.ready.push_back(file);
@@ -323,7 +348,6 @@ impl Files {
     fn rest(&mut self, mut tail: Tail) {
         self.stalled = 0;
         tail.rested = self.turns;
-        tail.rests = true;
         if tail.descriptor.is_some() && tail.is_closable() {
             self.rested.push_back((tail.file, self.turns));
             self.trim_rested();
@@ -331,6 +355,7 @@ impl Files {
         let followers =
             if tail.is_at_end() || tail.trouble { std::mem::take(&mut tail.followers) } else { Vec::new() };
         self.tails.insert(tail.file, tail);
+        while self.open > self.open_max && self.close_one() {}
         followers.into_iter().for_each(|file| self.queue(file));
     }
 
@@ -373,6 +398,9 @@ impl Files {
             if tail.size > stream.position() {
                 self.outlet.give_up(&mut stream, tail.size, "deleted before it was read");
             }
+            if tail.seen > stream.position() {
+                self.outlet.give_up(&mut stream, tail.seen, "truncated");
+            }
             self.outlet.finish(stream);
         }
         if self.paths.get(&tail.path) == Some(&tail.file) {
@@ -400,16 +428,26 @@ impl Files {
         (tail.start, tail.scanned, tail.until, tail.before) = (0, 0, None, None);
     }
 
+    /// What could not be opened is unread too: it is a generation of which nothing was read.
     fn account_for_unread(&mut self) {
         for tail in self.tails.values_mut() {
-            if let Some(stream) = &tail.stream {
-                let size = tail.descriptor.as_ref().and_then(|file| file.metadata().ok());
-                let size = size.map_or(tail.size, |metadata| metadata.len());
-                let bytes = size.saturating_sub(stream.position());
-                if bytes > 0 {
-                    self.outlet.unread(stream, bytes);
-                }
+            let size = tail.descriptor.as_ref().and_then(|file| file.metadata().ok());
+            let size = size.map_or(tail.size, |metadata| metadata.len());
+            let bytes = tail.until.unwrap_or(size).min(size).saturating_sub(tail.position());
+            if bytes == 0 {
+                continue;
             }
+            let (source, identity) = (&self.sources[tail.source], identity(tail.file, hash_head(b"")));
+            let stream = tail.stream.get_or_insert_with(|| {
+                self.outlet.open(Opening {
+                    source,
+                    filename: Some(&tail.path),
+                    identity: Some(identity),
+                    start: tail.start,
+                    lineage: tail.lineage,
+                })
+            });
+            self.outlet.unread(stream, bytes);
         }
     }
 

@@ -108,6 +108,10 @@ pub(super) struct Tail {
     pub changed: Instant,
     pub gone_since: Option<Instant>,
     pub deleted: bool,
+    /// The size it was seen with, if it was larger before: a copy that lacks the last lines of its original.
+    pub seen: u64,
+    /// Came after the first sweep.
+    pub is_late: bool,
     /// With `once`: its size when it was opened.
     pub until: Option<u64>,
     /// The generation before it, which is read first.
@@ -118,8 +122,6 @@ pub(super) struct Tail {
     pub queued: bool,
     /// Could not be opened or read, which was said; tried again with every sweep.
     pub trouble: bool,
-    /// Was not read since it was put aside.
-    pub rests: bool,
     /// Hash and length of what stands right before the position.
     pub before: Option<(u64, usize)>,
     /// When it was last put aside, in turns.
@@ -176,12 +178,13 @@ impl Tail {
             changed: now,
             gone_since: None,
             deleted: false,
+            seen: 0,
+            is_late: false,
             until: None,
             after: None,
             followers: Vec::new(),
             queued: false,
             trouble: false,
-            rests: false,
             before: None,
             rested: 0,
         }
@@ -249,30 +252,29 @@ impl Tail {
             Ok(metadata) => self.refresh(&metadata, reading.now),
             Err(cause) => return Turn::Failed(cause),
         }
-        let rewritten = self.size >= self.position() && self.was_rewritten();
         match self.step(reading.options.idle, reading.now) {
             Step::Truncated => Turn::Truncated { seen },
-            Step::Wait if rewritten => Turn::Truncated { seen: 0 },
+            Step::Wait if self.was_rewritten() => Turn::Truncated { seen: 0 },
             Step::Wait => Turn::Rest,
             Step::Finish => Turn::Finish,
-            Step::Read | Step::ShipHalf if rewritten => Turn::Truncated { seen: 0 },
             Step::Read => self.read(reading, End::More),
             Step::ShipHalf => self.read(reading, End::Final),
         }
     }
 
-    /// Truncated and grown beyond the position between two looks: something else stands before it now. Looked at
-    /// when a file is read again after a rest.
+    /// Truncated and grown beyond the position between two looks: something else stands before it now. A read
+    /// of what follows finds out by itself.
     fn was_rewritten(&self) -> bool {
         let (Some(file), Some((hash, len))) = (&self.descriptor, self.before) else { return false };
         let mut before = [0; BEFORE_BYTES];
         let before = &mut before[..len];
         // An error is met again by the read that follows.
-        self.rests && read_at(file, before, self.position() - len as u64).is_ok() && xxh3_64(before) != hash
+        read_at(file, before, self.position() - len as u64).is_ok() && xxh3_64(before) != hash
     }
 
     fn read(&mut self, reading: &mut Reading<'_>, end: End) -> Turn {
         let size = self.size_to_read();
+        let rewritten = self.scanned > self.position() && self.was_rewritten();
         let (Some(file), Some(stream)) = (&self.descriptor, &mut self.stream) else { return Turn::Rest };
         let Reading { outlet, options, task, buffers, cut_lines, now } = reading;
         let Buffers { data, ends } = &mut **buffers;
@@ -285,6 +287,8 @@ impl Tail {
             // The line that begins here is longer than what was read so far: look for its end only.
             if there >= longest {
                 want = longest;
+            } else if rewritten {
+                return Turn::Truncated { seen: 0 };
             } else {
                 data.resize(TURN_BYTES.min((size - self.scanned) as usize), 0);
                 let fresh = match read_at(file, data, self.scanned) {
@@ -309,30 +313,37 @@ impl Tail {
             Ok(credit) => credit,
             Err(refused) => return Turn::NoCredit(refused),
         };
-        data.resize(want, 0);
-        let len = match read_at(file, data, position) {
-            Ok(len) => len,
+        // What stands before comes with it, in one read, so that nothing can be exchanged in between.
+        let (hash, back) = self.before.unwrap_or((xxh3_64(b""), 0));
+        data.resize(back + want, 0);
+        let read = match read_at(file, data, position - back as u64) {
+            Ok(read) => read,
             Err(cause) => return Turn::Failed(cause),
         };
+        let Some(len) = read.checked_sub(back) else { return Turn::Rest };
+        if xxh3_64(&data[..back]) != hash {
+            return Turn::Truncated { seen: 0 };
+        }
+        let fresh = &data[back..];
         // Up to the limit the pieces are those of the last life, the cut one at its end included.
         let end = if position + len as u64 == limit { End::Final } else { end };
         ends.clear();
-        let consumed = frame(&data[..len], longest, end, CHUNK_LINES, ends);
+        let consumed = frame(&fresh[..len], longest, end, CHUNK_LINES, ends);
         let looked_at = if ends.len() < CHUNK_LINES { len } else { consumed };
         self.scanned = position + looked_at as u64;
         if consumed > 0 {
-            let cut = ends.iter().filter(|end| data[**end as usize - 1] != b'\n').count();
+            let cut = ends.iter().filter(|end| fresh[**end as usize - 1] != b'\n').count();
             cut_lines.add(cut as u64);
             task.waits_for("the workers");
-            if outlet.send(stream, &data[..consumed], ends, credit).is_err() {
+            if outlet.send(stream, &fresh[..consumed], ends, credit).is_err() {
                 return Turn::Stopped;
             }
             task.beat();
-            let before = &data[consumed.saturating_sub(BEFORE_BYTES)..consumed];
+            let before = &data[..back + consumed];
+            let before = &before[before.len().saturating_sub(BEFORE_BYTES)..];
             self.before = Some((xxh3_64(before), before.len()));
         }
-        self.rests = false;
-        if data.capacity() > TURN_BYTES {
+        if data.capacity() > TURN_BYTES + BEFORE_BYTES {
             *data = Vec::new(); // a long line was here
         }
         self.note_head(outlet);

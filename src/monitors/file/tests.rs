@@ -1,5 +1,6 @@
 //! The three threads together, with real files.
 
+mod trouble;
 mod world;
 
 use std::collections::BTreeMap;

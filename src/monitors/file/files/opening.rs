@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
@@ -34,9 +35,7 @@ impl Files {
             if self.open >= self.open_max && !self.close_one() {
                 return Opened::NoDescriptor;
             }
-            // A FIFO that has taken the file's place must not block us.
-            let flags = OFlags::NONBLOCK.bits() as i32;
-            match OpenOptions::new().read(true).custom_flags(flags).open(&tail.path) {
+            match open_for_reading(&tail.path) {
                 Ok(file) => self.hold(tail, file),
                 Err(cause) => match Errno::from_io_error(&cause) {
                     Some(Errno::MFILE | Errno::NFILE) => return self.out_of_descriptors(&cause),
@@ -77,6 +76,9 @@ impl Files {
             if head.is_empty() {
                 let over = tail.deleted || tail.step(Duration::ZERO, now) == Step::Finish;
                 return if over { Opened::Remove } else { Opened::Rest };
+            }
+            if tail.descriptor.as_ref().is_some_and(|file| self.may_be_copy(tail, file, &head, now)) {
+                return Opened::Rest;
             }
             return self.begin(tail, &head);
         }
@@ -188,13 +190,19 @@ impl Files {
         false
     }
 
+    /// The system has no more. Half of ours are given back: outputs, checkpoints and connections need some too.
     pub(super) fn out_of_descriptors(&mut self, cause: &io::Error) -> Opened {
-        let possible = self.open.max(1);
-        if possible < self.open_max {
-            log::warn!("files: no more than {possible} files can be open: {cause}; the others take turns");
-            self.open_max = possible;
+        if self.open_max == self.open_limit {
+            log::warn!("files: no more than {} files can be open: {cause}; they take turns", self.open);
         }
+        self.open_max = (self.open / 2).max(1).min(self.open_max);
+        while self.open > self.open_max && self.close_one() {} // the others when they rest
         Opened::NoDescriptor
+    }
+
+    /// Time has passed since: perhaps there are more again.
+    pub(super) fn try_more_descriptors(&mut self) {
+        self.open_max = self.open_max.saturating_mul(2).min(self.open_limit);
     }
 
     /// Once per file and trouble.
@@ -219,4 +227,9 @@ impl Files {
         }
         self.outlet.finish(stream);
     }
+}
+
+/// A FIFO that has taken the file's place must not block us.
+pub(super) fn open_for_reading(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(path)
 }

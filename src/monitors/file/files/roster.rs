@@ -54,12 +54,13 @@ impl Files {
             self.tails.values().filter(|tail| tail.trouble).map(|tail| tail.file).collect();
         troubled.into_iter().for_each(|file| self.queue(file));
         self.swept = true;
+        self.try_more_descriptors();
     }
 
     /// A path that matches leads to this file.
     pub(super) fn admit(&mut self, found: Found, now: Instant) {
         let Found { ref path, file, size, source } = found;
-        if self.passed_over.get(&file).is_some_and(|(at, seen)| at == path && size >= *seen) {
+        if self.passed_over.get(&file).is_some_and(|(at, seen)| at == path && size == *seen) {
             return;
         }
         if let Some(tail) = self.tails.get_mut(&file) {
@@ -85,9 +86,10 @@ impl Files {
         let older = self.newest.insert(lineage, file).filter(|older| self.tails.contains_key(older));
         tail.after = older;
         tail.queued = true;
+        tail.is_late = self.swept;
         self.tails.insert(file, tail);
-        // Opened soon, so that it is held before it is rotated away.
-        self.ready.push_front(file);
+        self.newcomers.push(file);
+        self.ready.push_back(file);
         // Its writer may have gone on in the old file, after our last look, until this one was there.
         older.into_iter().for_each(|older| self.queue(older));
         self.meters.followed.set(self.tails.len() as i64);
@@ -109,7 +111,7 @@ impl Files {
                     self.queue(other);
                 }
             }
-            Err(cause) if cause.kind() == io::ErrorKind::NotFound => self.left(file, now),
+            Err(cause) if is_missing(&cause) => self.left(file, now),
             Ok(_) | Err(_) => {} // the next sweep tells
         }
     }
@@ -122,31 +124,49 @@ impl Files {
         self.queue(file);
     }
 
-    /// Puts those in the line that look different from what their last turn saw, or whose time has come.
+    /// Puts those in the line that look different from what their last turn saw, or whose time has come. Looks
+    /// at paths, so that a rotation is found even if nothing reports it.
     pub(super) fn poll(&mut self, due: impl Fn(usize) -> bool, now: Instant) {
-        let mut changed = Vec::new();
-        for tail in self.tails.values_mut().filter(|tail| due(tail.source) && !tail.queued && !tail.trouble) {
-            let look = match &tail.descriptor {
-                Some(descriptor) => descriptor.metadata(),
-                None => fs::metadata(&tail.path).and_then(|metadata| {
-                    let same = FileId::of(&metadata) == tail.file;
-                    if same { Ok(metadata) } else { Err(io::ErrorKind::NotFound.into()) }
-                }),
-            };
-            let differs = match look {
-                Ok(metadata) => !tail.looks_like(&metadata),
-                Err(cause) => {
-                    // Other errors are of the folder, and the sweep tells them.
-                    if cause.kind() == io::ErrorKind::NotFound {
-                        tail.gone_since.get_or_insert(now);
-                    }
+        let (mut changed, mut moved) = (Vec::new(), Vec::new());
+        for tail in self.tails.values().filter(|tail| due(tail.source) && !tail.trouble) {
+            let leads = self.paths.get(&tail.path) == Some(&tail.file) || tail.descriptor.is_none();
+            let at_path = leads.then(|| fs::metadata(&tail.path));
+            let differs = match (at_path, &tail.descriptor) {
+                (Some(Ok(metadata)), _) if FileId::of(&metadata) == tail.file => !tail.looks_like(&metadata),
+                (Some(Ok(_)), _) => {
+                    moved.push(tail.file);
                     false
                 }
+                (Some(Err(cause)), _) if is_missing(&cause) && tail.gone_since.is_none() => {
+                    moved.push(tail.file);
+                    false
+                }
+                // Other errors are of the folder, and the sweep tells them.
+                (_, Some(file)) => file.metadata().is_ok_and(|metadata| !tail.looks_like(&metadata)),
+                (_, None) => false,
             };
             if differs || tail.step(self.sources[tail.source].idle, now) != Step::Wait {
                 changed.push(tail.file);
             }
         }
         changed.into_iter().for_each(|file| self.queue(file));
+        moved.into_iter().for_each(|file| self.has_moved(file, now));
     }
+
+    /// Its path leads elsewhere, or nowhere.
+    fn has_moved(&mut self, file: FileId, now: Instant) {
+        let Some(tail) = self.tails.get(&file) else { return };
+        let (path, closed) = (tail.path.clone(), tail.descriptor.is_none());
+        if self.paths.get(&path) == Some(&file) {
+            self.look_at(&path, now);
+        } else if closed {
+            self.tails.entry(file).and_modify(|tail| {
+                tail.gone_since.get_or_insert(now);
+            });
+        }
+    }
+}
+
+fn is_missing(cause: &io::Error) -> bool {
+    cause.kind() == io::ErrorKind::NotFound
 }

@@ -30,6 +30,8 @@ pub struct World {
     pub open_files_max: usize,
     pub budget: usize,
     pub once: bool,
+    /// `false`: a file system that reports nothing, and a sweep that is never repeated. Polls are all there is.
+    pub events: bool,
     /// Closed by the ledger of the last life.
     pub books: Option<Arc<Books>>,
 }
@@ -72,7 +74,16 @@ impl World {
         let logs = tempfile::tempdir().unwrap();
         let sources = vec![source("s", &[logs.path().join(include)])];
         let state = tempfile::tempdir().unwrap();
-        World { logs, state, sources, open_files_max: 100, budget: 8 << 20, once: false, books: None }
+        World {
+            logs,
+            state,
+            sources,
+            open_files_max: 100,
+            budget: 8 << 20,
+            once: false,
+            events: true,
+            books: None,
+        }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -131,7 +142,7 @@ impl World {
             let mut life = Life { chunks, lines: Vec::new(), view: files.view() };
             let spec = |name| Spec::carrier(name, Duration::from_secs(10));
             tasks.spawn(spec("ledger"), |task| ledger.run(task)).unwrap();
-            if let Some(watch) = watch {
+            if let Some(watch) = watch.filter(|_| world.events) {
                 tasks.spawn(spec("watch"), |task| watch.run(task)).unwrap();
             }
             tasks.spawn(spec("discovery"), |task| discovery.run(task)).unwrap();

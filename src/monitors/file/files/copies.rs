@@ -1,0 +1,156 @@
+//! Copy and truncate: a log that is copied aside and then emptied in place.
+//!
+//! What was not read of it by then stands in the copy beside it, which is told by its name (`app.log.1` and
+//! `app-20260131.log` after `app.log`) and its content: it begins as the file did, and before our position stands
+//! what we have read there. The generation goes on in the copy, so a copy that
+//! matches a pattern as well is not read twice. It may be found before the file is emptied: a new file that may
+//! be a copy waits for that, for a moment.
+//!
+//! What was written between the end of the copying and the truncation is in no file any more.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::super::discovery::Found;
+use super::super::identity::{HEAD_BYTES, begins_with, hash_head, identity, read_at, read_head};
+use super::super::tail::Tail;
+use super::opening::open_for_reading;
+use super::{Files, file_options};
+use crate::durable::FileId;
+
+/// Files of the folder that are looked into at most, the newest first.
+const CANDIDATES_MAX: usize = 64;
+
+/// A folder that is being rotated is looked through again: a name leads to another file a moment later.
+const LOOKS_MAX: usize = 3;
+
+/// A file is emptied as soon as its copy is whole; and we hear of it within two polls.
+const TRUNCATION_FOLLOWS: Duration = Duration::from_secs(1);
+
+impl Files {
+    /// The file was emptied: its generation goes on in its copy, if there is one. `seen`: its size before.
+    pub(super) fn go_on_in_copy(&mut self, tail: &mut Tail, seen: u64, now: Instant) {
+        if self.open >= self.open_max && !self.close_one() {
+            return;
+        }
+        let Some((file, metadata)) = self.find_copy(tail) else { return };
+        let Some(stream) = tail.stream.take() else { return };
+        let id = FileId::of(&metadata);
+        // Its place is where the lines came from; a sweep tells if the copy matches too.
+        let found = Found { path: tail.path.clone(), file: id, size: metadata.len(), source: tail.source };
+        let mut copy = Tail::new(found, tail.lineage, 0, now);
+        self.outlet.identify(&stream, identity(id, tail.head));
+        copy.scanned = stream.position();
+        copy.stream = Some(stream);
+        (copy.head, copy.before, copy.seen) = (tail.head, tail.before, seen);
+        copy.until = self.once.then_some(metadata.len());
+        copy.gone_since = Some(now);
+        copy.after = tail.after.take();
+        if let Some(mut found) = self.tails.remove(&id) {
+            self.close(&mut found); // it has waited for this, and nothing was read of it
+            (copy.followers, copy.queued) = (std::mem::take(&mut found.followers), found.queued);
+        }
+        self.hold(&mut copy, file);
+        tail.after = Some(id);
+        self.tails.insert(id, copy);
+        self.queue(id);
+        self.meters.followed.set(self.tails.len() as i64);
+    }
+
+    fn find_copy(&self, tail: &Tail) -> Option<(File, fs::Metadata)> {
+        if tail.head.len == 0 {
+            return None;
+        }
+        let waiting = self.tails.values().filter(|other| {
+            // It may have been renamed since: its content has to do.
+            other.stream.is_none() && other.path.parent() == tail.path.parent()
+        });
+        let mut held = waiting.filter_map(|other| other.descriptor.as_ref());
+        // What cannot be read is no copy for us.
+        let held = held.find_map(|file| {
+            let metadata = is_copy(tail, file).ok()??;
+            Some((file.try_clone().ok()?, metadata))
+        });
+        held.or_else(|| (0..LOOKS_MAX).find_map(|_| self.find_copy_beside(tail)))
+    }
+
+    fn find_copy_beside(&self, tail: &Tail) -> Option<(File, fs::Metadata)> {
+        let mut candidates = Vec::new();
+        for entry in fs::read_dir(tail.path.parent()?).ok()?.flatten() {
+            let Ok(metadata) = entry.metadata() else { continue };
+            let path = entry.path();
+            let may_be = metadata.is_file() && metadata.len() >= tail.position();
+            if may_be && !self.is_followed(FileId::of(&metadata)) && is_named_after(&tail.path, &path) {
+                candidates.push(((metadata.mtime(), metadata.mtime_nsec()), path));
+            }
+        }
+        candidates.sort_unstable_by(|a, b| b.cmp(a));
+        candidates.iter().take(CANDIDATES_MAX).find_map(|(_, path)| {
+            let file = open_for_reading(path).ok()?;
+            let metadata = is_copy(tail, &file).ok()??;
+            // Asked of what was opened: the name may lead elsewhere by now.
+            let id = FileId::of(&metadata);
+            (!self.is_followed(id) && !self.own.contains(id)).then_some((file, metadata))
+        })
+    }
+
+    /// Something was read of it: it is no copy that waits for its original.
+    fn is_followed(&self, id: FileId) -> bool {
+        self.tails.get(&id).is_some_and(|tail| tail.stream.is_some())
+    }
+
+    /// A file that begins like one beside it and holds all that we have read of that: it may be a copy of it.
+    /// When it was looked at long enough it is not.
+    pub(super) fn may_be_copy(&self, tail: &Tail, file: &File, head: &[u8], now: Instant) -> bool {
+        let poll = file_options(&self.sources[tail.source]).map_or(Duration::ZERO, |file| file.poll_interval);
+        if self.once || !tail.is_late || tail.deleted || now >= tail.changed + TRUNCATION_FOLLOWS + 2 * poll {
+            return false;
+        }
+        // Nearly all heads are equally long, and hashing them is what takes time.
+        let mut begin = hash_head(head);
+        self.tails.values().any(|other| {
+            let nothing = other.stream.is_none() || other.deleted || other.head.len == 0;
+            if nothing || !is_named_after(&other.path, &tail.path) {
+                return false;
+            }
+            if begin.len != other.head.len {
+                let Some(head) = head.get(..other.head.len as usize) else { return false };
+                begin = hash_head(head);
+            }
+            begin == other.head
+                // One that is still being written has not come so far.
+                && (tail.size < other.position() || stands_before(other, file).unwrap_or(false))
+        })
+    }
+}
+
+fn is_named_after(original: &Path, copy: &Path) -> bool {
+    let (stem, name) = (original.file_stem(), copy.file_name());
+    let (stem, name) = (stem.map(OsStr::as_encoded_bytes), name.map(OsStr::as_encoded_bytes));
+    original.parent() == copy.parent() && stem.zip(name).is_some_and(|(stem, name)| name.starts_with(stem))
+}
+
+fn is_copy(tail: &Tail, file: &File) -> io::Result<Option<fs::Metadata>> {
+    let metadata = file.metadata()?;
+    let same = metadata.is_file()
+        && FileId::of(&metadata) != tail.file
+        && metadata.len() >= tail.position()
+        && begins_with(&read_head(file)?, tail.head)
+        && stands_before(tail, file)?;
+    Ok(same.then_some(metadata))
+}
+
+/// Whether what `tail` has read before its position stands there in `file` as well. Where nothing was noted, a
+/// whole head has to do.
+fn stands_before(tail: &Tail, file: &File) -> io::Result<bool> {
+    let Some((hash, len)) = tail.before else {
+        return Ok(tail.position() <= u64::from(tail.head.len) || tail.head.len as usize == HEAD_BYTES);
+    };
+    let mut before = vec![0; len];
+    let read = read_at(file, &mut before, tail.position() - len as u64)?;
+    Ok(read == len && hash_head(&before).hash == hash)
+}

@@ -1,0 +1,152 @@
+//! What a file can go through at the worst moment.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::time::Duration;
+
+use super::world::{DEADLINE, World, names, numbered, texts};
+use crate::budget::READ_BYTES;
+use crate::monitors::SourceKind;
+
+/// A slow sink, a long backlog, and a file that is rewritten before the next read of it: what comes next is not
+/// the rest of the old content.
+#[test]
+fn rewritten_while_the_reader_is_behind() {
+    let mut world = World::new("*.log");
+    world.budget = READ_BYTES;
+    world.sources[0].max_line_bytes = 64 * 1024;
+    let (old, new) = (numbered("old ", 0..100_000), numbered("new content ", 0..100_000));
+    let writer = File::create(world.path("a.log")).unwrap();
+    writer.write_all_at(old.as_bytes(), 0).unwrap();
+    let lines = world.live(|_, life| {
+        // It holds all the credit there is: nothing is read until it is answered for.
+        let chunk = life.chunks.recv_timeout(DEADLINE).expect("the first chunk");
+        writer.write_all_at(new.as_bytes(), 0).unwrap();
+        let first = chunk.lines.len();
+        life.take(chunk);
+        life.until_lines(first + 100_000);
+    });
+    let all: String = lines.iter().map(|line| line.text.clone() + "\n").collect();
+    let (first, second) = all.split_at(all.len() - new.len());
+    assert!(old.starts_with(first), "{:?}", &first[first.len() - 30..]);
+    assert!(second == new, "the new content is whole");
+}
+
+#[test]
+fn rotations_on_a_file_system_without_events() {
+    let mut world = World::new("a.log");
+    world.events = false;
+    world.append("a.log", "0\n");
+    let lines = world.live(|world, life| {
+        life.until_lines(1);
+        for round in 1..5 {
+            world.rename("a.log", &format!("a.log.{round}"));
+            world.append("a.log", format!("{round}\n"));
+            life.until_lines(round + 1);
+        }
+        std::fs::remove_file(world.path("a.log")).unwrap();
+        life.until_view("the last is deleted", |view| view.files.iter().any(|file| file.state == "deleted"));
+        world.append("a.log", "5\n");
+        life.until_lines(6);
+    });
+    assert_eq!(texts(&lines), ["0", "1", "2", "3", "4", "5"]);
+}
+
+/// The same inode, perhaps even the same file: blocks of zeros before the first text after a power cut.
+#[test]
+fn a_file_that_was_binary_becomes_text() {
+    let mut world = World::new("*.log");
+    let writer = File::create(world.path("a.log")).unwrap();
+    writer.write_all_at(b"\0\0\0\0", 0).unwrap();
+    let lines = world.live(|world, life| {
+        life.until_view("it is passed over", |view| view.passed_over == 1);
+        writer.write_all_at(b"1\n2\n3\n", 0).unwrap();
+        world.append("b.log", "b\n"); // for another sweep
+        life.until_lines(4);
+    });
+    let mut found = texts(&lines);
+    found.sort();
+    assert_eq!(found, ["1", "2", "3", "b"]);
+}
+
+/// What was not read when a file was copied and emptied stands in the copy, though no pattern leads to it.
+#[test]
+fn the_copy_of_a_truncated_file_is_read_on() {
+    let mut world = World::new("a.log");
+    world.budget = READ_BYTES;
+    world.sources[0].max_line_bytes = 64 * 1024;
+    let (old, new) = (numbered("old ", 0..100_000), numbered("new ", 0..1000));
+    let writer = world.append("a.log", &old);
+    let lines = world.live(|world, life| {
+        // It holds all the credit there is: nothing is read until it is answered for.
+        let chunk = life.chunks.recv_timeout(DEADLINE).expect("the first chunk");
+        std::fs::copy(world.path("a.log"), world.path("a-2026-01-31.log")).unwrap();
+        writer.set_len(0).unwrap();
+        world.append("a.log", &new);
+        life.take(chunk);
+        life.until_lines(101_000);
+    });
+    let all: String = lines.iter().map(|line| line.text.clone() + "\n").collect();
+    assert!(all == old + &new, "all lines, in their order");
+    assert!(lines.iter().all(|line| line.lineage == lines[0].lineage && line.filename == lines[0].filename));
+    assert_eq!((world.books().given_up, world.books().unread), (0, 0));
+    assert!(world.run_once().is_empty(), "nothing is read again");
+}
+
+/// A copy that is found before the file is emptied, and matches as well.
+#[test]
+fn the_copy_of_a_truncated_file_is_not_another_file() {
+    let mut world = World::new("*.log*");
+    if let SourceKind::File(file) = &mut world.sources[0].kind {
+        file.poll_interval = Duration::from_secs(10); // so that it is not taken for a file of its own soon
+    }
+    let writer = world.append("a.log", numbered("old ", 0..100));
+    let lines = world.live(|world, life| {
+        life.until_lines(100);
+        std::fs::copy(world.path("a.log"), world.path("a.log.1")).unwrap();
+        world.append("b.log", "found with the copy\n");
+        life.until_lines(101);
+        writer.set_len(0).unwrap();
+        world.append("a.log", numbered("new ", 0..100));
+        life.until_lines(201);
+        world.append("c.log", "the last\n");
+        life.until_lines(202);
+    });
+    let expected =
+        numbered("old ", 0..100) + "found with the copy\n" + &numbered("new ", 0..100) + "the last\n";
+    assert_eq!(texts(&lines).join("\n") + "\n", expected);
+    assert!(world.run_once().is_empty(), "nothing is read again");
+}
+
+#[test]
+fn equal_files_are_two_files() {
+    let mut world = World::new("*.log");
+    world.append("a.log", numbered("line ", 0..1000));
+    let lines = world.live(|world, life| {
+        life.until_lines(1000);
+        world.append("a-2.log", numbered("line ", 0..1000));
+        life.until_lines(2000);
+    });
+    assert_eq!(names(&lines).len(), 2);
+}
+
+/// New files while the sink is dead and the budget is used up: all are held before they are gone.
+#[test]
+fn files_that_live_shorter_than_the_standstill() {
+    let mut world = World::new("*.log");
+    world.budget = READ_BYTES;
+    world.sources[0].max_line_bytes = 64 * 1024;
+    let line = |name: &str| format!("{name} {}\n", "x".repeat(1000));
+    world.append("a.log", line("a").repeat(1000));
+    let names = ["b", "c", "d", "e"];
+    let lines = world.live(|world, life| {
+        // It holds all the credit there is: nothing is read until it is answered for.
+        let chunk = life.chunks.recv_timeout(DEADLINE).expect("the first chunk");
+        names.iter().for_each(|name| drop(world.append(&format!("{name}.log"), line(name).repeat(300))));
+        life.until_view("all are held", |view| view.open == 5);
+        names.iter().for_each(|name| std::fs::remove_file(world.path(&format!("{name}.log"))).unwrap());
+        life.take(chunk);
+        life.until_lines(1000 + names.len() * 300);
+    });
+    assert!(names.iter().all(|name| lines.iter().filter(|line| line.text.starts_with(name)).count() == 300));
+}

@@ -1,0 +1,137 @@
+//! What sources must not get wrong whatever happens around them: who may read, what the agent says of itself.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+use serde_json::json;
+
+use crate::agent::{BINARY, DEADLINE, Room};
+use crate::expect::Arrived;
+use crate::files::{Writer, bytes, put};
+
+const OUTPUT: &str = "out.txt";
+
+fn to_file(include: &[&str]) -> Room {
+    Room::new(json!({
+        "sources": [{ "type": "file", "include": include, "idle": "200ms" }],
+        "sinks": [{ "type": "file", "path": OUTPUT }],
+    }))
+}
+
+fn close(path: &Path, mode: u32) {
+    fs::set_permissions(path, Permissions::from_mode(mode)).expect("a mode can be set");
+}
+
+/// Modes mean nothing to root: the agent becomes nobody, with a binary and a home that nobody can reach.
+/// `None`: there is no way to become somebody else, which is said.
+fn as_somebody(room: &Room, arguments: &[&str]) -> Option<Command> {
+    if !rustix::process::geteuid().is_root() {
+        return Some(room.command(arguments));
+    }
+    if Command::new("setpriv").arg("--version").output().is_err() {
+        println!("skipped: root reads every file, and there is no setpriv to become somebody else");
+        return None;
+    }
+    let (nobody, binary) = (65534, room.outside().join("log-capturer"));
+    fs::copy(BINARY, &binary).expect("the binary can be copied");
+    for path in [room.outside(), &room.path("")] {
+        chown(path, Some(nobody), Some(nobody)).expect("root gives away what it likes");
+    }
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(binary);
+    command.args(arguments).arg("--config").arg(room.path("config.json"));
+    Some(command)
+}
+
+/// 0 would mean that everything was delivered.
+#[test]
+fn once_says_that_it_could_not_read_a_file() {
+    let room = to_file(&["logs/**/*.log"]);
+    put(&room.path("logs/open.log"), "open\n");
+    put(&room.path("logs/secret.log"), "secret\n");
+    close(&room.path("logs/secret.log"), 0o000);
+    for (code, text) in [(3, "open\n"), (3, "open\n"), (0, "open\nsecret\n")] {
+        let Some(mut command) = as_somebody(&room, &["run", "--once"]) else { return };
+        if code == 0 {
+            close(&room.path("logs/secret.log"), 0o644);
+        }
+        let agent = room.start(command.stdin(Stdio::null()).stdout(Stdio::null()));
+        assert_eq!(agent.wait_exit(DEADLINE), code, "{}", agent.stderr());
+        assert_eq!(String::from_utf8_lossy(&bytes(&room.path(OUTPUT))), text, "{}", agent.stderr());
+    }
+}
+
+/// Rotated while it runs, and left behind by an earlier life.
+#[test]
+fn its_own_log_is_no_input() {
+    let room = Room::new(json!({
+        "agent": { "sync_interval": "60s" }, // so that the last checkpoint is the one at the end
+        "sources": [{ "type": "file", "include": ["logs/*.log*"] }],
+        "sinks": [{ "type": "file", "path": OUTPUT }],
+    }));
+    let mut writer = Writer::new(1, room.path("logs/app.log"));
+    for life in 0..2 {
+        let mut shell = Command::new("sh");
+        shell.arg("-c").arg("exec \"$@\" 2>>\"$0\"").arg(room.path("logs/agent.log")).arg(BINARY);
+        shell.args(["run", "--config"]).arg(room.path("config.json"));
+        let agent = room.start(shell.stdin(Stdio::null()).stdout(Stdio::null()));
+        for round in 1..=2 {
+            writer.write(10);
+            writer.rotate(&format!("app.log.{life}{round}")); // for another sweep
+            agent.until("the lines are in the output", || {
+                Arrived::in_file(&room.path(OUTPUT)).distinct() >= writer.written().1
+            });
+            if life == 0 && round == 1 {
+                #[expect(clippy::disallowed_methods, reason = "whoever rotates logs syncs nothing")]
+                fs::rename(room.path("logs/agent.log"), room.path("logs/agent.log.1"))
+                    .expect("a log can be renamed");
+            }
+        }
+        assert_eq!(agent.stop(), 0, "{}", agent.stderr());
+    }
+    Arrived::in_file(&room.path(OUTPUT)).compare(&[writer.written()].into()).assert_once();
+}
+
+/// Somebody takes all descriptors, for a while: files take turns, and afterwards all of them are held again.
+#[test]
+fn descriptors_that_run_out_come_back() {
+    const FILES: u32 = 20;
+    let room = to_file(&["logs/*.log"]);
+    let agent = room.run();
+    let limit = |room_for: Option<usize>| {
+        let pid = Pid::from_raw(agent.pid() as i32);
+        let held = fs::read_dir(format!("/proc/{}/fd", agent.pid())).expect("it runs").count() as u64;
+        let maximum = getrlimit(Resource::Nofile).maximum;
+        let current = room_for.map_or(maximum, |room_for| Some(held + room_for as u64));
+        prlimit(pid, Resource::Nofile, Rlimit { current, maximum }).expect("a child can be limited");
+    };
+    agent.until("it runs", || agent.get("/healthz").0 == 200);
+    limit(Some(4));
+    let writer = |id| Writer::new(id, room.path(&format!("logs/{id}.log")));
+    let mut writers: Vec<Writer> = (0..FILES).map(writer).collect();
+    let mut write_all = |rounds: u64| {
+        writers.iter_mut().for_each(|writer| writer.write(1));
+        agent.until("the lines are in the output", || {
+            Arrived::in_file(&room.path(OUTPUT)).distinct() >= rounds * u64::from(FILES)
+        });
+    };
+    write_all(1);
+    assert!(agent.stderr().contains("files can be open"), "{}", agent.stderr());
+    limit(None);
+    let mut rounds = 1;
+    agent.until("all are held", || {
+        rounds += 1;
+        write_all(rounds);
+        put(&room.path("logs/empty.log"), ""); // a reason to look for files
+        fs::remove_file(room.path("logs/empty.log")).expect("a file can be deleted");
+        let (_, page) = agent.get("/api/v1/sources");
+        let page: serde_json::Value = serde_json::from_str(&page).expect("it is JSON");
+        page["open"].as_u64() >= Some(u64::from(FILES))
+    });
+    assert_eq!(agent.stop(), 0, "{}", agent.stderr());
+    let written = (0..FILES).map(|id| (id, rounds)).collect();
+    Arrived::in_file(&room.path(OUTPUT)).compare(&written).assert_exact();
+}
