@@ -71,6 +71,8 @@ pub enum Verdict {
     /// By a rule of the configuration, which is named.
     Dropped(Arc<str>),
     DeadLettered,
+    /// Not delivered when the agent stopped, from a source that cannot be read again: among the dead letters.
+    Kept,
     Spooled,
 }
 
@@ -79,6 +81,7 @@ pub enum Verdict {
 pub struct Tally {
     pub delivered: Count,
     pub dead_lettered: Count,
+    pub kept: Count,
     pub spooled: Count,
     /// By reason. Few reasons, so a list beats a map.
     pub dropped: Vec<(Arc<str>, Count)>,
@@ -89,6 +92,7 @@ impl Tally {
         match verdict {
             Verdict::Delivered => self.delivered += count,
             Verdict::DeadLettered => self.dead_lettered += count,
+            Verdict::Kept => self.kept += count,
             Verdict::Spooled => self.spooled += count,
             Verdict::Dropped(reason) => self.add_dropped(reason, count),
         }
@@ -97,6 +101,7 @@ impl Tally {
     pub fn merge(&mut self, other: &Tally) {
         self.delivered += other.delivered;
         self.dead_lettered += other.dead_lettered;
+        self.kept += other.kept;
         self.spooled += other.spooled;
         for (reason, count) in &other.dropped {
             self.add_dropped(reason, *count);
@@ -113,6 +118,7 @@ impl Tally {
     pub fn total(&self) -> Count {
         let mut total = self.delivered;
         total += self.dead_lettered;
+        total += self.kept;
         total += self.spooled;
         self.dropped.iter().for_each(|(_, count)| total += *count);
         total

@@ -156,7 +156,7 @@ impl Vigil<'_> {
 
     fn exit(&self) -> Exit {
         let books = self.books.lock().clone();
-        let pending: u64 = books.sinks.iter().map(|sink| sink.pending + sink.let_go).sum();
+        let pending: u64 = books.sinks.iter().map(|sink| sink.pending + sink.let_go + sink.kept.lines).sum();
         match &self.fault {
             Some(fault) => {
                 log::error!("stopped because of a fault: {fault}");
@@ -169,9 +169,11 @@ impl Vigil<'_> {
             }
             None => {
                 log::warn!(
-                    "stopped with data pending: {pending} lines without an answer, {} bytes not read, {} bytes given up; \
+                    "stopped with data pending: {pending} lines without an answer, {} bytes not read, {} folders not looked into, \
+                     {} bytes given up; \
                      what stands in files is read at the next start",
                     books.unread,
+                    books.unseen,
                     books.given_up
                 );
                 Exit::Pending

@@ -442,7 +442,7 @@ impl Lane {
                 log::error!("{name}: {} lines of {source} are lost: {cause}", share.count().lines);
                 return share.let_go();
             }
-            share.split(records.count(some.clone())).settle(&Verdict::DeadLettered);
+            share.split(records.count(some.clone())).settle(&Verdict::Kept);
             left.start = some.end;
         }
     }

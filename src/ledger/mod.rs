@@ -69,7 +69,7 @@ impl Note {
     fn changes_the_state(&self) -> bool {
         match self {
             Note::Receipt(receipt) => receipt.not_delivered == 0,
-            Note::Unread { .. } => false,
+            Note::Unread { .. } | Note::Unseen { .. } => false,
             _ => true,
         }
     }
@@ -119,6 +119,10 @@ pub enum Note {
     Unread {
         generation: GenerationId,
         bytes: u64,
+    },
+    /// At the end: folders that could not be looked into, or all of them when the first look was not over.
+    Unseen {
+        places: u64,
     },
 }
 
@@ -178,6 +182,9 @@ pub type BooksView = Arc<Mutex<Arc<Books>>>;
 /// --once` concludes from it that nothing moves.
 const VIEW_AGE_MAX: Duration = Duration::from_secs(1);
 
+/// Long enough for the first sweep of most hosts, short enough for whoever kills us at once.
+const FIRST_SAVE: Duration = Duration::from_millis(100);
+
 /// What the ledger needs from the agent.
 pub struct Settings {
     pub folder: PathBuf,
@@ -202,6 +209,7 @@ pub struct Ledger {
     show_at: Option<Instant>,
     /// Why the last attempt to save failed: said once, retried every `sync_interval`.
     ill: Option<String>,
+    first_start: bool,
 }
 
 /// The checkpoint that a stop owes us even if somebody never ends.
@@ -247,6 +255,7 @@ impl Ledger {
             last_save: LastSave::WhenAborted { half_margin: margin / 2 },
             show_at: None,
             ill: None,
+            first_start,
         };
         (ledger, Book(book), restored)
     }
@@ -257,6 +266,11 @@ impl Ledger {
 
     /// Ends when every [`Book`] is gone.
     pub fn run(mut self, task: &Task) -> Result<()> {
+        if self.first_start {
+            // That there has been a start must outlive us whatever happens, and soon: the next one must not take
+            // `start_at: end` for its own.
+            self.save_at = Some(task.now() + FIRST_SAVE);
+        }
         loop {
             task.waits_for("notes");
             let event = self.next_event();

@@ -73,6 +73,8 @@ pub struct SinkBooks {
     pub read: u64,
     pub delivered: Count,
     pub dead_lettered: Count,
+    /// Not delivered when the agent stopped, and written to the dead letters since nobody can read it again.
+    pub kept: Count,
     pub spooled: Count,
     pub dropped: Vec<(String, Count)>,
     /// Ended without an answer: read again after the next start.
@@ -86,6 +88,8 @@ pub struct Books {
     pub read: Count,
     pub given_up: u64,
     pub unread: u64,
+    /// Folders that could not be looked into.
+    pub unseen: u64,
     pub sinks: Vec<SinkBooks>,
     pub generations: usize,
     /// The first thousand.
@@ -110,8 +114,9 @@ impl Books {
     /// Nothing is pending, unread or given up: everything was answered for.
     pub fn all_delivered(&self) -> bool {
         self.unread == 0
+            && self.unseen == 0
             && self.given_up == 0
-            && self.sinks.iter().all(|sink| sink.pending == 0 && sink.let_go == 0)
+            && self.sinks.iter().all(|sink| sink.pending == 0 && sink.let_go == 0 && sink.kept.lines == 0)
     }
 
     /// Rises with every line that was read or answered for: stands still when nothing moves.
@@ -206,6 +211,7 @@ impl State {
                 self.page(generation)?.finished = true;
                 self.forget_if_over(generation);
             }
+            Note::Unseen { places } => self.books.unseen = places,
             Note::Unread { generation, bytes } => {
                 let page = self.page(generation)?;
                 let before = std::mem::replace(&mut page.unread, bytes);
@@ -332,6 +338,7 @@ impl State {
         let (books, meters) = (&mut self.books.sinks[sink], &self.meters.sinks[sink]);
         books.delivered += tally.delivered;
         books.dead_lettered += tally.dead_lettered;
+        books.kept += tally.kept;
         books.spooled += tally.spooled;
         books.let_go += not_delivered;
         meters.delivered_lines.add(tally.delivered.lines);
@@ -405,7 +412,11 @@ impl State {
         let mut books = self.books.clone();
         for sink in &books.sinks {
             let dropped: u64 = sink.dropped.iter().map(|(_, count)| count.lines).sum();
-            let settled = sink.delivered.lines + sink.dead_lettered.lines + sink.spooled.lines + dropped;
+            let settled = sink.delivered.lines
+                + sink.dead_lettered.lines
+                + sink.kept.lines
+                + sink.spooled.lines
+                + dropped;
             debug_assert_eq!(
                 sink.read,
                 settled + sink.let_go + sink.pending,

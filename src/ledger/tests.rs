@@ -225,6 +225,35 @@ fn until(what: &str, mut fact: impl FnMut() -> bool) {
     }
 }
 
+#[test]
+fn what_could_not_be_looked_at_is_not_delivered() {
+    let mut state = state();
+    assert!(state.books().all_delivered());
+    state.apply(Note::Unseen { places: 1 }, false).unwrap();
+    assert!(!state.books().all_delivered());
+}
+
+#[test]
+fn what_a_stop_kept_is_not_delivered() {
+    let mut state = state();
+    state.apply(opened(0), false).unwrap();
+    state.apply(stamp(0, SinkSet::all(1)), false).unwrap();
+    let mut tally = Tally::default();
+    tally.add(&Verdict::Kept, Count { lines: 10, bytes: 100 });
+    let receipt = Receipt {
+        generation: GENERATION,
+        range: 0..100,
+        sink: SinkId(0),
+        tally,
+        not_delivered: 0,
+        fault: false,
+    };
+    state.apply(Note::Receipt(receipt), false).unwrap();
+    let books = state.books();
+    assert_eq!((books.sinks[0].pending, books.sinks[0].kept.lines), (0, 10));
+    assert!(!books.all_delivered());
+}
+
 proptest! {
     /// The model: whatever order the answers come in, and wherever the process ends, the next life starts at
     /// the first chunk that some sink lacks, at its line, and asks each sink for exactly what it lacks.

@@ -309,6 +309,11 @@ impl Outlet {
         self.supply.book.note(Note::Finished { generation: stream.origin.generation });
     }
 
+    /// At the end: so many folders could not be looked into, so nobody knows what stands there.
+    pub fn unseen(&mut self, places: u64) {
+        self.supply.book.note(Note::Unseen { places });
+    }
+
     /// What stands in the source behind the position when the monitor ends.
     pub fn unread(&mut self, stream: &Stream, bytes: u64) {
         self.supply.book.note(Note::Unread { generation: stream.origin.generation, bytes });

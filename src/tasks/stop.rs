@@ -9,9 +9,11 @@
 
 use std::time::{Duration, Instant};
 
-/// A fifth of the time-out, at most a second: what is left for threads to end after `abort`.
+/// What is left for threads to end after `abort`: a fifth of the time-out, at most a second. And at least what a
+/// checkpoint takes on a slow disk (some four syncs), as far as half of the time-out goes.
 fn margin(stop_timeout: Duration) -> Duration {
-    (stop_timeout / 5).min(Duration::from_secs(1))
+    let least = Duration::from_millis(100).min(stop_timeout / 2);
+    (stop_timeout / 5).clamp(least, Duration::from_secs(1))
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,6 +126,19 @@ mod tests {
     }
 
     #[test]
+    fn the_margin_is_a_fifth_with_room_for_a_checkpoint() {
+        for (stop_timeout, expected) in
+            [(100, 50), (150, 75), (300, 100), (1_000, 200), (10_000, 1_000), (60_000, 1_000)]
+        {
+            assert_eq!(
+                margin(Duration::from_millis(stop_timeout)),
+                Duration::from_millis(expected),
+                "{stop_timeout}"
+            );
+        }
+    }
+
+    #[test]
     fn those_who_served_have_what_is_left_of_the_time() {
         let (now, ms) = (Clock::real().now(), Duration::from_millis);
         let mut plan = StopPlan::new(ms(100));
@@ -131,7 +146,7 @@ mod tests {
         plan.handle(Event::Stop, now);
         assert_eq!(plan.leave_by(now + ms(5)), now + ms(100));
         plan.handle(Event::Tick, now + ms(80));
-        assert_eq!(plan.leave_by(now + ms(99)), now + ms(119), "never less than the margin");
+        assert_eq!(plan.leave_by(now + ms(99)), now + ms(149), "never less than the margin");
     }
 
     #[test]

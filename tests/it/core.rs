@@ -39,6 +39,29 @@ fn a_damaged_state_is_no_reason_to_skip_data() {
     assert!(bytes(&room.path("out.txt")).ends_with(b"meanwhile\n"), "{stderr}");
 }
 
+/// A first start is one that nobody remembers: not the one after a life in which nothing was there to read.
+#[test]
+fn the_second_start_is_not_the_first() {
+    for killed in [false, true] {
+        let room = Room::new(json!({
+            "agent": { "sync_interval": "10m" },
+            "sources": [{ "type": "file", "include": ["logs/*.log"], "start_at": "end" }],
+            "sinks": [{ "type": "file", "path": "out.txt" }],
+        }));
+        let agent = room.run();
+        let checkpoint = || room.path("data/ledger/checkpoint-1").exists();
+        agent.until("there is a checkpoint although nothing has happened", checkpoint);
+        match killed {
+            false => assert_eq!(agent.stop(), 0, "{}", agent.stderr()),
+            true => agent.kill9(),
+        }
+        put(&room.path("logs/app.log"), b"meanwhile\n");
+        let (code, stderr) = room.run_once();
+        assert_eq!(code, 0, "killed: {killed}\n{stderr}");
+        assert_eq!(bytes(&room.path("out.txt")), b"meanwhile\n", "killed: {killed}\n{stderr}");
+    }
+}
+
 #[test]
 fn a_state_deleted_under_the_agent_is_written_again() {
     let room = to_file(json!({ "type": "file", "include": ["logs/*.log"] }));
@@ -75,7 +98,7 @@ fn what_a_stream_brought_survives_an_abort() {
     agent.until("all lines are read", || agent.get("/metrics").1.contains(&read));
     agent.signal(Signal::TERM);
     agent.signal(Signal::INT);
-    assert_eq!(agent.wait_exit(DEADLINE), 0, "{}", agent.stderr());
+    assert_eq!(agent.wait_exit(DEADLINE), 3, "{}", agent.stderr());
     let letters = bytes(&room.path("data/deadletter/deadletter.jsonl"));
     let mut kept: Vec<u64> = letters
         .split(|byte| *byte == b'\n')

@@ -52,6 +52,8 @@ enum Ends {
     PendingAtOnce,
     /// Exit 0 or 3: it depends on how far it was.
     Either,
+    /// 3 before the first look is over: nobody knows what there is to deliver.
+    EitherAtOnce,
     /// Exit 1 within `stop_timeout`: where it stands could not be written down. 3, once a full disk cannot reach it.
     NotWritten,
     /// The same, with nothing pending.
@@ -133,6 +135,7 @@ impl Case {
             Ends::Pending => (&[3], self.stop_timeout + SLACK),
             Ends::PendingAtOnce => (&[3], SLACK),
             Ends::Either => (&[0, 3], self.stop_timeout + SLACK),
+            Ends::EitherAtOnce => (&[0, 3], NOTHING_PENDING),
             Ends::NotWritten => (&[1, 3], self.stop_timeout + SLACK),
             Ends::NotWrittenAtOnce => (&[0, 1], NOTHING_PENDING),
         };

@@ -50,6 +50,8 @@ pub struct Files {
     once: bool,
     first_start: bool,
     swept: bool,
+    /// Folders that the last sweep could not look into.
+    unsure: usize,
     not_met: NotMet,
     tails: HashMap<FileId, Tail>,
     paths: HashMap<PathBuf, FileId>,
@@ -126,6 +128,7 @@ impl Files {
             once: setting.once,
             first_start: setting.first_start,
             swept: false,
+            unsure: 0,
             not_met: NotMet::new(setting.known),
             tails: HashMap::new(),
             paths: HashMap::new(),
@@ -430,8 +433,16 @@ impl Files {
 
     /// What could not be opened is unread too: it is a generation of which nothing was read.
     fn account_for_unread(&mut self) {
+        // Before the first sweep is over, nobody knows.
+        let unseen = if self.swept { self.unsure } else { 1 };
+        if unseen > 0 {
+            self.outlet.unseen(unseen as u64);
+        }
         for tail in self.tails.values_mut() {
-            let size = tail.descriptor.as_ref().and_then(|file| file.metadata().ok());
+            // On a slow file system a look at each of thousands is too long: then it is what we saw last.
+            let aborted = self.outlet.stop().abort.is_closed();
+            let descriptor = tail.descriptor.as_ref().filter(|_| !aborted);
+            let size = descriptor.and_then(|file| file.metadata().ok());
             let size = size.map_or(tail.size, |metadata| metadata.len());
             let bytes = tail.until.unwrap_or(size).min(size).saturating_sub(tail.position());
             if bytes == 0 {

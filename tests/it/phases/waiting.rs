@@ -121,7 +121,7 @@ fn with_a_standard_input_that_stays_open() {
         agent.until("a request hangs, and all was read", || {
             receiver.requests() > 0 && rustix::io::ioctl_fionread(&stdin).is_ok_and(|bytes| bytes == 0)
         });
-        case.stop(&agent, Ends::Either);
+        case.stop(&agent, Ends::Pending);
         let letters = fs::read_to_string(room.path("data/deadletter/deadletter.jsonl")).unwrap_or_default();
         let kept = letters.lines().map(|line| match Kept::parse(line.as_bytes()) {
             Ok(kept) => kept.letter.bytes().expect("a letter of ours"),

@@ -54,6 +54,7 @@ impl Files {
             self.tails.values().filter(|tail| tail.trouble).map(|tail| tail.file).collect();
         troubled.into_iter().for_each(|file| self.queue(file));
         self.swept = true;
+        self.unsure = sweep.unsure.len();
         self.try_more_descriptors();
     }
 
@@ -129,6 +130,9 @@ impl Files {
     pub(super) fn poll(&mut self, due: impl Fn(usize) -> bool, now: Instant) {
         let (mut changed, mut moved) = (Vec::new(), Vec::new());
         for tail in self.tails.values().filter(|tail| due(tail.source) && !tail.trouble) {
+            if self.outlet.stop().stop.is_closed() {
+                return; // there may be thousands, on a slow file system
+            }
             let leads = self.paths.get(&tail.path) == Some(&tail.file) || tail.descriptor.is_none();
             let at_path = leads.then(|| fs::metadata(&tail.path));
             let differs = match (at_path, &tail.descriptor) {
