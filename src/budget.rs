@@ -10,7 +10,7 @@
 //! Not here: the memory of encoded batches. It is bounded by the number of connections, when the agent starts.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
@@ -76,7 +76,20 @@ pub struct Budget(Arc<Inner>);
 
 struct Inner {
     state: Mutex<State>,
+    /// Only for those who ask who holds what: never locked by those who take and give.
+    holders: Mutex<Holders>,
 }
+
+/// Everybody who may hold credit, and some who are gone.
+#[derive(Default)]
+struct Holders {
+    list: Vec<Weak<Held>>,
+    /// How many are let in before those that are gone are looked for.
+    room: usize,
+}
+
+/// Below it nobody minds a few entries of sources that are gone.
+const HOLDERS_SWEEP: usize = 64;
 
 struct State {
     fair: Fair,
@@ -93,12 +106,29 @@ pub struct Door {
 
 /// What one source holds at the moment, in bytes.
 #[derive(Clone, Default, Debug)]
-pub struct Holder(Arc<AtomicUsize>);
+pub struct Holder(Arc<Held>);
+
+#[derive(Default, Debug)]
+struct Held {
+    bytes: AtomicUsize,
+    source: Option<Arc<str>>,
+    filename: Option<Arc<str>>,
+}
 
 impl Holder {
     pub fn held(&self) -> usize {
-        self.0.load(Ordering::Relaxed)
+        self.0.bytes.load(Ordering::Relaxed)
     }
+}
+
+/// What one source holds, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holding {
+    pub bytes: usize,
+    /// The `name` of the entry of `sources[]`.
+    pub source: Arc<str>,
+    /// `None` for a stream.
+    pub filename: Option<Arc<str>>,
 }
 
 /// Why there is no credit now. Come back after [`Door::room`] rings.
@@ -129,7 +159,37 @@ impl Budget {
     pub fn new(capacity: usize) -> Budget {
         assert!(capacity >= READ_BYTES, "the configuration guarantees room for one read");
         let fair = Fair { capacity, used: 0, queue: VecDeque::new() };
-        Budget(Arc::new(Inner { state: Mutex::new(State { fair, doors: Vec::new(), next_door: 0 }) }))
+        let state = Mutex::new(State { fair, doors: Vec::new(), next_door: 0 });
+        Budget(Arc::new(Inner { state, holders: Mutex::default() }))
+    }
+
+    /// A holder that [`Budget::holdings`] lists for as long as it, or credit of it, is alive.
+    pub fn holder(&self, source: &Arc<str>, filename: Option<&Arc<str>>) -> Holder {
+        let held = Held { source: Some(source.clone()), filename: filename.cloned(), ..Held::default() };
+        let holder = Holder(Arc::new(held));
+        let mut holders = self.0.holders.lock();
+        if holders.list.len() >= holders.room.max(HOLDERS_SWEEP) {
+            // A file per minute, for ever, must not leave an entry per minute, for ever.
+            holders.list.retain(|held| held.strong_count() > 0);
+            holders.room = holders.list.len() * 2;
+        }
+        holders.list.push(Arc::downgrade(&holder.0));
+        holder
+    }
+
+    /// Who holds most at the moment: at most `top` sources that hold anything, the largest first. Looks at every
+    /// source there is: for people, not for the path.
+    pub fn holdings(&self, top: usize) -> Vec<Holding> {
+        let held: Vec<Arc<Held>> = self.0.holders.lock().list.iter().filter_map(Weak::upgrade).collect();
+        let holding = |held: Arc<Held>| {
+            let bytes = held.bytes.load(Ordering::Relaxed);
+            let source = held.source.clone().filter(|_| bytes > 0)?;
+            Some(Holding { bytes, source, filename: held.filename.clone() })
+        };
+        let mut holdings: Vec<Holding> = held.into_iter().filter_map(holding).collect();
+        holdings.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.filename.cmp(&b.filename)));
+        holdings.truncate(top);
+        holdings
     }
 
     pub fn door(&self) -> Door {
@@ -189,7 +249,7 @@ impl Door {
         if answer == Answer::SourceFull {
             return Err(Refused::SourceFull);
         }
-        holder.0.fetch_add(bytes, Ordering::Relaxed);
+        holder.0.bytes.fetch_add(bytes, Ordering::Relaxed);
         Ok(Credit { budget: self.budget.clone(), holder: holder.clone(), bytes })
     }
 
@@ -227,13 +287,13 @@ impl Credit {
     /// nobody gets anything until it is paid back.
     pub fn grow(&mut self, by: usize) {
         self.budget.0.state.lock().fair.used += by;
-        self.holder.0.fetch_add(by, Ordering::Relaxed);
+        self.holder.0.bytes.fetch_add(by, Ordering::Relaxed);
         self.bytes += by;
     }
 
     fn release(&mut self, bytes: usize) {
         self.bytes -= bytes;
-        self.holder.0.fetch_sub(bytes, Ordering::Relaxed);
+        self.holder.0.bytes.fetch_sub(bytes, Ordering::Relaxed);
         self.budget.give(bytes);
     }
 }
@@ -300,6 +360,24 @@ mod tests {
         assert_eq!(budget.used(), 150);
         drop(credit);
         assert_eq!((budget.used(), holder.held()), (0, 0));
+    }
+
+    #[test]
+    fn who_holds_most_is_listed_first_and_the_dead_are_forgotten() {
+        let budget = Budget::new(4 * READ_BYTES);
+        let (door, source): (Door, Arc<str>) = (budget.door(), "app".into());
+        let name = |number: usize| Arc::from(format!("/{number}.log"));
+        let small = budget.holder(&source, Some(&name(1)));
+        let large = budget.holder(&source, None);
+        let _idle = budget.holder(&source, Some(&name(2)));
+        let _credits = [door.try_take(&small, 10).unwrap(), door.try_take(&large, 30).unwrap()];
+        drop(small); // its credit lives on
+        let listed: Vec<_> = budget.holdings(5).into_iter().map(|held| (held.bytes, held.filename)).collect();
+        assert_eq!(listed, [(30, None), (10, Some(name(1)))]);
+        assert_eq!(budget.holdings(1).len(), 1);
+        (0..10 * HOLDERS_SWEEP).for_each(|number| drop(budget.holder(&source, Some(&name(number)))));
+        let entries = budget.0.holders.lock().list.len();
+        assert!(entries <= HOLDERS_SWEEP, "{entries}");
     }
 
     proptest! {

@@ -144,6 +144,8 @@ struct Inner {
     under_way: AtomicU64,
     /// The file may end within a letter.
     torn: AtomicBool,
+    /// Of the file, at the last letter of this life.
+    len: AtomicU64,
 }
 
 #[derive(Clone)]
@@ -163,7 +165,13 @@ impl DeadLetters {
             open: Mutex::new(None),
             under_way: AtomicU64::new(0),
             torn: AtomicBool::new(false),
+            len: AtomicU64::new(0),
         }))
+    }
+
+    /// Bytes of the file, as far as it is known without touching the disk: 0 before the first letter of this life.
+    pub fn bytes(&self) -> u64 {
+        self.0.len.load(Ordering::Relaxed)
     }
 
     pub fn path(&self) -> &Path {
@@ -216,7 +224,10 @@ impl Inner {
         };
         self.unsynced.note(&file);
         let short = match written {
-            Ok(bytes) if bytes == line.len() => return Ok(()),
+            Ok(bytes) if bytes == line.len() => {
+                self.len.store(len + bytes as u64, Ordering::Relaxed);
+                return Ok(());
+            }
             Ok(bytes) => format!("only {bytes} of {} bytes could be written", line.len()),
             Err(cause) => {
                 if was_torn {

@@ -43,6 +43,16 @@ enum Value {
     Gauge(Arc<Gauge>),
 }
 
+impl Value {
+    /// A gauge below 0 is taken for 0: nothing that is counted here can be less.
+    fn get(&self) -> u64 {
+        match self {
+            Value::Counter(counter) => counter.get(),
+            Value::Gauge(gauge) => gauge.get().max(0) as u64,
+        }
+    }
+}
+
 struct Family {
     name: &'static str,
     help: &'static str,
@@ -83,6 +93,26 @@ impl Registry {
                 Value::Counter(_) => None,
             },
         )
+    }
+
+    /// What the series of this name and with these labels says now. `None`: nobody has made it.
+    pub fn value(&self, name: &str, labels: &[(&str, &str)]) -> Option<u64> {
+        let key = label_text(labels);
+        let families = self.0.lock();
+        let family = families.iter().find(|family| family.name == name)?;
+        family.series.iter().find(|(known, _)| *known == key).map(|(_, value)| value.get())
+    }
+
+    /// The sum over all series of this name. `None`: nobody has made one.
+    pub fn sum(&self, name: &str) -> Option<u64> {
+        let families = self.0.lock();
+        let family = families.iter().find(|family| family.name == name)?;
+        Some(family.series.iter().map(|(_, value)| value.get()).sum())
+    }
+
+    /// How many series there are.
+    pub fn series_count(&self) -> usize {
+        self.0.lock().iter().map(|family| family.series.len()).sum()
     }
 
     fn series<T>(
@@ -142,6 +172,18 @@ fn label_text(labels: &[(&str, &str)]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_stands_in_it_can_be_asked_for() {
+        let registry = Registry::default();
+        registry.counter("lines_total", "Lines.", &[("sink", "a")]).add(3);
+        registry.counter("lines_total", "Lines.", &[("sink", "b")]).add(4);
+        registry.gauge("depth", "Depth.", &[]).set(-1);
+        assert_eq!(registry.value("lines_total", &[("sink", "b")]), Some(4));
+        assert_eq!(registry.value("lines_total", &[("sink", "c")]), None);
+        assert_eq!((registry.sum("lines_total"), registry.sum("depth")), (Some(7), Some(0)));
+        assert_eq!((registry.sum("lines"), registry.series_count()), (None, 3));
+    }
 
     #[test]
     fn text_follows_the_exposition_format() {

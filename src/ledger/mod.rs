@@ -173,7 +173,7 @@ impl Receipts for Book {
 }
 
 /// Notes on their way: small, so a few hundred cost little, and one turn of the ledger takes them all.
-const NOTES: usize = 256;
+pub const NOTES: usize = 256;
 
 /// What the ledger shows to others. Replaced as a whole.
 pub type BooksView = Arc<Mutex<Arc<Books>>>;

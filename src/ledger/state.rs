@@ -129,6 +129,8 @@ struct Meters {
     read_lines: Arc<Counter>,
     read_bytes: Arc<Counter>,
     generations: Arc<Gauge>,
+    finished: Arc<Gauge>,
+    open_chunks: Arc<Gauge>,
     faults: Arc<Counter>,
     sinks: Vec<SinkMeters>,
 }
@@ -208,7 +210,9 @@ impl State {
             Note::Receipt(receipt) => self.receipt(receipt, aborting)?,
             Note::GaveUp { generation, upto, why } => self.gave_up(generation, upto, why)?,
             Note::Finished { generation } => {
-                self.page(generation)?.finished = true;
+                if !std::mem::replace(&mut self.page(generation)?.finished, true) {
+                    self.meters.finished.add(1);
+                }
                 self.forget_if_over(generation);
             }
             Note::Unseen { places } => self.books.unseen = places,
@@ -265,6 +269,7 @@ impl State {
             let (end, first_line, lines, continues) =
                 (stamp.end, stamp.first_line, stamp.lines, stamp.continues);
             page.open.insert(stamp.start, OpenChunk { end, first_line, lines, continues, waiting_for });
+            self.meters.open_chunks.add(1);
         }
         self.last_stamp_ns = self.last_stamp_ns.max(stamp.base_ns + stamp.lines as i64);
         self.books.read += count;
@@ -297,6 +302,7 @@ impl State {
             .filter(|at| !page.sinks[*at].contains(start))
             .map(|at| SinkId(at as u8))
             .collect();
+        self.meters.open_chunks.add(-1);
         self.books.read.lines -= count.lines;
         self.books.read.bytes -= count.bytes;
         for sink in lacking {
@@ -321,6 +327,7 @@ impl State {
             chunk.waiting_for -= 1;
             if chunk.waiting_for == 0 {
                 page.open.remove(&receipt.range.start);
+                self.meters.open_chunks.add(-1);
             }
         }
         if receipt.fault && !aborting {
@@ -371,6 +378,7 @@ impl State {
     fn forget_if_over(&mut self, generation: GenerationId) {
         if self.pages.get(&generation).is_some_and(|page| page.finished && page.is_settled()) {
             self.pages.remove(&generation);
+            self.meters.finished.add(-1);
             self.meters.generations.set(self.pages.len() as i64);
         }
     }
@@ -510,6 +518,12 @@ impl Meters {
             read_lines: metrics.counter("read_lines_total", "Lines that were read from all sources.", &[]),
             read_bytes: metrics.counter("read_bytes_total", "Bytes of those lines, line ends included.", &[]),
             generations: metrics.gauge("generations", "Generations of sources in the ledger.", &[]),
+            finished: metrics.gauge(
+                "generations_finished",
+                "Generations that are gone and that some sink has not answered for.",
+                &[],
+            ),
+            open_chunks: metrics.gauge("open_chunks", "Chunks that some sink has not answered for.", &[]),
             faults: metrics.counter("faults_total", "Shares that were forgotten: a fault of the agent.", &[]),
             sinks: names.iter().map(sink).collect(),
         }

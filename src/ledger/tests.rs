@@ -225,6 +225,29 @@ fn until(what: &str, mut fact: impl FnMut() -> bool) {
     }
 }
 
+/// The leak watch lives on them.
+#[test]
+fn the_gauges_say_what_is_open_and_what_is_finished() {
+    let metrics = Registry::default();
+    let mut state = State::new(Saved::default(), &names(), &metrics);
+    let mut check = |note: Note, open: u64, finished: u64, generations: u64| {
+        let text = format!("{note:?}");
+        state.apply(note, false).unwrap();
+        let found = ["open_chunks", "generations_finished", "generations"].map(|name| metrics.sum(name));
+        assert_eq!(found, [Some(open), Some(finished), Some(generations)], "after {text}");
+    };
+    check(opened(0), 0, 0, 1);
+    check(stamp(0, SinkSet::all(2)), 1, 0, 1);
+    check(stamp(1, SinkSet::all(2)), 2, 0, 1);
+    check(Note::TakenBack { generation: GENERATION }, 1, 0, 1);
+    check(stamp(1, SinkSet::all(2)), 2, 0, 1);
+    check(receipt(0, 0, true, false), 2, 0, 1);
+    check(receipt(0, 1, true, false), 1, 0, 1);
+    check(Note::Finished { generation: GENERATION }, 1, 1, 1);
+    check(receipt(1, 0, true, false), 1, 1, 1);
+    check(receipt(1, 1, true, false), 0, 0, 0);
+}
+
 #[test]
 fn what_could_not_be_looked_at_is_not_delivered() {
     let mut state = state();

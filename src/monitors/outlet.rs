@@ -25,7 +25,7 @@ use crate::tasks::Stop;
 pub const CHUNK_LINES: usize = 16 * 1024;
 
 /// What a chunk costs besides its bytes and its shares: its structs, and its line in the ledger.
-const CHUNK_OVERHEAD: usize = 768;
+pub const CHUNK_OVERHEAD: usize = 768;
 
 /// What all Outlets of one agent share.
 #[derive(Clone)]
@@ -188,28 +188,34 @@ impl Outlet {
             lineage: opening.lineage,
             start: opening.start,
         })));
+        let origin = Arc::new(origin(opening.source, opening.filename, generation, opening.lineage));
         Stream {
-            origin: Arc::new(origin(opening.source, opening.filename, generation, opening.lineage)),
+            holder: self.holder(&origin),
+            origin,
             filename: opening.filename.map(Path::to_owned),
             position: opening.start,
             next_line: 0,
             continues: false,
-            holder: Holder::default(),
             progress: Vec::new(),
         }
     }
 
     /// Goes on with a generation of an earlier life.
     pub fn reopen(&mut self, source: &SourceOptions, known: &Known) -> Stream {
+        let origin = Arc::new(origin(source, known.filename.as_deref(), known.generation, known.lineage));
         Stream {
-            origin: Arc::new(origin(source, known.filename.as_deref(), known.generation, known.lineage)),
+            holder: self.holder(&origin),
+            origin,
             filename: known.filename.clone(),
             position: known.position,
             next_line: known.line,
             continues: known.continues,
-            holder: Holder::default(),
             progress: known.progress.clone(),
         }
+    }
+
+    fn holder(&self, origin: &Origin) -> Holder {
+        self.supply.budget.holder(&origin.source, origin.filename.as_ref())
     }
 
     /// Credit for reading up to `bytes`: before the read, never after it.

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::mem::size_of;
 use std::sync::Arc;
 
+use crate::metrics::Gauge;
 use crate::record::Labels;
 
 use super::line::{FieldId, Line};
@@ -17,7 +18,7 @@ use super::{Builder, Step};
 const VALUE_BYTES_MAX: usize = 1024;
 
 /// Some thousand small sets, for every worker and `labels` stage.
-const SETS_BYTES_MAX: usize = 256 * 1024;
+pub const SETS_BYTES_MAX: usize = 256 * 1024;
 
 /// `"type": "labels"`. Applied in the order of these keys. A field that is missing, empty or no scalar is passed
 /// over, so `set` can hold what a label is otherwise.
@@ -40,6 +41,8 @@ pub(super) struct Labeller {
     metadata: Vec<(Arc<str>, FieldId)>,
     sets: HashMap<Box<[u8]>, Interned>,
     sets_bytes: usize,
+    /// The same, of all workers and stages together.
+    pub(super) sets_gauge: Arc<Gauge>,
     /// Of the line under way; kept for its memory.
     key: Vec<u8>,
 }
@@ -74,6 +77,7 @@ impl Labeller {
             metadata: fields("metadata", &options.metadata),
             sets: HashMap::new(),
             sets_bytes: 0,
+            sets_gauge: Arc::default(),
             key: Vec::new(),
         }
     }
@@ -118,9 +122,11 @@ impl Labeller {
         let bytes = self.key.len() + size_of::<Interned>() + memory(&labels) + memory(base);
         if self.sets_bytes + bytes > SETS_BYTES_MAX {
             self.sets.clear();
+            self.sets_gauge.add(-(self.sets_bytes as i64));
             self.sets_bytes = 0;
         }
         self.sets_bytes += bytes;
+        self.sets_gauge.add(bytes as i64);
         let labels = if labels == **base { base.clone() } else { Arc::new(labels) };
         let set = Interned { _base: base.clone(), labels, bytes, charged_in: 0 };
         self.sets.insert(self.key.as_slice().into(), set);

@@ -34,7 +34,7 @@ use crate::record::{Entry, Lines, Records};
 use crate::tasks::panic_text;
 
 pub use json::{JsonOptions, OnError};
-pub use labels::LabelsOptions;
+pub use labels::{LabelsOptions, SETS_BYTES_MAX as LABEL_SETS_BYTES_MAX};
 pub use matching::{Condition, MatchOptions};
 pub use timestamp::{TimeFormat, TimeFrom, TimestampOptions};
 
@@ -155,6 +155,10 @@ impl Pipeline {
                     "Lines that a stage could not parse and passed on as they were.",
                     &[("stage", &index.to_string()), ("type", stage.type_name)],
                 );
+            }
+            if let Work::Labels(labeller) = &mut stage.work {
+                labeller.sets_gauge =
+                    registry.gauge("label_sets_bytes", "Label sets that are kept to be shared.", &[]);
             }
         }
     }

@@ -260,6 +260,15 @@ impl Table {
         self.rows().into_iter().filter(stuck).map(|row| row.spec.name.clone()).collect()
     }
 
+    /// How many rows there are: of those that live, and of those of the core that have ended.
+    pub fn len(&self) -> usize {
+        self.rows.lock().len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     pub fn helpers_ended(&self) -> u64 {
         self.helpers_ended.load(Ordering::Relaxed)
     }

@@ -61,6 +61,9 @@ pub struct Sweep {
     pub found: Vec<Found>,
     /// Folders that could not be read: files below them may be there all the same.
     pub unsure: Vec<PathBuf>,
+    /// Folders that inotify was asked for, and how many are watched now.
+    pub folders: usize,
+    pub watches: usize,
 }
 
 /// One source as discovery sees it.
@@ -191,8 +194,9 @@ impl Discovery {
                 walk.pattern(target, pattern)?;
             }
         }
-        let Walk { overlaps, failed, sweep, .. } = walk;
+        let Walk { overlaps, failed, mut sweep, .. } = walk;
         self.watches.end_sweep();
+        (sweep.folders, sweep.watches) = self.watches.asked_and_watched();
         let name = |source: usize| {
             self.targets.iter().find(|target| target.source == source).map_or("", |target| &target.name)
         };

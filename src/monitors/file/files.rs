@@ -26,7 +26,7 @@ use super::discovery::Sweep;
 use super::identity::{hash_head, identity};
 use super::known::NotMet;
 use super::tail::{Buffers, Reading, Tail, Turn};
-use super::view::{FileView, FilesSnapshot, FilesView, SHOWN_MAX};
+use super::view::{FileView, FilesSnapshot, FilesView, SHOWN_MAX, Sizes};
 use super::watch::Hints;
 use crate::budget::Refused;
 use crate::durable::{FileId, OwnFiles};
@@ -82,6 +82,8 @@ pub struct Files {
     view: FilesView,
     /// Something has happened since the view was made.
     view_is_old: bool,
+    /// As the last sweep left them; the others are looked up when they are shown.
+    sizes: Sizes,
     buffers: Buffers,
     meters: Meters,
 }
@@ -148,6 +150,7 @@ impl Files {
             view_at: now,
             view: FilesView::default(),
             view_is_old: true,
+            sizes: Sizes::default(),
             buffers: Buffers::default(),
             meters: Meters::new(metrics),
             sources,
@@ -483,6 +486,15 @@ impl Files {
             open: self.open,
             passed_over: self.passed_over.len(),
             unreadable: self.tails.values().filter(|tail| tail.trouble).count(),
+            sizes: Sizes {
+                gone: self.tails.values().filter(|tail| tail.deleted || tail.gone_since.is_some()).count(),
+                paths: self.paths.len(),
+                lineages: self.newest.len(),
+                in_line: self.ready.len(),
+                rested: self.rested.len(),
+                not_met: self.not_met.len(),
+                ..self.sizes
+            },
             files: files.collect(),
         };
         snapshot.files.sort_by(|a, b| a.path.cmp(&b.path));

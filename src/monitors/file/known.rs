@@ -29,6 +29,10 @@ impl NotMet {
         NotMet(by_inode)
     }
 
+    pub fn len(&self) -> usize {
+        self.0.values().map(Vec::len).sum()
+    }
+
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

@@ -14,8 +14,28 @@ pub struct FilesSnapshot {
     pub open: usize,
     pub passed_over: usize,
     pub unreadable: usize,
+    pub sizes: Sizes,
     /// At most [`SHOWN_MAX`], by path.
     pub files: Vec<FileView>,
+}
+
+/// Entries of everything that grows and shrinks with the files, at the same moment: for the leak watch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Sizes {
+    /// Files that the last sweep found, and those below folders that it could not look into.
+    pub matching: usize,
+    /// Of those that are followed: no path leads to them any more.
+    pub gone: usize,
+    pub paths: usize,
+    pub lineages: usize,
+    /// Files in the line for a turn, and files whose descriptor can perhaps be closed.
+    pub in_line: usize,
+    pub rested: usize,
+    /// Generations of the last life.
+    pub not_met: usize,
+    /// What the last sweep asked inotify for, and what is watched since.
+    pub folders: usize,
+    pub watches: usize,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -89,6 +89,8 @@ pub struct Watches {
     inotify: Option<inotify::Watches>,
     folders: Arc<Mutex<Folders>>,
     sweep: u64,
+    /// Folders that this sweep asked for.
+    asked: usize,
     /// No room for more watches: not asked for again in this sweep.
     full: bool,
     complained: bool,
@@ -114,6 +116,7 @@ pub(super) fn watch(hints: Post<Hints>, stir: Sender<()>, stop: Closed, once: bo
         inotify: inotify.as_ref().map(Inotify::watches),
         folders: folders.clone(),
         sweep: 0,
+        asked: 0,
         full: false,
         complained: false,
     };
@@ -229,6 +232,7 @@ impl Folders {
 impl Watches {
     pub(super) fn begin_sweep(&mut self) {
         self.sweep += 1;
+        self.asked = 0;
         self.full = false;
     }
 
@@ -243,6 +247,7 @@ impl Watches {
     }
 
     fn add_for(&mut self, folder: &Path, mask: WatchMask) {
+        self.asked += 1;
         let Some(inotify) = self.inotify.as_mut().filter(|_| !self.full) else { return };
         // No lock is held here: a look-up of a path may take its time.
         match inotify.add(folder, mask) {
@@ -278,6 +283,12 @@ impl Watches {
         if let Some(inotify) = &mut self.inotify {
             remove(inotify, unwanted);
         }
+    }
+
+    /// How many folders this sweep asked for, and how many are watched.
+    pub(super) fn asked_and_watched(&self) -> (usize, usize) {
+        let folders = self.folders.lock();
+        (self.asked, folders.by_path.len().max(folders.by_descriptor.len()))
     }
 
     #[cfg(test)]

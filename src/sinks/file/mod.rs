@@ -15,6 +15,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
+pub use outputs::{OPEN_MAX, UNSYNCED_MAX};
 pub use template::Template;
 
 use self::outputs::Outputs;

@@ -30,14 +30,15 @@ use super::{Payload, rotate};
 use crate::clock::Clock;
 use crate::durable::{self, FileId, OwnFiles, Unsynced, folder_of};
 use crate::error::{Context, Error, Result};
+use crate::metrics::Gauge;
 use crate::sinks::{Answer, RotateOptions, Sender, SinkContext};
 
 /// Enough for the hot files of a host; opening one more costs microseconds.
-const OPEN_MAX: usize = 64;
+pub const OPEN_MAX: usize = 64;
 
 /// A file that is closed here stays open until it is synced: without a limit ten thousand outputs would hold
 /// ten thousand descriptors. With the default limit of 1024 there must be room for the sources.
-const UNSYNCED_MAX: usize = 256;
+pub const UNSYNCED_MAX: usize = 256;
 
 /// An output that was moved by others is written to for that long.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -59,6 +60,7 @@ pub struct Outputs {
     unsynced: Unsynced,
     own_files: OwnFiles,
     open: HashMap<Arc<Path>, Output>,
+    open_gauge: Arc<Gauge>,
     /// Rises with every try of a batch.
     turn: u64,
     /// The last folder that got a new name in this turn: many outputs are created side by side.
@@ -95,6 +97,7 @@ impl Sender<Payload> for Outputs {
         self.folder = None;
         let mut undo = Vec::new();
         let written = payload.pieces().try_for_each(|(path, bytes)| self.write_piece(path, bytes, &mut undo));
+        self.open_gauge.set(self.open.len() as i64);
         if let Err(why) = written {
             let why = self.take_back(undo, why);
             return Answer::Retry { not_before: None, why: Error::new(format!("{}: {why}", self.name)) };
@@ -129,6 +132,7 @@ impl Sender<Payload> for Outputs {
                 self.open.insert(path, output); // with an age limit, it must stay in sight
             }
         }
+        self.open_gauge.set(self.open.len() as i64);
         (!self.open.is_empty()).then(|| now + LOOK_EVERY)
     }
 }
@@ -142,6 +146,7 @@ impl Outputs {
             unsynced: cx.unsynced.clone(),
             own_files: cx.own_files.clone(),
             open: HashMap::new(),
+            open_gauge: cx.metrics.gauge("outputs_open", "Outputs that are held open.", &[("sink", name)]),
             turn: 0,
             folder: None,
             complained: false,
