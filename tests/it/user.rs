@@ -73,6 +73,8 @@ fn the_metrics_to_watch_are_there_from_the_start() {
     ] {
         assert!(metrics.contains(&format!("\nlog_capturer_{series}")), "{series} in\n{metrics}");
     }
+    // A stop before the first look at the folders is over is no complete run.
+    agent.until("the lines are there", || agent_room.path("captured/file/all.txt").exists());
     assert_eq!(agent.stop(), 0);
 }
 

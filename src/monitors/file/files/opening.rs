@@ -153,6 +153,9 @@ impl Files {
         if let Some(found) = beside.get(&tail.file.inode).filter(|found| found.file == tail.file)
             && found.path != tail.path
         {
+            if self.paths.get(&tail.path) == Some(&tail.file) {
+                self.paths.remove(&tail.path); // nobody else would: no file may ever stand there again
+            }
             tail.path = found.path.clone();
             tail.size = tail.position(); // looks different now, so that it gets a turn
         }

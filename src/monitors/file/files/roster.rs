@@ -42,14 +42,24 @@ impl Files {
             self.admit(found, now);
         }
         let unsure = |path: &Path| sweep.unsure.iter().any(|folder| path.starts_with(folder));
-        for tail in self.tails.values_mut() {
-            if !ids.contains(&tail.file) && !unsure(&tail.path) {
-                tail.gone_since.get_or_insert(now);
+        let mut unseen = 0;
+        for tail in self.tails.values_mut().filter(|tail| !ids.contains(&tail.file)) {
+            match unsure(&tail.path) {
+                true => unseen += 1,
+                false => {
+                    tail.gone_since.get_or_insert(now);
+                }
             }
         }
-        if sweep.unsure.is_empty() {
-            self.passed_over.retain(|file, _| ids.contains(file));
-        }
+        (self.sizes.folders, self.sizes.watches) = (sweep.folders, sweep.watches);
+        // A folder that can never be looked into must not keep the entries of all the others.
+        self.passed_over.retain(|file, (path, _)| {
+            let is_found = ids.contains(file);
+            let stays = is_found || unsure(path);
+            unseen += usize::from(stays && !is_found);
+            stays
+        });
+        self.sizes.matching = ids.len() + unseen;
         let troubled: Vec<FileId> =
             self.tails.values().filter(|tail| tail.trouble).map(|tail| tail.file).collect();
         troubled.into_iter().for_each(|file| self.queue(file));

@@ -150,3 +150,19 @@ fn files_that_live_shorter_than_the_standstill() {
     });
     assert!(names.iter().all(|name| lines.iter().filter(|line| line.text.starts_with(name)).count() == 300));
 }
+
+/// With a name per day, an entry per day would stay for ever.
+#[test]
+fn the_path_of_a_file_that_was_renamed_while_it_was_closed_is_forgotten() {
+    let mut world = World::new("*.log");
+    world.open_files_max = 1;
+    world.append("a.log", "a\n");
+    world.live(|world, life| {
+        life.until_lines(1);
+        world.append("b.log", "b\n");
+        life.until_lines(2);
+        life.until_view("a is closed", |view| view.files.iter().any(|file| file.state == "closed"));
+        world.rename("a.log", "a.done");
+        life.until_view("one path is left", |view| view.followed == 2 && view.sizes.paths == 1);
+    });
+}
