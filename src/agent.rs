@@ -7,6 +7,7 @@
 //! Always true: every channel is made here, beside the two threads it joins, and nobody else keeps a copy of
 //! its sending end; so the end of the monitors is the end of everybody, in path order.
 
+mod scale;
 mod vigil;
 
 use std::path::Path;
@@ -35,6 +36,7 @@ use crate::monitors::{self, SourceKind, Supply};
 use crate::net;
 use crate::pipeline::Pipeline;
 use crate::sinks::{self, SinkContext};
+use crate::stats::{self, Stats};
 use crate::status::{self, Rooms};
 use crate::tasks::{self, Closed, Post, Spec, StopPlan, Switch, Table, TaskManager, Wires};
 
@@ -149,12 +151,14 @@ struct Parts {
     workers: Vec<Worker>,
     files: Option<monitors::file::Bodies>,
     stdin: Option<monitors::stdin::Stdin>,
+    stats: Stats,
     status: Option<(status::Server, Rooms)>,
 }
 
 impl Agent {
     fn prepare(config: Config, orders: &Orders<'_>) -> std::result::Result<Agent, NotStarted> {
         let clock = Clock::real();
+        let at_start = stats::Footprint::read();
         let lock = lock(&config.agent.data_dir)?;
         let descriptors = raise_descriptor_limit();
         let metrics = Arc::new(Registry::default());
@@ -193,7 +197,7 @@ impl Agent {
             resolve,
             clock: clock.clone(),
             metrics: metrics.clone(),
-            unsynced,
+            unsynced: unsynced.clone(),
             own_files: own_files.clone(),
             stdout_gone,
         };
@@ -251,9 +255,12 @@ impl Agent {
         drop(inlets);
 
         // Where they come from.
-        let supply = Supply::new(budget.clone(), clock.clone(), stop, &restored, names.len(), book, intakes);
+        let known = restored.known.len();
+        let supply =
+            Supply::new(budget.clone(), clock.clone(), stop.clone(), &restored, names.len(), book, intakes);
         let stdin = config.sources.iter().find(|source| matches!(source.kind, SourceKind::Stdin));
         let stdin = stdin.map(|source| monitors::stdin::Stdin::new(source.clone(), supply.outlet()));
+        let open_files_max = config.agent.open_files_max.unwrap_or(descriptors / 2);
         let files = match config.sources.iter().any(|source| matches!(source.kind, SourceKind::File(_))) {
             false => None,
             true => {
@@ -261,18 +268,32 @@ impl Agent {
                     sources: config.sources.clone(),
                     off: monitors::Off { folders: vec![config.agent.data_dir.clone()] },
                     outputs: sinks::output_globs(&config.sinks),
-                    own_files,
+                    own_files: own_files.clone(),
                     once: orders.once,
                     known: restored.known,
                     first_start: restored.first_start,
-                    open_files_max: config.agent.open_files_max.unwrap_or(descriptors / 2),
+                    open_files_max,
                 };
                 Some(monitors::file::wire(settings, supply.outlet(), &metrics)?)
             }
         };
         drop(supply);
 
-        // Who tells the world.
+        // Who watches, and who tells the world.
+        let watched = stats::Rooms {
+            clock: clock.clone(),
+            metrics: metrics.clone(),
+            table: table.clone(),
+            budget: budget.clone(),
+            unsynced,
+            own_files,
+            dead_letters,
+            files: files.as_ref().map(|bodies| bodies.files.view()),
+            sinks: names,
+        };
+        let connections = lanes.iter().map(|(_, senders, _)| senders.len()).sum();
+        let actual = scale::Actual { at_start, connections, open_files_max, known };
+        let stats = Stats::new(watched, scale::of(&config, orders, actual), stop.stop);
         let server =
             match config.status.listen.map(|at| status::Server::bind(at, config.status.token.clone())) {
                 None => None,
@@ -284,8 +305,9 @@ impl Agent {
                 }
                 Some(Err(cause)) => return Err(cause.into()),
             };
-        let status = server.map(|server| {
+        let status = server.map(|mut server| {
             log::info!("status: listening on http://{}", server.local_addr());
+            server.count_in(&metrics);
             let rooms = Rooms {
                 table: table.clone(),
                 metrics,
@@ -293,12 +315,13 @@ impl Agent {
                 healths: lanes.iter().map(|(lane, ..)| lane.health()).collect(),
                 budget,
                 files: files.as_ref().map(|bodies| bodies.files.view()),
+                stats: stats.view(),
                 started: clock.now(),
                 clock: clock.clone(),
             };
             (server, rooms)
         });
-        let parts = Parts { resolver, ledger, retry, lanes, workers, files, stdin, status };
+        let parts = Parts { resolver, ledger, retry, lanes, workers, files, stdin, stats, status };
         Ok(Agent { table, clock, switch, plan, books, parts, ended, stdout_closed, wires, _lock: lock })
     }
 
@@ -336,6 +359,8 @@ impl Parts {
                 server.run(Arc::new(rooms), task, told)
             })?;
         }
+        let (stats, told) = (self.stats, ended.clone());
+        tasks.spawn(Spec::keeper("stats", SILENCE_MAX), move |task| stats.run(task, &told))?;
         tasks.spawn(Spec::carrier("ledger", SILENCE_MAX), move |task| ledger.run(task))?;
         tasks.spawn(Spec::carrier("retry", SILENCE_MAX), move |task| retry.run(task))?;
         for (lane, senders, timeout) in self.lanes {

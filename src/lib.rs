@@ -45,7 +45,7 @@
 //! | 9 | `main.rs`, [`cli`] | arguments, logger, exit code; one file per subcommand |
 //! | 8 | [`agent`] | THE wiring: every channel and every thread, along the path, and the stop |
 //! | 7 | [`config`] | the modules' own options put together; every complaint at once |
-//! | 6 | [`status`] | the HTTP server and what it shows; reads snapshots only |
+//! | 6 | [`status`] over [`stats`] | the HTTP server and what it shows, reads snapshots only; rates, the last quarter of an hour, the leak watch |
 //! | 5 | [`dispatcher`] | worker pool, lanes, batches (pure), senders, retry scheduler, back-off (pure) |
 //! | 4 | [`monitors`] | the Outlet, the only door in; files: discovery, watch, tail, framing (pure); stdin |
 //! | 4 | [`pipeline`] | compiled stages, chunk in, records out (pure) |
@@ -76,6 +76,7 @@
 //! | `retry` | 4 | resting sinks | the lanes are gone |
 //! | `ledger` | 5 | notes | the last carrier is gone |
 //! | `resolver` | - | names | told so, at the end; at once if no sink looks one up |
+//! | `stats` | - | the next sample, every 5 s | told so, last of all |
 //! | `status` | - | clients | told so, last of all |
 //!
 //! Lane, senders and retry are the only place where things travel in both directions. There at most one batch per
@@ -129,6 +130,7 @@ pub mod net;
 pub mod pipeline;
 pub mod record;
 pub mod sinks;
+pub mod stats;
 pub mod status;
 pub mod sync;
 pub mod tasks;

@@ -183,7 +183,7 @@ impl Vigil<'_> {
 
     /// On the path, and still alive.
     fn alive(&self) -> Vec<String> {
-        self.table.alive(|name| !matches!(name, "status" | "signals" | "resolver"))
+        self.table.alive(|name| !matches!(name, "stats" | "status" | "signals" | "resolver"))
     }
 
     fn stop(&mut self, why: &str) {

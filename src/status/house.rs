@@ -12,6 +12,7 @@ use crate::dispatcher::lane::{HealthView, Mood};
 use crate::ledger::BooksView;
 use crate::metrics::Registry;
 use crate::monitors::file::view::FilesView;
+use crate::stats::StatsView;
 use crate::tasks::{Table, TaskView};
 
 /// One agent, as its rooms describe themselves.
@@ -23,6 +24,7 @@ pub struct Rooms {
     pub budget: Budget,
     /// `None` without a file source.
     pub files: Option<FilesView>,
+    pub stats: StatsView,
     pub started: Instant,
     pub clock: Clock,
 }
@@ -66,7 +68,7 @@ impl House for Rooms {
             let why = health.why.as_deref().unwrap_or("no reason is known");
             (health.mood != Mood::Well).then(|| format!("the sink {} rests: {why}", health.name))
         });
-        stuck.chain(ill).chain(resting).collect()
+        stuck.chain(ill).chain(resting).chain(self.stats.suspicions()).collect()
     }
 
     fn status(&self) -> Value {
@@ -81,7 +83,17 @@ impl House for Rooms {
             "read": books.read,
             "given_up_bytes": books.given_up,
             "sinks": books.sinks,
+            "rates_per_second": self.stats.rates(),
+            "leak_watch": self.stats.leak_watch(),
         })
+    }
+
+    fn history(&self) -> Value {
+        self.stats.history()
+    }
+
+    fn memory(&self) -> String {
+        self.stats.memory_text()
     }
 
     fn sources(&self) -> Value {

@@ -49,6 +49,12 @@ pub trait House: Send + Sync {
     /// `/api/v1/status`: the agent as a whole.
     fn status(&self) -> Value;
 
+    /// `/api/v1/history`.
+    fn history(&self) -> Value;
+
+    /// `/debug/memory`, below what the kernel says: lines of text.
+    fn memory(&self) -> String;
+
     /// `/api/v1/sources`.
     fn sources(&self) -> Value;
 

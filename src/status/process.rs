@@ -10,6 +10,7 @@ use std::io::ErrorKind;
 
 use crate::error::{Context, Error, Result};
 use crate::metrics::PREFIX;
+use crate::stats::open_descriptors;
 use crate::tasks::{State, TaskView};
 
 /// What we use of a `stat` file, of the process or of one thread.
@@ -142,12 +143,13 @@ pub(super) fn one_line(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
-/// The page `/debug/memory`: what the kernel says this process has of it, in kB.
-pub(super) fn memory_page() -> Result<String> {
+/// The page `/debug/memory`: what the kernel says this process has of it, in kB, and what the house says.
+pub(super) fn memory_page(of_the_house: &str) -> Result<String> {
     let path = "/proc/self/status";
     let status = std::fs::read_to_string(path).context(|| format!("could not read {path}"))?;
     let of_memory = |line: &&str| line.starts_with("Vm") || line.starts_with("Rss");
-    Ok(status.lines().filter(of_memory).map(|line| format!("{line}\n")).collect())
+    let of_the_kernel: String = status.lines().filter(of_memory).map(|line| format!("{line}\n")).collect();
+    Ok(format!("{of_the_kernel}\n{of_the_house}"))
 }
 
 /// The process's own series, in Prometheus' text format. What could not be read is missing and a comment says
@@ -196,13 +198,6 @@ pub(super) fn metrics(tasks: &[TaskView]) -> String {
     });
     series("start_time_seconds", "gauge", "Start of the process, in seconds after 1970.", started);
     text
-}
-
-fn open_descriptors() -> Result<usize> {
-    let doing = || "could not list the descriptors in /proc/self/fd".to_string();
-    let entries = std::fs::read_dir("/proc/self/fd").context(doing)?;
-    let count = entries.collect::<std::io::Result<Vec<_>>>().context(doing)?.len();
-    Ok(count.saturating_sub(1)) // the one that lists them
 }
 
 /// When the kernel started, in seconds after 1970: `btime` of `/proc/stat`.

@@ -21,12 +21,17 @@ struct Page {
     answer: fn(&dyn House) -> Answer,
 }
 
-const PAGES: [Page; 11] = [
+const PAGES: [Page; 12] = [
     Page { path: "/", about: "this list", answer: |_| text(200, index()) },
     Page { path: HEALTH, about: "200 while the process lives", answer: |_| text(200, "ok\n") },
     Page { path: "/readyz", about: "200, or 503 and the reasons, one a line", answer: ready },
     Page { path: "/metrics", about: "all counters, for Prometheus", answer: metrics },
     Page { path: "/api/v1/status", about: "the agent as a whole", answer: |house| json(&house.status()) },
+    Page {
+        path: "/api/v1/history",
+        about: "the last fifteen minutes",
+        answer: |house| json(&house.history()),
+    },
     Page { path: "/api/v1/tasks", about: "the threads of the house", answer: |house| json(&house.tasks()) },
     Page { path: "/api/v1/sources", about: "where lines come from", answer: |house| json(&house.sources()) },
     Page { path: "/api/v1/sinks", about: "where lines go", answer: |house| json(&house.sinks()) },
@@ -38,8 +43,8 @@ const PAGES: [Page; 11] = [
     },
     Page {
         path: "/debug/memory",
-        about: "the memory of the process",
-        answer: |_| fallible(process::memory_page()),
+        about: "the memory of the process, and who holds it",
+        answer: |house| fallible(process::memory_page(&house.memory())),
     },
 ];
 

@@ -21,6 +21,7 @@ use super::House;
 use super::client::Client;
 use super::routes;
 use crate::error::{Error, Result};
+use crate::metrics::{Gauge, Registry};
 use crate::tasks::{Closed, Task};
 
 /// A browser opens six, a scraper one.
@@ -53,6 +54,7 @@ pub struct Server {
     address: SocketAddr,
     token: Option<String>,
     clients: Vec<Client>,
+    clients_gauge: Arc<Gauge>,
     listen_again: Option<Instant>,
     trouble_said: Option<Instant>,
 }
@@ -93,7 +95,20 @@ impl Server {
                 "set status.listen to a free address of this host, or to null for none",
             )
         })?;
-        Ok(Server { listener, address, token, clients: Vec::new(), listen_again: None, trouble_said: None })
+        Ok(Server {
+            listener,
+            address,
+            token,
+            clients: Vec::new(),
+            clients_gauge: Arc::default(),
+            listen_again: None,
+            trouble_said: None,
+        })
+    }
+
+    /// Tells there from now on how many clients there are.
+    pub fn count_in(&mut self, registry: &Registry) {
+        self.clients_gauge = registry.gauge("status_clients", "Clients of the status server.", &[]);
     }
 
     /// The real port where port 0 was asked for.
@@ -110,6 +125,7 @@ impl Server {
                 self.accept(&*house, task);
             }
             self.clients.retain(|client| !client.is_over());
+            self.clients_gauge.set(self.clients.len() as i64);
         }
         task.stopping();
         Ok(())

@@ -40,6 +40,12 @@ impl House for Fake {
     fn status(&self) -> Value {
         self.status.clone()
     }
+    fn history(&self) -> Value {
+        json!({ "columns": [] })
+    }
+    fn memory(&self) -> String {
+        "budget: 1 of 2 bytes used\n".into()
+    }
     fn sources(&self) -> Value {
         json!(["a source"])
     }
@@ -193,6 +199,8 @@ fn routes() {
         check("GET /debug/threads", "200", "text/plain", " foreign)\n");
         check("GET /debug/threads?debug=1", "200", "text/plain", "threads: ");
         check("GET /debug/memory", "200", "text/plain", "VmRSS:");
+        check("GET /debug/memory", "200", "text/plain", " kB\n\nbudget: 1 of 2 bytes used\n");
+        check("GET /api/v1/history", "200", "application/json", "\"columns\": []");
         check("GET /nowhere", "404", "text/plain", "\n/healthz ");
         check("GET /healthz/", "404", "text/plain", "no page /healthz/");
         check("POST /healthz", "405", "text/plain", "only GET");

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// From the ground up. A module knows those below it, and not its siblings.
-const FLOORS: [(&str, &[&str]); 15] = [
+const FLOORS: [(&str, &[&str]); 16] = [
     ("0", &["error"]),
     ("0b", &["clock", "durable", "metrics", "sync"]),
     ("1", &["tasks"]),
@@ -16,7 +16,8 @@ const FLOORS: [(&str, &[&str]); 15] = [
     ("3", &["ledger"]),
     ("4", &["monitors", "pipeline", "sinks", "spool", "deadletter"]),
     ("5", &["dispatcher"]),
-    ("6", &["status"]),
+    ("6", &["stats"]),
+    ("6b", &["status"]),
     ("7", &["config"]),
     ("8", &["agent"]),
     ("9", &["cli"]),
@@ -26,13 +27,15 @@ const FLOORS: [(&str, &[&str]); 15] = [
 ];
 
 /// Bytes and times come to them as arguments. Folders end with a slash. Those that are not there yet are passed over.
-const PURE: [&str; 6] = [
+const PURE: [&str; 8] = [
     "ack.rs",
     "budget.rs",
     "dispatcher/batch.rs",
     "dispatcher/backoff.rs",
     "monitors/file/framing.rs",
     "pipeline/",
+    "stats/history.rs",
+    "stats/leak.rs",
 ];
 
 const LINES_MAX: usize = 600;

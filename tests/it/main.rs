@@ -17,5 +17,6 @@ mod phases;
 mod push;
 mod receiver;
 mod sources;
+mod stats;
 mod stop;
 mod user;

@@ -1,0 +1,339 @@
+//! The `stats` thread: every five seconds it looks at the process and at every room of the house, keeps what it
+//! saw for a quarter of an hour, and says so when something has grown beyond what it may.
+//!
+//! ```text
+//! /proc/self, gauges, counters ──▶ Sample ──┬──▶ history ──▶ rates, the ring       (/api/v1/status, /history)
+//!                                           └──▶ leak watch ──▶ log, metrics, /readyz, /debug/memory
+//! ```
+//!
+//! Always true: one wake-up per sample and none besides; the memory of the ring is taken at the start. It only
+//! reads what others have put into gauges and views, so nobody ever waits for it longer than for a short lock.
+//!
+//! Not here: what may grow and how far, with the reasons (`leak.rs`); rates and the ring (`history.rs`); pages.
+
+mod history;
+mod leak;
+mod process;
+#[cfg(test)]
+mod tests;
+
+use std::fmt::Write;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{at, select};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+
+use history::{Column, History, Kind};
+use leak::{COUNT, PATIENCE, Reading, Sample, Suspect, THINGS, Verdict, judge};
+
+pub use history::SAMPLES;
+pub use leak::Scale;
+pub use process::{Footprint, open_descriptors};
+
+use crate::budget::Budget;
+use crate::clock::Clock;
+use crate::deadletter::DeadLetters;
+use crate::durable::{OwnFiles, Unsynced};
+use crate::error::Result;
+use crate::metrics::{Gauge, Registry};
+use crate::monitors::file::view::{FilesSnapshot, FilesView};
+use crate::tasks::{Closed, Table, Task};
+
+/// Between two samples: short enough for a curve, long enough to cost nothing.
+const SAMPLE_EVERY: Duration = Duration::from_secs(5);
+
+/// Sources that `/debug/memory` lists by what they hold.
+const HOLDINGS_SHOWN: usize = 20;
+
+/// What is looked at. What a thread owns alone it tells in a gauge of the registry; what is shared is asked here.
+pub struct Rooms {
+    pub clock: Clock,
+    pub metrics: Arc<Registry>,
+    pub table: Arc<Table>,
+    pub budget: Budget,
+    pub unsynced: Unsynced,
+    pub own_files: OwnFiles,
+    pub dead_letters: DeadLetters,
+    /// `None` without a file source.
+    pub files: Option<FilesView>,
+    /// Names, in the order of the configuration.
+    pub sinks: Vec<Arc<str>>,
+}
+
+/// The thread's body.
+pub struct Stats {
+    rooms: Rooms,
+    scale: Scale,
+    /// Once it is closed nothing is judged any more: those who hold things are letting go of them.
+    stop: Closed,
+    footprint: Box<dyn FnMut() -> Result<Footprint> + Send>,
+    /// Why the last look at the process failed: said once.
+    blind: Option<String>,
+    every: Duration,
+    started: Instant,
+    suspects: [Suspect; COUNT],
+    view: StatsView,
+}
+
+/// What others see of it. Cheap to clone; all clones see the same.
+#[derive(Clone)]
+pub struct StatsView(Arc<Mutex<Shown>>);
+
+struct Shown {
+    history: History,
+    /// By place in [`THINGS`]: what was read last, and whether a leak is suspected.
+    readings: [(Option<Reading>, bool); COUNT],
+    budget: Budget,
+}
+
+impl Stats {
+    pub fn new(rooms: Rooms, scale: Scale, stop: Closed) -> Stats {
+        let shown = Shown {
+            history: History::new(columns(&rooms.sinks)),
+            readings: [(None, false); COUNT],
+            budget: rooms.budget.clone(),
+        };
+        for thing in &THINGS {
+            suspected(&rooms.metrics, thing).set(0);
+        }
+        Stats {
+            started: rooms.clock.now(),
+            rooms,
+            scale,
+            stop,
+            footprint: Box::new(Footprint::read),
+            blind: None,
+            every: SAMPLE_EVERY,
+            suspects: [Suspect::default(); COUNT],
+            view: StatsView(Arc::new(Mutex::new(shown))),
+        }
+    }
+
+    pub fn view(&self) -> StatsView {
+        self.view.clone()
+    }
+
+    /// Ends when `ended` closes.
+    pub fn run(mut self, task: &Task, ended: &Closed) -> Result<()> {
+        loop {
+            task.doing("taking a sample");
+            self.look();
+            task.waits_for("the next sample");
+            select! {
+                recv(ended.channel()) -> _ => break,
+                recv(at(task.now() + self.every)) -> _ => {}
+            }
+        }
+        task.stopping();
+        Ok(())
+    }
+
+    /// One sample: taken, kept, judged.
+    fn look(&mut self) {
+        let footprint = self.footprint();
+        let sample = self.sample(footprint);
+        let figures = self.figures(footprint);
+        let now = self.rooms.clock.now();
+        let at_ms = now.saturating_duration_since(self.started).as_millis() as u64;
+        let readings = THINGS.each_ref().map(|thing| thing.read(&self.scale, &sample));
+        if !self.stop.is_closed() {
+            self.judge(&readings);
+        }
+        let mut shown = self.view.0.lock();
+        shown.history.push(at_ms, self.rooms.clock.wall_ns() / 1_000_000, &figures);
+        let suspects = self.suspects.iter().map(|suspect| suspect.is_suspected);
+        for ((place, reading), is_suspected) in shown.readings.iter_mut().zip(readings).zip(suspects) {
+            *place = (reading, is_suspected);
+        }
+    }
+
+    fn footprint(&mut self) -> Option<Footprint> {
+        match (self.footprint)() {
+            Ok(footprint) => {
+                self.blind = None;
+                Some(footprint)
+            }
+            Err(cause) => {
+                if self.blind.is_none() {
+                    log::warn!(
+                        "stats: {cause}; threads, descriptors and memory are not watched until it can"
+                    );
+                }
+                self.blind = Some(cause.to_string());
+                None
+            }
+        }
+    }
+
+    fn sample(&self, process: Option<Footprint>) -> Sample {
+        let Rooms { metrics, table, budget, unsynced, own_files, dead_letters, files, .. } = &self.rooms;
+        let gauge = |name: &str| metrics.sum(name);
+        let files = files.as_ref().map(FilesView::get);
+        let of_files = |size: fn(&FilesSnapshot) -> usize| files.as_ref().map(|files| size(files) as u64);
+        let (own, own_room) = own_files.len_and_room();
+        Sample {
+            threads: process.map(|process| process.threads),
+            descriptors: process.map(|process| process.descriptors),
+            resident_bytes: process.map(|process| process.resident_bytes),
+            tasks: Some(table.len() as u64),
+            files_shown: of_files(|files| files.followed),
+            files_matching: of_files(|files| files.sizes.matching),
+            files_gone: of_files(|files| files.sizes.gone),
+            paths: of_files(|files| files.sizes.paths),
+            lineages: of_files(|files| files.sizes.lineages),
+            files_in_line: of_files(|files| files.sizes.in_line),
+            files_rested: of_files(|files| files.sizes.rested),
+            passed_over: of_files(|files| files.passed_over),
+            not_met: of_files(|files| files.sizes.not_met),
+            folders: of_files(|files| files.sizes.folders),
+            watches: of_files(|files| files.sizes.watches),
+            files_followed: gauge("files_followed"),
+            files_open: gauge("files_open"),
+            generations: gauge("generations"),
+            generations_finished: gauge("generations_finished"),
+            open_chunks: gauge("open_chunks"),
+            budget_used: Some(budget.used() as u64),
+            label_sets_bytes: gauge("label_sets_bytes"),
+            outputs_open: gauge("outputs_open"),
+            outputs_unsynced: Some(unsynced.len() as u64),
+            own_files: Some(own as u64),
+            own_files_room: Some(own_room as u64),
+            dead_letter_bytes: Some(dead_letters.bytes()),
+            status_clients: gauge("status_clients"),
+            series: Some(metrics.series_count() as u64),
+        }
+    }
+
+    /// In the order of [`columns`].
+    fn figures(&self, process: Option<Footprint>) -> Vec<Option<u64>> {
+        let metrics = &self.rooms.metrics;
+        let of_sinks = self.rooms.sinks.iter().flat_map(|name| {
+            ["delivered_lines_total", "delivered_bytes_total", "pending_lines"]
+                .map(|series| metrics.value(series, &[("sink", name)]))
+        });
+        let of_agent = [
+            process.map(|process| process.threads),
+            process.map(|process| process.descriptors),
+            process.map(|process| process.resident_bytes),
+            metrics.sum("read_lines_total"),
+            metrics.sum("read_bytes_total"),
+            Some(self.rooms.budget.used() as u64),
+        ];
+        of_agent.into_iter().chain(of_sinks).collect()
+    }
+
+    fn judge(&mut self, readings: &[Option<Reading>; COUNT]) {
+        let metrics = &self.rooms.metrics;
+        for ((thing, reading), suspect) in THINGS.iter().zip(readings).zip(&mut self.suspects) {
+            let Some(reading) = reading else { continue };
+            let labels = [("what", thing.what)];
+            metrics
+                .gauge("watched", "What can grow, as the leak watch saw it last.", &labels)
+                .set(reading.value as i64);
+            metrics
+                .gauge("watched_bound", "Above it a leak is suspected.", &labels)
+                .set(reading.bound as i64);
+            let (words, place) = (thing.words(), thing.place);
+            match judge(suspect, *reading) {
+                None => continue,
+                Some(Verdict::Grew { from, reading: Reading { value, bound } }) => {
+                    let from = from.map_or("the start".to_owned(), |from| from.to_string());
+                    log::warn!(
+                        "stats: {words} grew from {from} to {value}, and were above their bound {bound} in \
+                         {PATIENCE} samples: something leaks, or the bound is wrong; {place}"
+                    );
+                }
+                Some(Verdict::Back { reading: Reading { value, bound } }) => {
+                    log::info!("stats: {words} are back at {value}, within their bound {bound}");
+                }
+            }
+            suspected(metrics, thing).set(i64::from(suspect.is_suspected));
+        }
+    }
+}
+
+fn suspected(metrics: &Registry, thing: &leak::Thing) -> Arc<Gauge> {
+    let help = "1 while something is above its bound; the log says what it means.";
+    metrics.gauge("leak_suspected", help, &[("what", thing.what)])
+}
+
+/// Of the history; [`Stats::figures`] fills them.
+fn columns(sinks: &[Arc<str>]) -> Vec<Column> {
+    let column = |name, unit, kind| Column { name, unit, kind, sink: None };
+    let of_agent = [
+        column("threads", "threads", Kind::Gauge),
+        column("descriptors", "descriptors", Kind::Gauge),
+        column("resident_bytes", "bytes", Kind::Gauge),
+        column("read_lines", "lines", Kind::Counter),
+        column("read_bytes", "bytes", Kind::Counter),
+        column("budget_used_bytes", "bytes", Kind::Gauge),
+    ];
+    let of_sink = |sink: &Arc<str>| {
+        [
+            column("delivered_lines", "lines", Kind::Counter),
+            column("delivered_bytes", "bytes", Kind::Counter),
+            column("pending_lines", "lines", Kind::Gauge),
+        ]
+        .map(|column| Column { sink: Some(sink.clone()), ..column })
+    };
+    of_agent.into_iter().chain(sinks.iter().flat_map(of_sink)).collect()
+}
+
+impl StatsView {
+    /// Lines and bytes per second, over 10 s, 1 min and 5 min.
+    pub fn rates(&self) -> Value {
+        self.0.lock().history.rates()
+    }
+
+    /// The last fifteen minutes, column by column.
+    pub fn history(&self) -> Value {
+        self.0.lock().history.show()
+    }
+
+    /// Everything that is watched, with its bound.
+    pub fn leak_watch(&self) -> Value {
+        let readings = self.0.lock().readings;
+        let known = THINGS.iter().zip(readings).filter_map(|(thing, (reading, suspected))| {
+            let Reading { value, bound } = reading?;
+            let what = thing.what;
+            Some(json!({ "what": what, "value": value, "bound": bound, "suspected": suspected, "place": thing.place }))
+        });
+        known.collect()
+    }
+
+    /// For `/readyz`: a sentence for each suspicion.
+    pub fn suspicions(&self) -> Vec<String> {
+        let readings = self.0.lock().readings;
+        let suspected = THINGS.iter().zip(readings).filter_map(|(thing, (reading, suspected))| {
+            let Reading { value, bound } = reading.filter(|_| suspected)?;
+            Some(format!("degraded: {} {value} above their bound {bound}", thing.words()))
+        });
+        suspected.collect()
+    }
+
+    /// For `/debug/memory`: who holds the budget, and how large everything is that can grow.
+    pub fn memory_text(&self) -> String {
+        let (readings, budget) = {
+            let shown = self.0.lock();
+            (shown.readings, shown.budget.clone())
+        };
+        let mut text = format!("budget: {} of {} bytes used\n", budget.used(), budget.capacity());
+        for holding in budget.holdings(HOLDINGS_SHOWN) {
+            let filename = holding.filename.as_deref().unwrap_or("-");
+            let _ = writeln!(text, "{:>12}  {}  {filename}", holding.bytes, holding.source);
+        }
+        let mut known: Vec<(&str, Reading)> = THINGS
+            .iter()
+            .zip(readings)
+            .filter_map(|(thing, (reading, _))| Some((thing.what, reading?)))
+            .collect();
+        known.sort_by_key(|(_, reading)| std::cmp::Reverse(reading.value));
+        let _ = writeln!(text, "\n{:>12}  {:>12}  what, the largest first", "now", "bound");
+        for (what, Reading { value, bound }) in known {
+            let _ = writeln!(text, "{value:>12}  {bound:>12}  {what}");
+        }
+        text
+    }
+}
