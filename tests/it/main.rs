@@ -15,3 +15,4 @@ mod path;
 mod push;
 mod receiver;
 mod stop;
+mod stress;
