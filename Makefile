@@ -2,6 +2,7 @@
 # make test   everything that has to be green: format, lints, all tests
 # make big    six million lines (900 MB) to a file and to Loki at once, compared line by line; prints figures
 # make outage  a receiver that is ill for a minute, then busy, then hangs, beside a healthy sink; prints figures
+# make soak   two minutes of everything at once: rotations, a Loki with moods, signals; shows what leaks
 # make figures  size of the binary, time to start, time to stop
 
 export PATH := $(HOME)/.cargo/bin:$(PATH)
@@ -9,7 +10,7 @@ SHELL := bash
 BINARY := target/release/log-capturer
 BIG_LINES ?= 6000000
 
-.PHONY: run test big outage figures clean
+.PHONY: run test big outage soak figures clean
 
 run: $(BINARY)
 	@echo "What it captures appears below ./captured; its status is at http://127.0.0.1:8401/. Ctrl-C ends it."
@@ -31,6 +32,10 @@ big:
 
 outage:
 	LOG_CAPTURER_OUTAGE_SECONDS=60 cargo test --locked --release --test it -- --exact outage::a_long_illness_of_one_sink --nocapture
+
+# The figures stay in target/stress: report.txt, stress.svg, samples.csv. For hours: scripts/stress-test.sh --help
+soak:
+	bash scripts/stress-test.sh --duration 2m --workers 10
 
 figures: $(BINARY)
 	bash scripts/figures.sh $(BINARY)

@@ -16,6 +16,7 @@
 mod drawing;
 mod figures;
 mod load;
+mod report;
 mod sample;
 
 use std::cell::RefCell;
@@ -36,38 +37,17 @@ use crate::agent::{Agent, DEADLINE, Room, pause};
 use crate::expect::{Arrived, Report};
 use crate::files::bytes;
 use crate::receiver::Receiver;
-use drawing::{Drawing, Panel};
-use figures::{Row, table};
-use load::{CHURN_MAX, Churn, Hand, Heard, Load};
+use load::{Churn, Hand, Heard, Load};
+use report::{MEMORY_BUDGET, MIB, Outcome, mib};
 use sample::{Descriptors, Sample, csv_head};
 
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 
-const KIB: u64 = 1024;
-const MIB: u64 = 1024 * KIB;
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-const MEMORY_BUDGET: u64 = 16 * MIB;
-
-/// What the agent needs whatever it is told to do: the program, stacks of some twenty threads, tables of the
-/// compressors, and what the allocator keeps for each thread.
-const RESIDENT_BASE: u64 = 16 * MIB;
-
-/// A file that is followed: its row, its page in the books, the look that is served as JSON.
-const RESIDENT_PER_FILE: u64 = 16 * KIB;
-
-/// A page of the books in the checkpoint, with two sinks and its path of some 60 bytes.
-const PAGE_BYTES: u64 = 700;
-
-/// An output in the checkpoint, with its path of some 60 bytes.
-const OWN_FILE_BYTES: u64 = 180;
-
-/// The agent looks for outputs that are gone when it knows more than this and more than twice those that were
-/// there at its last look.
-const OWN_FILES_SWEEP: u64 = 256;
-
-struct Orders {
-    seconds: f64,
-    workers: u32,
+pub struct Orders {
+    pub seconds: f64,
+    pub workers: u32,
     out: PathBuf,
 }
 
@@ -92,6 +72,8 @@ struct Run<'a> {
     began: Instant,
     clock: Clock,
     csv: RefCell<File>,
+    /// One each second, from the start of the load to the quiet end.
+    samples: RefCell<Vec<Sample>>,
     complaints: RefCell<Vec<String>>,
 }
 
@@ -112,21 +94,37 @@ impl Run<'_> {
         sample
     }
 
+    /// Keeps a sample if the last one is a second old.
+    fn sample_when_due(&self, load: &Load<'_>) {
+        let last = self.samples.borrow().last().map_or(f64::NEG_INFINITY, |sample| sample.at);
+        if self.at() - last >= SAMPLE_EVERY.as_secs_f64() {
+            let sample = self.sample(load.mood(), load.written.load(Ordering::Relaxed));
+            self.samples.borrow_mut().push(sample);
+        }
+    }
+
     /// Waits for a fact; one that does not come true is a complaint, and the run goes on to show the rest.
-    fn settles(&self, what: &str, details: impl Fn() -> String, mut fact: impl FnMut() -> bool) {
+    fn settles(
+        &self,
+        load: &Load<'_>,
+        what: &str,
+        details: impl Fn() -> String,
+        mut fact: impl FnMut() -> bool,
+    ) {
         let deadline = self.clock.now() + DEADLINE;
         while !fact() {
-            if self.clock.now() >= deadline || self.agent.try_exit().is_some() {
+            if self.clock.now() >= deadline {
                 return self.complain(format!("waited in vain until {what}: {}", details()));
             }
-            pause(Duration::from_millis(50));
+            self.sample_when_due(load);
+            pause(LOOK_EVERY);
         }
     }
 
     /// The fewest of a second, since a client of the status server may still be on its way out.
     fn other_descriptors(&self) -> usize {
         let look = |_| {
-            pause(Duration::from_millis(50));
+            pause(LOOK_EVERY);
             Descriptors::of(self.agent.pid(), self.room).others
         };
         (0..20).map(look).min().unwrap_or(0)
@@ -178,6 +176,7 @@ fn a_stress_run() {
         began: clock.now(),
         clock,
         csv: RefCell::new(csv),
+        samples: RefCell::default(),
         complaints: RefCell::default(),
     };
 
@@ -189,20 +188,20 @@ fn a_stress_run() {
     let start = run.sample("well", u64::from(orders.workers));
 
     let load = Load::new(&room, &agent, &receiver, seed, orders.workers);
-    let (mut samples, hands, mut churn) = thread::scope(|scope| {
+    let (load_ended, hands, mut churn) = thread::scope(|scope| {
         let guard = EndsLoad(&load);
         let writers: Vec<_> = hands.into_iter().map(|hand| scope.spawn(|| load.write(hand))).collect();
         let churn = scope.spawn(|| load.churn());
         let moods = scope.spawn(|| load.moods());
-        let samples = watch(&run, &load, orders.seconds);
+        let load_ended = watch(&run, &load, orders.seconds);
         drop(guard);
         moods.join().expect("the moods end");
         let hands = writers.into_iter().map(|writer| writer.join().expect("a writer ends")).collect();
-        (samples, hands, churn.join().expect("the churn ends"))
+        (load_ended, hands, churn.join().expect("the churn ends"))
     });
-    let end = quiet_end(&run, &load, &start, others, hands, &mut churn, &lines);
-    let (end, hands) = end;
-    samples.push(end.clone());
+    let hands = quiet_end(&run, &load, others, hands, &mut churn, &lines);
+    let end = run.sample("well", load.written.load(Ordering::Relaxed));
+    run.samples.borrow_mut().push(end.clone());
 
     let began_stop = run.clock.now();
     let code = agent.stop();
@@ -211,13 +210,21 @@ fn a_stress_run() {
         run.complain(format!("the agent ended with {code}"));
     }
     let sets = compare(&run, &hands, &mut churn, &mut heard.lock());
-    judge(&run, &orders, &start, &samples);
-
-    let report = report(&orders, &load, &start, &end, &samples, &sets, stopped_in);
+    let outcome = Outcome {
+        start: &start,
+        end: &end,
+        samples: &run.samples.take(),
+        warm_up_ended: start.at + orders.seconds / 3.0,
+        load_ended,
+        workers: orders.workers,
+        rotations: load.rotations.load(Ordering::Relaxed),
+        stopped_in,
+    };
+    outcome.complaints().into_iter().for_each(|complaint| run.complain(complaint));
+    let report = outcome.report() + &sets;
     println!("\n{report}");
     fs::write(orders.out.join("report.txt"), &report).expect("a report can be written");
-    fs::write(orders.out.join("stress.svg"), drawing(&orders, &samples).svg())
-        .expect("a drawing can be written");
+    fs::write(orders.out.join("stress.svg"), outcome.drawing().svg()).expect("a drawing can be written");
     let complaints = run.complaints.take();
     assert!(
         complaints.is_empty(),
@@ -227,45 +234,42 @@ fn a_stress_run() {
     );
 }
 
-/// A sample each second while the load lasts.
-fn watch(run: &Run<'_>, load: &Load<'_>, seconds: f64) -> Vec<Sample> {
-    let mut samples: Vec<Sample> = Vec::new();
-    let began = run.at();
-    let mut told = 0.0;
+/// A sample each second while the load lasts, and a word of it now and then. Returns when it ended.
+fn watch(run: &Run<'_>, load: &Load<'_>, seconds: f64) -> f64 {
+    let (began, mut told) = (run.at(), 0);
     while run.at() - began < seconds {
-        let sample = run.sample(load.mood(), load.written.load(Ordering::Relaxed));
-        if sample.at - told >= seconds / 10.0 {
-            told = sample.at;
+        run.sample_when_due(load);
+        let tenth = ((run.at() - began) / seconds * 10.0) as usize;
+        if let Some(sample) = run.samples.borrow().last().filter(|_| tenth > told) {
+            told = tenth;
             println!(
                 "{:7.0} s  {} threads  {} descriptors  {:.1} MiB  {} lines written  {} pending for loki ({})",
                 sample.at,
                 sample.threads,
                 sample.descriptors.all(),
-                sample.resident_bytes as f64 / MIB as f64,
+                mib(sample.resident_bytes),
                 sample.written,
                 sample.pending[0],
                 sample.mood
             );
         }
-        samples.push(sample);
-        let next = SAMPLE_EVERY.mul_f64(samples.len() as f64).as_secs_f64() + began - run.at();
-        pause(Duration::from_secs_f64(next.max(0.0)));
+        pause(LOOK_EVERY);
     }
-    samples
+    run.at()
 }
 
 /// Everything comes out, what was rotated is deleted, and nobody has anything to do.
 fn quiet_end(
     run: &Run<'_>,
     load: &Load<'_>,
-    start: &Sample,
     others: usize,
     mut hands: Vec<Hand>,
     churn: &mut Churn<'_>,
     lines: &dyn Fn() -> u64,
-) -> (Sample, Vec<Hand>) {
+) -> Vec<Hand> {
     let written = load.written.load(Ordering::Relaxed);
     run.settles(
+        load,
         "everything has come out",
         || format!("{} of {written} lines at Loki", lines()),
         || {
@@ -280,7 +284,7 @@ fn quiet_end(
         let (pending, generations, followed) = (last.pending, last.generations, last.followed);
         format!("pending {pending:?}, {generations} generations, {followed} files followed")
     };
-    run.settles("nothing is pending, and only living files are known", details, || {
+    run.settles(load, "nothing is pending, and only living files are known", details, || {
         let now = Sample::take(run.agent, run.room, run.at(), "well", written);
         let living = hands.len() as u64;
         let quiet = now.pending == [0, 0] && now.budget_bytes == 0 && now.generations == living;
@@ -291,6 +295,7 @@ fn quiet_end(
     let pid = run.agent.pid();
     let open = || Descriptors::of(pid, run.room);
     run.settles(
+        load,
         "only files that are followed and outputs that are in use are open",
         || {
             let open = open();
@@ -316,14 +321,7 @@ fn quiet_end(
         hands.len(),
         hands.len()
     );
-    let end = run.sample("well", written);
-    if (end.threads, end.tasks) != (start.threads, start.tasks) {
-        run.complain(format!(
-            "{} threads ({} in the table) at the quiet end, {} ({}) at the start",
-            end.threads, end.tasks, start.threads, start.tasks
-        ));
-    }
-    (end, hands)
+    hands
 }
 
 /// What was written against what came out, as sets. Loki and the file sink have everything once and in order.
@@ -350,164 +348,6 @@ fn compare(run: &Run<'_>, hands: &[Hand], churn: &mut Churn<'_>, heard: &mut Hea
         run.complain("there are dead letters, and nobody refused a line".into());
     }
     sets + &format!("loki was sent {} entries again that it had already\n", heard.repeats)
-}
-
-/// What holds in every sample.
-fn judge(run: &Run<'_>, orders: &Orders, start: &Sample, samples: &[Sample]) {
-    for pair in samples.windows(2) {
-        let apart: Vec<_> = pair[0].apart.intersection(&pair[1].apart).collect();
-        if !apart.is_empty() {
-            run.complain(format!(
-                "{:.0} s: threads {apart:?} are not in the table, or only there",
-                pair[1].at
-            ));
-        }
-    }
-    let foreign = samples.iter().map(|sample| sample.foreign).max().unwrap_or(0);
-    if foreign > start.foreign {
-        run.complain(format!("{foreign} foreign threads, {} at the start", start.foreign));
-    }
-    let over = |sample: &&Sample| sample.resident_bytes > resident_ceiling(sample.followed);
-    if let Some(sample) = samples.iter().find(over) {
-        run.complain(format!(
-            "{:.0} s: {} bytes resident, allowed are {} with {} files",
-            sample.at,
-            sample.resident_bytes,
-            resident_ceiling(sample.followed),
-            sample.followed
-        ));
-    }
-    if let Some(end) = samples.last()
-        && end.checkpoint_bytes > checkpoint_ceiling(orders, end.generations)
-    {
-        run.complain(format!(
-            "a checkpoint of {} bytes for {} generations, allowed are {}",
-            end.checkpoint_bytes,
-            end.generations,
-            checkpoint_ceiling(orders, end.generations)
-        ));
-    }
-}
-
-fn resident_ceiling(followed: u64) -> u64 {
-    MEMORY_BUDGET + RESIDENT_BASE + followed * RESIDENT_PER_FILE
-}
-
-/// Living files, and the outputs that may be known: those that are there twice over, or what is never swept.
-fn checkpoint_ceiling(orders: &Orders, generations: u64) -> u64 {
-    let outputs = 2 * (u64::from(orders.workers) + CHURN_MAX as u64);
-    KIB + generations * PAGE_BYTES + (1 + outputs.max(OWN_FILES_SWEEP)) * OWN_FILE_BYTES
-}
-
-/// Samples of the load after its first third.
-fn judged<'a>(orders: &Orders, samples: &'a [Sample]) -> impl Iterator<Item = &'a Sample> + Clone {
-    let from = orders.seconds / 3.0;
-    samples[..samples.len().saturating_sub(1)].iter().filter(move |sample| sample.at >= from)
-}
-
-fn mib(bytes: u64) -> f64 {
-    bytes as f64 / MIB as f64
-}
-
-fn report(
-    orders: &Orders,
-    load: &Load<'_>,
-    start: &Sample,
-    end: &Sample,
-    samples: &[Sample],
-    sets: &str,
-    stopped_in: Duration,
-) -> String {
-    type Figure = (&'static str, usize, fn(&Sample) -> f64);
-    const FIGURES: [Figure; 7] = [
-        ("threads", 0, |sample| sample.threads as f64),
-        ("descriptors", 0, |sample| sample.descriptors.all() as f64),
-        ("  of deleted files", 0, |sample| sample.descriptors.deleted as f64),
-        ("resident memory, MiB", 2, |sample| mib(sample.resident_bytes)),
-        ("files followed", 0, |sample| sample.followed as f64),
-        ("ledger generations", 0, |sample| sample.generations as f64),
-        ("checkpoint, KiB", 1, |sample| sample.checkpoint_bytes as f64 / KIB as f64),
-    ];
-    let rows = FIGURES.map(|(name, digits, of)| Row {
-        name,
-        digits,
-        start: of(start),
-        end: of(end),
-        points: judged(orders, samples).map(|sample| (sample.at, of(sample))).collect(),
-    });
-    let most = |of: fn(&Sample) -> u64| samples.iter().map(of).max().unwrap_or(0);
-    let cpu = end.cpu_seconds - start.cpu_seconds;
-    let (seconds, lines) = (end.at - start.at, end.written - start.written);
-    format!(
-        "{}\nthreads +{} from quiet point to quiet point; least squares, extrapolated from {:.0} s after the warm-up\n\
-         memory: {:.1} MiB at most, allowed are {:.1} (budget {} + base {} + {} KiB for each file)\n\
-         checkpoint: {} bytes at the quiet end, allowed are {}\n\
-         {lines} lines of {} writers and {} rotations in {seconds:.0} s ({:.0}/s); {:.1} s of processor time \
-         ({:.1} µs a line)\n\
-         pending at most {} lines for loki, {} for the file; longest silence of a busy task {} ms; stopped in {:.0} ms\n\
-         {sets}",
-        table(&rows),
-        end.threads as i64 - start.threads as i64,
-        orders.seconds * 2.0 / 3.0,
-        mib(most(|sample| sample.resident_bytes)),
-        mib(resident_ceiling(end.followed)),
-        MEMORY_BUDGET / MIB,
-        RESIDENT_BASE / MIB,
-        RESIDENT_PER_FILE / KIB,
-        end.checkpoint_bytes,
-        checkpoint_ceiling(orders, end.generations),
-        orders.workers,
-        load.rotations.load(Ordering::Relaxed),
-        lines as f64 / seconds,
-        cpu,
-        cpu * 1e6 / lines as f64,
-        most(|sample| sample.pending[0]),
-        most(|sample| sample.pending[1]),
-        most(|sample| sample.silence_ms),
-        stopped_in.as_secs_f64() * 1000.0,
-    )
-}
-
-fn drawing<'a>(orders: &Orders, samples: &[Sample]) -> Drawing<'a> {
-    let line =
-        |of: fn(&Sample) -> f64| samples.iter().map(|sample| (sample.at, of(sample))).collect::<Vec<_>>();
-    let rate = |sink: usize| {
-        let rate = |pair: &[Sample]| {
-            let lines = pair[1].delivered[sink].saturating_sub(pair[0].delivered[sink]);
-            (pair[1].at, lines as f64 / (pair[1].at - pair[0].at))
-        };
-        samples.windows(2).map(rate).collect::<Vec<_>>()
-    };
-    let ceiling = samples.last().map_or(0, |sample| resident_ceiling(sample.followed));
-    let seconds = samples.last().map_or(1.0, |sample| sample.at);
-    let panel = |title, lines, limit| Panel { title, lines, limit };
-    Drawing {
-        title: "log-capturer under stress",
-        subtitle: format!(
-            "{} writers that rotate, files of a moment, a Loki that is ill every four seconds; a sample each second",
-            orders.workers
-        ),
-        seconds,
-        warm_up: orders.seconds / 3.0,
-        panels: vec![
-            panel("threads", vec![("", line(|sample| sample.threads as f64))], None),
-            panel("open descriptors", vec![("", line(|sample| sample.descriptors.all() as f64))], None),
-            panel(
-                "resident memory (MiB)",
-                vec![("", line(|sample| mib(sample.resident_bytes)))],
-                Some(("allowed", mib(ceiling))),
-            ),
-            panel(
-                "pending (lines)",
-                vec![
-                    ("loki", line(|sample| sample.pending[0] as f64)),
-                    ("file", line(|sample| sample.pending[1] as f64)),
-                ],
-                None,
-            ),
-            panel("delivered (lines per second)", vec![("loki", rate(0)), ("file", rate(1))], None),
-        ],
-    }
 }
 
 /// The last lines: hours of warnings are in nobody's interest.

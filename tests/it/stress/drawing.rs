@@ -7,11 +7,11 @@ use super::figures::least_and_most;
 const WIDTH: f64 = 960.0;
 const LEFT: f64 = 96.0;
 const RIGHT: f64 = 24.0;
-const HEAD: f64 = 64.0;
-const PANEL: f64 = 150.0;
+const HEAD: f64 = 56.0;
+const PANEL: f64 = 140.0;
 /// Between two panels: the title of the next.
-const GAP: f64 = 44.0;
-const FOOT: f64 = 48.0;
+const GAP: f64 = 56.0;
+const FOOT: f64 = 56.0;
 
 /// More points than that on a line cannot be told apart.
 const COLUMNS: usize = 400;
@@ -31,8 +31,8 @@ pub struct Drawing<'a> {
     pub title: &'a str,
     pub subtitle: String,
     pub seconds: f64,
-    /// Shaded: it is not judged.
-    pub warm_up: f64,
+    /// From and to: what is not judged.
+    pub shaded: Vec<(f64, f64)>,
     pub panels: Vec<Panel<'a>>,
 }
 
@@ -52,11 +52,11 @@ impl Drawing<'_> {
             _ => ("hours", 3600.0),
         };
         for (at, panel) in self.panels.iter().enumerate() {
-            let top = HEAD + at as f64 * (PANEL + GAP) + GAP - 12.0;
+            let top = HEAD + at as f64 * (PANEL + GAP) + GAP - 16.0;
             self.panel(&mut svg, panel, top, unit_seconds);
         }
         let foot = height - 12.0;
-        let about = format!("time since the start, {unit}; the warm-up is shaded and not judged");
+        let about = format!("time since the start, {unit}; shaded: warm-up and the end, not in the slopes");
         text(&mut svg, LEFT + (WIDTH - LEFT - RIGHT) / 2.0, foot, "middle", "", &about);
         svg + "</svg>\n"
     }
@@ -66,12 +66,14 @@ impl Drawing<'_> {
         let values = panel.lines.iter().flat_map(|(_, points)| points.iter().map(|(_, value)| *value));
         let highest = least_and_most(values.chain(panel.limit.map(|(_, value)| value))).1.max(1e-9);
         let step = nice_step(highest, 4.0);
-        let ceiling = (highest / step).ceil() * step;
+        let ceiling = (highest * 1.05 / step).ceil() * step; // no line on the edge
         let x = |seconds: f64| LEFT + seconds / self.seconds * (right - LEFT);
         let y = |value: f64| bottom - value / ceiling * PANEL;
 
-        text(svg, LEFT, top - 8.0, "start", "font-weight=\"bold\"", panel.title);
-        rectangle(svg, LEFT, top, x(self.warm_up) - LEFT, PANEL, "#f1f1ee");
+        text(svg, LEFT, top - 12.0, "start", "font-weight=\"bold\"", panel.title);
+        for (from, to) in &self.shaded {
+            rectangle(svg, x(*from), top, x(*to) - x(*from), PANEL, "#efefec");
+        }
         for at in 0..=(ceiling / step).round() as usize {
             let value = at as f64 * step;
             line(svg, (LEFT, y(value)), (right, y(value)), "#ddd", "");
@@ -109,7 +111,7 @@ impl Drawing<'_> {
                 places.join(" ")
             ); // a String takes all
             if !name.is_empty() {
-                text(svg, legend, top - 8.0, "end", &format!("fill=\"{color}\" font-weight=\"bold\""), name);
+                text(svg, legend, top - 12.0, "end", &format!("fill=\"{color}\" font-weight=\"bold\""), name);
                 legend -= 24.0 + 8.0 * name.len() as f64;
             }
         }

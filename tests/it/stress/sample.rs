@@ -110,7 +110,8 @@ impl Sample {
     /// Panics when the agent does not answer: it is asked as a watchdog would ask it.
     pub fn take(agent: &Agent, room: &Room, at: f64, mood: &'static str, written: u64) -> Sample {
         let pid = agent.pid();
-        let threads = threads(pid);
+        // Before anything is asked: the sockets of our own questions are none of its load.
+        let (threads, descriptors) = (threads(pid), Descriptors::of(pid, room));
         let tasks = page(agent, "tasks");
         let ended = |task: &Value| matches!(task["state"].as_str(), Some("finished" | "failed"));
         let tasks: Vec<&Value> =
@@ -133,7 +134,7 @@ impl Sample {
             tasks: table.len(),
             apart: threads.symmetric_difference(&table).copied().collect(),
             foreign: metric(agent, "foreign_threads"),
-            descriptors: Descriptors::of(pid, room),
+            descriptors,
             resident_bytes: resident_bytes(pid),
             cpu_seconds: cpu_seconds(pid),
             budget_bytes: number(&status["budget"]["used"]),
