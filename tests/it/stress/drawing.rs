@@ -112,7 +112,7 @@ impl Drawing<'_> {
             ); // a String takes all
             if !name.is_empty() {
                 text(svg, legend, top - 12.0, "end", &format!("fill=\"{color}\" font-weight=\"bold\""), name);
-                legend -= 24.0 + 8.0 * name.len() as f64;
+                legend -= 20.0 + 7.0 * name.len() as f64;
             }
         }
     }
