@@ -3,6 +3,8 @@
 # make big    six million lines (900 MB) to a file and to Loki at once, compared line by line; prints figures
 # make outage  a receiver that is ill for a minute, then busy, then hangs, beside a healthy sink; prints figures
 # make soak   two minutes of everything at once: rotations, a Loki with moods, signals; shows what leaks
+# make model   every interleaving of our own locks, by loom (part of make test)
+# make stops   how long a stop takes in every phase of the work, with three values of stop_timeout; a table
 # make figures  size of the binary, time to start, time to stop
 
 export PATH := $(HOME)/.cargo/bin:$(PATH)
@@ -10,7 +12,7 @@ SHELL := bash
 BINARY := target/release/log-capturer
 BIG_LINES ?= 6000000
 
-.PHONY: run test big outage soak figures clean
+.PHONY: run test big outage soak model stops figures clean
 
 run: $(BINARY)
 	@echo "What it captures appears below ./captured; its status is at http://127.0.0.1:8401/. Ctrl-C ends it."
@@ -24,7 +26,13 @@ test:
 	bash scripts/prepare.sh
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items --lib
 	cargo test --locked
+	$(MAKE) --no-print-directory model
+
+# In a folder of its own: the feature changes what the crate is made of.
+model:
+	cargo test --locked --features model --lib --target-dir target/model -- model::
 
 # Needs some 2 GB below TMPDIR (/tmp): the logs and the output.
 big:
@@ -36,6 +44,9 @@ outage:
 # The figures stay in target/stress: report.txt, stress.svg, samples.csv. For hours: scripts/stress-test.sh --help
 soak:
 	bash scripts/stress-test.sh --duration 2m --workers 10
+
+stops:
+	bash scripts/stop-times.sh
 
 figures: $(BINARY)
 	bash scripts/figures.sh $(BINARY)

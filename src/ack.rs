@@ -12,7 +12,7 @@
 use std::ops::{AddAssign, Range};
 use std::sync::Arc;
 
-use parking_lot::Mutex;
+use crate::sync::Mutex;
 
 /// Which sink, by its place in the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -176,11 +176,17 @@ impl Ack {
         self.shares
     }
 
-    /// The chunk was never handed over: no receipt, no fault. Only the Outlet calls this.
+    /// The chunk was never handed over: no receipt, no fault, since a share without lines has nothing to say.
+    /// Only the Outlet calls this.
     pub fn take_back(mut self) {
         self.shares.iter_mut().for_each(|share| share.count = Count::default());
     }
 }
+
+/// What one sink costs a chunk, in bytes of memory: the claim with its counts, and twice a part with its place
+/// in a batch (a list grows by doubling).
+pub const SHARE_BYTES: usize =
+    size_of::<Claim>() + 2 * (size_of::<Share>() + size_of::<(usize, Range<u32>)>());
 
 /// A part of what one sink must answer for.
 pub struct Share {
@@ -188,6 +194,7 @@ pub struct Share {
     count: Count,
 }
 
+/// What all parts of one share have in common.
 struct Claim {
     generation: GenerationId,
     range: Range<u64>,
@@ -196,8 +203,10 @@ struct Claim {
     open: Mutex<Open>,
 }
 
+/// How far the answer is.
 #[derive(Default)]
 struct Open {
+    /// Still without an end; at zero the receipt goes out.
     lines: u64,
     tally: Tally,
     not_delivered: u64,
@@ -401,5 +410,55 @@ mod tests {
             prop_assert_eq!(receipts.len(), 1);
             prop_assert_eq!(receipts[0].tally.total().lines + receipts[0].not_delivered, lines);
         }
+    }
+}
+
+/// Every interleaving of threads that end parts of one share at the same time.
+#[cfg(all(test, feature = "model"))]
+mod model {
+    use super::*;
+
+    /// What came back; a lock of its own kind, since the model is about ours.
+    #[derive(Default)]
+    struct Kept(parking_lot::Mutex<Vec<Receipt>>);
+
+    impl Receipts for Kept {
+        fn receipt(&self, receipt: Receipt) {
+            self.0.lock().push(receipt);
+        }
+    }
+
+    /// Three parts of a share of three lines, each ended in a thread of its own by the ends given.
+    fn check(ends: [fn(Share); 3], expected: impl Fn(&Receipt) + Send + Sync + 'static) {
+        let expected = Arc::new(expected);
+        loom::model(move || {
+            let kept = Arc::new(Kept::default());
+            let receipts: Arc<dyn Receipts> = kept.clone();
+            let count = Count { lines: 3, bytes: 30 };
+            let ack = Ack::new(GenerationId(1), 0..30, count, SinkSet::all(1), &receipts);
+            let mut rest = ack.into_shares().remove(0);
+            let line = Count { lines: 1, bytes: 10 };
+            let parts = [rest.split(line), rest.split(line)];
+            let mut threads = Vec::new();
+            for (part, end) in parts.into_iter().zip(ends) {
+                threads.push(loom::thread::spawn(move || end(part)));
+            }
+            ends[2](rest);
+            threads.into_iter().for_each(|thread| thread.join().expect("no end panics"));
+            let kept = kept.0.lock();
+            assert_eq!(kept.len(), 1, "one receipt, whoever was last");
+            assert_eq!(kept[0].tally.total().lines + kept[0].not_delivered, 3);
+            expected(&kept[0]);
+        });
+    }
+
+    #[test]
+    fn parts_that_end_at_once_make_one_receipt() {
+        let delivered: fn(Share) = |share| share.settle(&Verdict::Delivered);
+        check([delivered; 3], |receipt| assert_eq!(receipt.not_delivered, 0));
+        check([delivered, Share::let_go, delivered], |receipt| assert!(!receipt.fault));
+        check([delivered, drop, Share::let_go], |receipt| {
+            assert!(receipt.fault && receipt.not_delivered == 2)
+        });
     }
 }

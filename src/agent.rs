@@ -1,7 +1,8 @@
-//! THE wiring: every channel and every thread, in path order, and the stop.
+//! THE wiring: every channel and every thread, along the path, and the stop.
 //!
-//! Read it from top to bottom like the picture in `lib.rs`: what was left behind, what lines leave through,
-//! what they pass, where they come from; then the loop of `main`, which only waits for ends.
+//! Read it beside the picture in `lib.rs`, from its right to its left, since whoever takes must stand before
+//! whoever gives: what was left behind, what lines leave through, what they pass, where they come from. The loop
+//! of `main`, which only waits for ends, is in `agent/vigil.rs`.
 //!
 //! Always true: every channel is made here, beside the two threads it joins, and nobody else keeps a copy of
 //! its sending end; so the end of the monitors is the end of everybody, in path order.
@@ -13,7 +14,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, bounded};
-use vigil::{Vigil, start_signals};
+use signal_hook::iterator::Signals;
+use vigil::{Vigil, catch_signals, start_signals};
 
 use crate::ack::SinkId;
 use crate::budget::Budget;
@@ -34,10 +36,13 @@ use crate::net;
 use crate::pipeline::Pipeline;
 use crate::sinks::{self, SinkContext};
 use crate::status::{self, Rooms};
-use crate::tasks::{self, Closed, Spec, StopPlan, Switch, Table, TaskManager};
+use crate::tasks::{self, Closed, Post, Spec, StopPlan, Switch, Table, TaskManager, Wires};
 
 /// Chunks on their way to one worker: enough to keep it busy while the monitor reads the next ones.
 const INTAKE_CHUNKS: usize = 4;
+
+/// Signals on their way to `main`; more than these at once say nothing new.
+const SIGNALS: usize = 4;
 
 /// Parcels on their way to one lane, which empties its inlet whatever its sink does.
 const INLET_PARCELS: usize = 16;
@@ -74,7 +79,7 @@ pub struct Orders<'a> {
     pub once: bool,
     /// With `once`: stop after this long.
     pub max_time: Option<Duration>,
-    /// Obey SIGTERM, SIGINT and SIGHUP.
+    /// Obey SIGTERM and SIGINT; SIGHUP, which would end us, is only answered in the log.
     pub signals: bool,
     /// With `once`: told every now and then how far it is.
     pub progress: Option<&'a (dyn Fn(&Books) + Sync)>,
@@ -84,8 +89,17 @@ pub struct Orders<'a> {
 
 /// Runs an agent to its end. Everything it starts has ended when it returns, but for a look-up that hangs.
 pub fn run(config: Config, orders: &Orders<'_>) -> Exit {
+    // Before anything else: what comes while it starts waits until it is up. A signal that nobody catches would
+    // end it without a word, and process 1 of a container would never hear of it.
+    let caught = match orders.signals.then(catch_signals).transpose() {
+        Ok(caught) => caught,
+        Err(error) => {
+            log::error!("{error}");
+            return Exit::Fault;
+        }
+    };
     match Agent::prepare(config, orders) {
-        Ok(agent) => agent.live(orders),
+        Ok(agent) => agent.live(orders, caught),
         Err(NotStarted::AnotherInstance(sentence)) => {
             log::error!("{sentence}");
             Exit::AnotherInstance
@@ -115,19 +129,22 @@ struct Agent {
     switch: Switch,
     plan: StopPlan,
     books: BooksView,
-    /// What runs, in path order.
     parts: Parts,
     /// Closed last of all: for those who serve the others.
     ended: (tasks::Closer, Closed),
     stdout_closed: Receiver<()>,
+    /// Every channel of the path, for those who ask who waits for whom.
+    wires: Wires,
     /// Held for the life of the agent.
     _lock: durable::Lock,
 }
 
+/// What runs: those who take before those who give, so the path from its end.
 struct Parts {
     resolver: net::ResolverLoop,
     ledger: Ledger,
     retry: Retry,
+    /// Each with the senders of its connections, and the sink's time-out.
     lanes: Vec<(Lane, Vec<SenderLoop>, Duration)>,
     workers: Vec<Worker>,
     files: Option<monitors::file::Bodies>,
@@ -157,7 +174,9 @@ impl Agent {
             unsynced: unsynced.clone(),
             own_files: own_files.clone(),
         };
-        let (ledger, book, restored) = Ledger::open(settings, stop.clone(), plan.margin(), &metrics)?;
+        let mut wires = Wires::default();
+        let (ledger, book, restored) =
+            Ledger::open(settings, stop.clone(), plan.margin(), &metrics, &mut wires);
         let books = ledger.view();
         let dead_letters = DeadLetters::open(
             &config.agent.data_dir.join("deadletter"),
@@ -168,7 +187,7 @@ impl Agent {
 
         // Where lines leave: senders, lanes, and the scheduler that wakes lanes whose sink rests.
         let (resolve, resolver) = net::resolver();
-        let (stdout_gone, stdout_closed) = bounded(1);
+        let (stdout_gone, stdout_closed) = wires.hint("stdout is gone", Post::Sender, Post::Main);
         let context = SinkContext {
             stop: stop.clone(),
             resolve,
@@ -178,17 +197,19 @@ impl Agent {
             own_files: own_files.clone(),
             stdout_gone,
         };
-        let (requests, requests_end) = bounded(REQUESTS_PER_LANE * config.sinks.len());
+        let requests_max = REQUESTS_PER_LANE * config.sinks.len();
+        let (requests, requests_end) = wires.room_for_all("requests", Post::Lane, Post::Retry, requests_max);
         let (mut lanes, mut patients, mut inlets) = (Vec::new(), Vec::new(), Vec::new());
         for (number, options) in config.sinks.iter().enumerate() {
             let open = sinks::open(options, &context)?;
             switch.on_abort(open.cancel);
-            let (inlet, inlet_end) = bounded(INLET_PARCELS);
-            let (again, again_end) = bounded(1);
-            let (reports, reports_end) = bounded(open.connections.len());
+            let (inlet, inlet_end) = wires.downhill("parcels", &[Post::Worker], Post::Lane, INLET_PARCELS);
+            let (again, again_end) = wires.hint("try again", Post::Retry, Post::Lane);
+            let connections = open.connections.len();
+            let (reports, reports_end) = wires.room_for_all("reports", Post::Sender, Post::Lane, connections);
             let (mut jobs, mut senders) = (Vec::new(), Vec::new());
             for (street, connection) in open.connections.into_iter().enumerate() {
-                let (job, job_end) = bounded(1);
+                let (job, job_end) = wires.room_for_all("jobs", Post::Lane, Post::Sender, 1);
                 let (reports, towards) = (reports.clone(), format!("sending to {}", open.describe));
                 jobs.push(job);
                 senders.push(SenderLoop { street, jobs: job_end, reports, connection, towards });
@@ -200,7 +221,7 @@ impl Agent {
                 retry: requests.clone(),
                 again: again_end,
             };
-            let sink = SinkId(number as u8);
+            let sink = SinkId(number as u8); // the configuration allows 64
             let lane =
                 Lane::new(sink, options.clone(), ends, stop.clone(), dead_letters.clone(), clock.now());
             patients.push(Patient::new(Backoff::new(options.retry, fastrand::u64(..)), again));
@@ -213,7 +234,8 @@ impl Agent {
         // What they pass.
         let (mut workers, mut intakes) = (Vec::new(), Vec::new());
         for _ in 0..config.agent.workers {
-            let (intake, intake_end) = bounded(INTAKE_CHUNKS);
+            let (intake, intake_end) =
+                wires.downhill("chunks", &[Post::Monitor], Post::Worker, INTAKE_CHUNKS);
             intakes.push(intake);
             let (inlets, stop, dead_letters) = (inlets.clone(), stop.clone(), dead_letters.clone());
             let pipeline = pipeline(&config, &metrics)?;
@@ -251,41 +273,48 @@ impl Agent {
         drop(supply);
 
         // Who tells the world.
-        let status = match config.status.listen {
-            None => None,
-            Some(listen) => {
-                let server = status::Server::bind(listen, config.status.token.clone())?;
-                log::info!("status: listening on http://{}", server.local_addr());
-                let healths = lanes.iter().map(|(lane, ..)| lane.health()).collect();
-                let rooms = Rooms {
-                    table: table.clone(),
-                    metrics,
-                    books: books.clone(),
-                    healths,
-                    budget,
-                    files: files.as_ref().map(|bodies| bodies.files.view()),
-                    started: clock.now(),
-                    clock: clock.clone(),
-                };
-                Some((server, rooms))
-            }
-        };
+        let server =
+            match config.status.listen.map(|at| status::Server::bind(at, config.status.token.clone())) {
+                None => None,
+                Some(Ok(server)) => Some(server),
+                // A job of cron beside an agent that runs: to deliver is what it is there for.
+                Some(Err(cause)) if orders.once => {
+                    log::warn!("{cause}; going on without a status server");
+                    None
+                }
+                Some(Err(cause)) => return Err(cause.into()),
+            };
+        let status = server.map(|server| {
+            log::info!("status: listening on http://{}", server.local_addr());
+            let rooms = Rooms {
+                table: table.clone(),
+                metrics,
+                books: books.clone(),
+                healths: lanes.iter().map(|(lane, ..)| lane.health()).collect(),
+                budget,
+                files: files.as_ref().map(|bodies| bodies.files.view()),
+                started: clock.now(),
+                clock: clock.clone(),
+            };
+            (server, rooms)
+        });
         let parts = Parts { resolver, ledger, retry, lanes, workers, files, stdin, status };
-        Ok(Agent { table, clock, switch, plan, books, parts, ended, stdout_closed, _lock: lock })
+        Ok(Agent { table, clock, switch, plan, books, parts, ended, stdout_closed, wires, _lock: lock })
     }
 
-    fn live(self, orders: &Orders<'_>) -> Exit {
-        let Agent { table, clock, switch, plan, books, parts, ended: (ender, ended), stdout_closed, _lock } =
+    fn live(self, orders: &Orders<'_>, caught: Option<Signals>) -> Exit {
+        log::debug!("channels: {}", self.wires);
+        let Agent { table, clock, switch, plan, books, parts, ended: (ender, ended), stdout_closed, .. } =
             self;
-        let (signals, signals_end) = bounded(4);
+        let (signals, signals_end) = bounded(SIGNALS);
         let outcome = tasks::run(table.clone(), |tasks| {
             let mut main = Vigil { table: &table, clock: &clock, switch, plan, books: &books, fault: None };
-            let started = parts.start(&tasks, &ended).and_then(|()| {
-                if orders.signals {
-                    main.switch.on_abort(start_signals(&tasks, signals)?);
-                }
-                Ok(())
-            });
+            // Signals first: from the first thread on, a stop is heard.
+            let heard = match caught {
+                Some(caught) => start_signals(&tasks, caught, signals).map(|end| main.switch.on_abort(end)),
+                None => Ok(()),
+            };
+            let started = heard.and_then(|()| parts.start(&tasks, &ended));
             main.wait(started, signals_end, stdout_closed, orders, &tasks, ender)
         });
         outcome.unwrap_or_else(|error| {
@@ -357,7 +386,7 @@ fn pipeline(config: &Config, metrics: &Registry) -> Result<Pipeline> {
 }
 
 /// Many files need many descriptors: the soft limit is a default of shells, the hard one is what we may have.
-/// Returns how many there are.
+/// Returns how many we may hold now.
 fn raise_descriptor_limit() -> usize {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
@@ -369,4 +398,49 @@ fn raise_descriptor_limit() -> usize {
     getrlimit(Resource::Nofile)
         .current
         .map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn wires_of(config: &str) -> Vec<tasks::Wire> {
+        let folder = tempfile::tempdir().unwrap();
+        let config = Config::parse(config, folder.path(), &|_| None).unwrap();
+        let orders = Orders { once: false, max_time: None, signals: false, progress: None, stop: None };
+        let agent = Agent::prepare(config, &orders).unwrap_or_else(|_| panic!("the agent can be made"));
+        agent.wires.iter().copied().collect()
+    }
+
+    /// The graph of who waits for whom, as the wiring has declared it, has no cycle.
+    #[test]
+    fn nobody_waits_for_itself_in_the_end() {
+        let wires = wires_of(
+            r#"{ "status": { "listen": null },
+                 "sources": [ { "type": "file", "include": ["/nowhere/*.log"] }, { "type": "stdin" } ],
+                 "sinks": [ { "type": "loki", "url": "http://127.0.0.1:9", "connections": 2 },
+                            { "type": "file", "path": "out" }, { "type": "stdout" } ] }"#,
+        );
+        let waits: Vec<(Post, Post)> =
+            wires.iter().filter(|wire| wire.waits).map(|wire| (wire.from, wire.to)).collect();
+        assert!(
+            waits.contains(&(Post::Monitor, Post::Worker)) && waits.contains(&(Post::Lane, Post::Ledger))
+        );
+        for start in waits.iter().map(|(from, _)| *from) {
+            let (mut reached, mut next) = (BTreeSet::new(), vec![start]);
+            while let Some(post) = next.pop() {
+                for (_, to) in waits.iter().filter(|(from, _)| *from == post) {
+                    assert_ne!(*to, start, "{start:?} waits for itself: {waits:?}");
+                    if reached.insert(*to) {
+                        next.push(*to);
+                    }
+                }
+            }
+        }
+        let uphill: Vec<&str> =
+            wires.iter().filter(|wire| wire.from > wire.to).map(|wire| wire.what).collect();
+        assert_eq!(uphill, ["try again", "reports"], "what leads uphill, and is never waited on");
+    }
 }

@@ -11,10 +11,10 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use parking_lot::Mutex;
+
+use crate::sync::{AtomicUsize, Mutex, Ordering};
 
 /// Fills a read from the page cache and a TCP window; some thirty of them fit the default budget.
 pub const READ_BYTES: usize = 256 * 1024;
@@ -326,5 +326,64 @@ mod tests {
             let first = budget.0.state.lock().fair.queue.front().copied().unwrap_or(0);
             prop_assert!(doors[first as usize].try_take(&holders[first as usize], 1).is_ok());
         }
+    }
+}
+
+/// Every interleaving of those who take and those who give back.
+#[cfg(all(test, feature = "model"))]
+mod model {
+    use super::*;
+
+    #[test]
+    fn whoever_is_refused_is_rung_when_there_is_room() {
+        loom::model(|| {
+            let budget = Budget::new(READ_BYTES);
+            let (first, second) = (budget.door(), budget.door());
+            let credit = first.try_take(&Holder::default(), READ_BYTES).expect("there is room");
+            let giver = loom::thread::spawn(move || drop(credit));
+            let taken = second.try_take(&Holder::default(), READ_BYTES);
+            giver.join().expect("giving back does not panic");
+            if taken.is_err() {
+                assert!(second.room().try_recv().is_ok(), "a bell was lost");
+                assert!(second.try_take(&Holder::default(), READ_BYTES).is_ok(), "and there is room");
+            }
+            drop(taken);
+            assert_eq!(budget.used(), 0);
+        });
+    }
+
+    #[test]
+    fn a_waiter_that_goes_away_leaves_the_line_to_the_next() {
+        loom::model(|| {
+            let budget = Budget::new(READ_BYTES);
+            let (first, second, third) = (budget.door(), budget.door(), budget.door());
+            let credit = first.try_take(&Holder::default(), READ_BYTES).expect("there is room");
+            assert!(
+                second.try_take(&Holder::default(), 1).is_err()
+                    && third.try_take(&Holder::default(), 1).is_err()
+            );
+            let goes = loom::thread::spawn(move || drop(second));
+            drop(credit);
+            goes.join().expect("leaving does not panic");
+            assert!(third.room().try_recv().is_ok(), "a bell was lost");
+            assert!(third.try_take(&Holder::default(), 1).is_ok());
+        });
+    }
+
+    #[test]
+    fn what_one_source_holds_adds_up() {
+        loom::model(|| {
+            let budget = Budget::new(4 * READ_BYTES);
+            let (door, holder) = (budget.door(), Holder::default());
+            let mut one = door.try_take(&holder, 100).expect("there is room");
+            let other = door.try_take(&holder, 200).expect("there is room");
+            let thread = loom::thread::spawn(move || {
+                one.grow(50);
+                one.shrink_to(30);
+            });
+            drop(other);
+            thread.join().expect("changing does not panic");
+            assert_eq!((budget.used(), holder.held()), (0, 0));
+        });
     }
 }

@@ -6,11 +6,12 @@
 //! Always true: a letter that `put` accepted is in the file, and the file is noted as unsynced. Nothing is
 //! dropped for lack of room: `put` fails, and its lane rests.
 //!
-//! Every letter is one write at the end of the file, so several threads may call and no lock is held meanwhile.
+//! Every letter is part of one write at the end of the file, so several threads may call and no lock is held meanwhile.
 //! A crash or a full disk can leave half a letter. The next one starts on a new line; should two threads meet
 //! there, half a letter may stand before a whole one on one line, and a line may be empty. [`Kept::parse`] knows
 //! the former; a reader passes over the latter.
 
+use std::borrow::Borrow;
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Write};
@@ -172,13 +173,20 @@ impl DeadLetters {
     /// After `Ok` the letter is in the file, and will be on the disk before the next checkpoint. On an error it
     /// is not, and nothing else was lost: try again later. May be called by several threads.
     pub fn put(&self, letter: &Letter) -> Result<()> {
+        self.put_all([letter])
+    }
+
+    /// Many with one write. On an error some of them may be in the file all the same.
+    pub fn put_all<L: Borrow<Letter>>(&self, letters: impl IntoIterator<Item = L>) -> Result<()> {
         let inner = &*self.0;
-        let kept = Kept { time: time_text(inner.clock.wall_ns()), letter };
         // A line end in front, in case the file ends within a letter.
         let mut line = vec![b'\n'];
-        serde_json::to_writer(&mut line, &kept)
-            .expect("a Vec takes all bytes, and every key of a letter is a string");
-        line.push(b'\n');
+        for letter in letters {
+            let kept = Kept { time: time_text(inner.clock.wall_ns()), letter: letter.borrow() };
+            serde_json::to_writer(&mut line, &kept)
+                .expect("a Vec takes all bytes, and every key of a letter is a string");
+            line.push(b'\n');
+        }
         let reserved = line.len() as u64;
         let others = inner.under_way.fetch_add(reserved, Ordering::SeqCst);
         let written = inner.write(&line, others + reserved);

@@ -30,6 +30,11 @@
 //! part sends one **receipt** to the ledger. A read position moves only on receipts; the position of a restart
 //! is the least over the sinks. A log file is its own first buffer: when we stop reading, nothing is lost.
 //!
+//! Four more words: a **generation** is one life of a file, until it is truncated or replaced; a **lineage** is all
+//! generations that follow each other at one place, and what order holds for. A **parcel** is what a worker hands
+//! to one lane: the records of a chunk (shared by all lanes) and that lane's share. A **street** is a lane's way to
+//! one of its connections: a batch goes down, a report comes back.
+//!
 //! ## Floors
 //!
 //! A module imports only from floors below its own; siblings on one floor do not know each other
@@ -38,7 +43,7 @@
 //! | floor | place | what lives there |
 //! |---|---|---|
 //! | 9 | `main.rs`, [`cli`] | arguments, logger, exit code; one file per subcommand |
-//! | 8 | [`agent`] | THE wiring: every channel and every thread, in path order, and the stop |
+//! | 8 | [`agent`] | THE wiring: every channel and every thread, along the path, and the stop |
 //! | 7 | [`config`] | the modules' own options put together; every complaint at once |
 //! | 6 | [`status`] | the HTTP server and what it shows; reads snapshots only |
 //! | 5 | [`dispatcher`] | worker pool, lanes, batches (pure), senders, retry scheduler, back-off (pure) |
@@ -49,12 +54,13 @@
 //! | 3 | [`ledger`] | checkpoints, progress and account per generation and sink |
 //! | 2 | [`record`] over [`ack`], [`budget`] | what travels; what returns; how much may be under way |
 //! | 1 | [`net`] over [`tasks`] | connect and resolve that can be interrupted; spawn, watch, stop, join |
-//! | 0 | [`clock`], [`durable`], [`metrics`] over [`error`] | time, files that survive, counters, sentences |
+//! | 0 | [`clock`], [`durable`], [`metrics`], [`sync`] over [`error`] | time, files that survive, counters, locks or their model, sentences |
 //!
 //! ## Threads
 //!
 //! All are spawned by [`tasks::TaskManager`] in one scope (`resolver` outside of it: a look-up may hang, so it
-//! may be left behind, by name). One law: **downhill may wait, uphill never waits.**
+//! may be left behind, by name). One law: **downhill may wait, uphill never waits**: a thread waits for room only
+//! in front of a higher rank, so nobody waits in a circle.
 //!
 //! | thread | rank | waits for | ends when |
 //! |---|---|---|---|
@@ -69,11 +75,14 @@
 //! | `sender/<sink>/<i>` | 4 | a batch; its sink, until `abort` | its jobs are closed |
 //! | `retry` | 4 | resting sinks | the lanes are gone |
 //! | `ledger` | 5 | notes | the last carrier is gone |
-//! | `resolver` | - | names | told so, at the end |
+//! | `resolver` | - | names | told so, at the end; at once if no sink looks one up |
 //! | `status` | - | clients | told so, last of all |
 //!
-//! Lane, senders and retry are the only two-way street. There at most one batch per connection is away from its
-//! lane and every channel has room for all of them, so nobody on it waits for room.
+//! Lane, senders and retry are the only place where things travel in both directions. There at most one batch per
+//! connection is away from its lane and every channel has room for all of them, so nobody on it waits for room.
+//! Channels are declared with both their ends ([`tasks::Wires`]), and one that waits uphill cannot be made. Where
+//! threads meet without a channel ([`ack`], [`budget`], the task table), loom goes through every interleaving
+//! (`make model`).
 //!
 //! ## The stop
 //!
@@ -121,4 +130,5 @@ pub mod pipeline;
 pub mod record;
 pub mod sinks;
 pub mod status;
+pub mod sync;
 pub mod tasks;

@@ -180,8 +180,7 @@ pub struct Record<'a> {
     pub time_ns: i64,
     /// Without its line end.
     pub text: &'a [u8],
-    /// As it stands in the source, line end included; the changed text and `\n` do not count as such, so this
-    /// is `None` when a stage replaced the text.
+    /// As it stands in the source, line end included; `None` when a stage replaced the text.
     pub raw: Option<&'a [u8]>,
     pub metadata: &'a [(Arc<str>, Box<str>)],
     /// Cut at the limit of length or at the end of a file, or the rest of such a line.

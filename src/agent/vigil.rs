@@ -7,6 +7,8 @@
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, at, never, select};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
 use super::{Exit, Orders, SILENCE_MAX};
 use crate::clock::Clock;
@@ -63,12 +65,23 @@ impl Vigil<'_> {
         let began = self.clock.now();
         let mut watch_at = began + WATCH_INTERVAL;
         let mut progress = orders.once.then_some(Progress { next: began, movement: 0, moved: began });
+        // A time that no clock will ever show is no limit.
+        let time_is_up = orders.max_time.and_then(|max_time| began.checked_add(max_time));
         let mut stop_orders = orders.stop.clone().unwrap_or_else(never);
-        loop {
+        let leave_by = loop {
+            // Looked at before each wait, the first one too: if no thread could be started, none will ring.
+            let now = self.clock.now();
+            let event = if self.alive().is_empty() { Event::AllEnded } else { Event::Tick };
+            let leave_by = self.plan.leave_by(now);
+            match self.plan.handle(event, now) {
+                Some(Action::Leave) => break leave_by,
+                Some(action) => self.act(action),
+                None => {}
+            }
             let mut due = vec![watch_at];
             due.extend(self.plan.next_deadline());
             due.extend(progress.as_ref().map(|progress| progress.next));
-            due.extend(orders.max_time.filter(|_| !self.plan.is_stopping()).map(|max_time| began + max_time));
+            due.extend(time_is_up.filter(|_| !self.plan.is_stopping()));
             let due = at(due.into_iter().min().unwrap_or(watch_at));
             let wake = select! {
                 recv(self.table.changed()) -> _ => Wake::TaskEnded,
@@ -91,7 +104,9 @@ impl Vigil<'_> {
                         "SIGHUP: the configuration cannot be reloaded in this version; restart to change it"
                     );
                 }
-                Wake::Stop(why) => self.stop(why),
+                // Unlike a second signal, nobody asks for haste here.
+                Wake::Stop(why) if !self.plan.is_stopping() => self.stop(why),
+                Wake::Stop(_) => {}
                 Wake::TaskEnded => self.look_for_faults(),
                 Wake::Due => {
                     if now >= watch_at {
@@ -109,31 +124,23 @@ impl Vigil<'_> {
                             self.stop("nothing moves");
                         }
                     }
-                    if orders.max_time.is_some_and(|max_time| now >= began + max_time)
-                        && !self.plan.is_stopping()
-                    {
+                    if time_is_up.is_some_and(|time| now >= time) && !self.plan.is_stopping() {
                         self.stop("the time is up");
                     }
                 }
             }
-            let event = if self.alive().is_empty() { Event::AllEnded } else { Event::Tick };
-            match self.plan.handle(event, now) {
-                Some(Action::Leave) => break,
-                Some(action) => self.act(action),
-                None => {}
-            }
-        }
+        };
         if let Some(progress) = orders.progress.filter(|_| orders.once) {
             progress(&self.books.lock().clone());
         }
-        self.leave(tasks, ender)
+        self.leave(leave_by, tasks, ender)
     }
 
     /// Everybody on the path has ended: now those who served them.
-    fn leave(mut self, tasks: &TaskManager<'_, '_>, ender: tasks::Closer) -> Exit {
+    fn leave(mut self, leave_by: Instant, tasks: &TaskManager<'_, '_>, ender: tasks::Closer) -> Exit {
         self.switch.abort(); // nobody waits any more; ends idle connections
         drop(ender);
-        let deadline = at(self.clock.now() + self.plan.margin());
+        let deadline = at(leave_by);
         while !self.table.alive(|_| true).is_empty() {
             select! {
                 recv(self.table.changed()) -> _ => self.look_for_faults(),
@@ -143,6 +150,7 @@ impl Vigil<'_> {
         for name in tasks.leave_loose() {
             log::warn!("{name}: left behind in a look-up that does not return; it holds no data");
         }
+        self.look_for_faults(); // the last one to end may have been the one that failed
         self.exit()
     }
 
@@ -155,7 +163,10 @@ impl Vigil<'_> {
                 Exit::Fault
             }
             None if books.ill.is_some() => Exit::Fault,
-            None if books.all_delivered() => Exit::Delivered,
+            None if books.all_delivered() => {
+                log::info!("stopped: everything that was read has been answered for");
+                Exit::Delivered
+            }
             None => {
                 log::warn!(
                     "stopped with data pending: {pending} lines without an answer, {} bytes not read, {} bytes given up; \
@@ -240,14 +251,17 @@ impl Progress {
     }
 }
 
+/// From here on they do nothing until [`start_signals`], which hears those that came before it, too.
+pub(super) fn catch_signals() -> Result<Signals> {
+    Signals::new([SIGTERM, SIGINT, SIGHUP]).context(|| "could not catch signals".into())
+}
+
 /// SIGTERM and SIGINT stop, SIGHUP reloads. Returns what ends the thread.
 pub(super) fn start_signals(
     tasks: &TaskManager<'_, '_>,
+    mut signals: Signals,
     to_main: Sender<Signal>,
 ) -> Result<Box<dyn Fn() + Send + Sync>> {
-    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-    use signal_hook::iterator::Signals;
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context(|| "could not catch signals".into())?;
     let handle = signals.handle();
     tasks.spawn(Spec::keeper("signals", SILENCE_MAX), move |task| {
         task.waits_for("signals");
@@ -257,7 +271,10 @@ pub(super) fn start_signals(
                 SIGINT => Signal::Stop("SIGINT"),
                 _ => Signal::Reload,
             };
-            let _ = to_main.try_send(signal); // full: main has enough to do with those before
+            // Reloads never take the place of a stop. Full of stops: main has enough to do with those.
+            if matches!(signal, Signal::Stop(_)) || to_main.is_empty() {
+                let _ = to_main.try_send(signal);
+            }
         }
         Ok(())
     })?;

@@ -36,8 +36,8 @@ Examples:
   log-capturer run --once --max-time 50s --config config.json    for cron
 
 Exit codes:
-  0  everything is delivered
-  1  a fault of log-capturer itself
+  0  everything is delivered, dropped by a rule, or kept as a dead letter
+  1  a fault of log-capturer itself, or it could not start (the log says why)
   2  wrong arguments or configuration; nothing was started
   3  stopped with data pending, which stands safe in its files
   4  a thread did not end in time
@@ -67,7 +67,7 @@ struct RunArguments {
     #[arg(short, long, value_name = "FILE")]
     config: PathBuf,
 
-    /// Deliver everything that is there now, wait for the answers and end (exit code 0; 3 if something is left)
+    /// Deliver everything that is there now, wait for the answers and end (exit code 0; 3 if something is left). Without a terminal it is quiet when all went well
     #[arg(long)]
     once: bool,
 

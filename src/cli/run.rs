@@ -17,10 +17,11 @@ pub fn run(path: &Path, once: Option<Once>) -> Exit {
             return Exit::Usage;
         }
     };
-    log_to_stderr();
-    log::info!("{}", config.summary());
-    let progress =
-        (once.is_some() && std::io::stderr().is_terminal()).then_some(&show as &(dyn Fn(&Books) + Sync));
+    let watched = std::io::stderr().is_terminal();
+    // cron mails every word: a run that went well has none.
+    log_to_stderr(if once.is_some() && !watched { "warn" } else { "info" });
+    log::info!("log-capturer {}: {}", env!("CARGO_PKG_VERSION"), config.summary());
+    let progress = (once.is_some() && watched).then_some(&show as &(dyn Fn(&Books) + Sync));
     let exit = agent::run(
         config,
         &Orders {
@@ -47,9 +48,9 @@ fn show(books: &Books) {
     let _ = write!(std::io::stderr(), "\r\x1b[K{line}");
 }
 
-/// `2026-01-31T12:00:00.123Z INFO  what happened`. `RUST_LOG` chooses more or less of it.
-fn log_to_stderr() {
-    let environment = env_logger::Env::default().default_filter_or("info");
+/// `2026-01-31T12:00:00.123Z INFO  what happened`. `RUST_LOG` chooses more or less than `level` and above.
+fn log_to_stderr(level: &str) {
+    let environment = env_logger::Env::default().default_filter_or(level);
     env_logger::Builder::from_env(environment)
         .format(|out, record| {
             let now = jiff::Timestamp::from_nanosecond(i128::from(crate::clock::Clock::real().wall_ns()));

@@ -159,7 +159,7 @@ fn rotate(reader: &Reader<'_>) -> Option<RotateOptions> {
         keep: reader.integer("keep", 5, 0..=10_000) as usize,
     };
     if reader.item("max_bytes").is_none() && reader.item("max_age").is_none() {
-        item.complain("says not when to rotate; write max_bytes or max_age, or leave rotate out");
+        item.complain("does not say when to rotate; write max_bytes or max_age, or leave rotate out");
     }
     reader.not_available(&["compress", "max_total_bytes"]);
     reader.finish();

@@ -95,7 +95,7 @@ fn timestamp(reader: &Reader<'_>) -> Option<TimestampOptions> {
         (None, Some(from)) => from.one_of(&[("text", TimeFrom::Text)]),
         (_, both) => {
             let says =
-                if both.is_some() { "has both field and from" } else { "says not where the time stands" };
+                if both.is_some() { "has both field and from" } else { "does not say where the time stands" };
             reader.room().complain(
                 reader.path(),
                 format!("{says}; write either \"field\": \"time\" or \"from\": \"text\""),

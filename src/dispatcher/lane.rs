@@ -39,6 +39,12 @@ use crate::record::{Batch, Parcel, Slice};
 use crate::sinks::{Answer, Guilty, SinkOptions};
 use crate::tasks::{Stop, Task};
 
+/// Lines that become dead letters with one write: an abort leaves little time, and there may be millions.
+const LETTERS_BYTES: u64 = 64 * 1024;
+
+/// Between two lines of the log about refused records.
+const TELL_EVERY: Duration = Duration::from_secs(10);
+
 pub struct Lane {
     sink: SinkId,
     options: SinkOptions,
@@ -50,13 +56,16 @@ pub struct Lane {
     stop: Stop,
     dead_letters: DeadLetters,
     mood: Mood,
-    /// Tries of the oldest batch that failed.
+    /// Tries of the sink that failed, one after the other; several connections that fail at once are one.
     failures: u32,
     next_number: u64,
     inlet_closed: bool,
     /// The agent aborts, or the last try of a stop failed: nothing is sent any more.
     giving_up: bool,
     health: HealthView,
+    /// Refused since that was last said, and when it may be said again.
+    untold_refusals: usize,
+    tell_at: Option<Instant>,
 }
 
 /// The way to one connection.
@@ -67,6 +76,7 @@ struct Street {
     away: bool,
 }
 
+/// The states in the picture above.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mood {
@@ -139,6 +149,8 @@ impl Lane {
             next_number: 0,
             inlet_closed: false,
             giving_up: false,
+            untold_refusals: 0,
+            tell_at: None,
             health: Arc::new(Mutex::new(health)),
             options,
         }
@@ -164,9 +176,12 @@ impl Lane {
             task.beat();
             self.handle(event, task.now())?;
         }
+        self.tell_at = None;
+        self.tell_refusals("see the dead letters", task.now());
         Ok(())
     }
 
+    /// Open batches need no look: the end of the inlet has sealed them.
     fn is_over(&self) -> bool {
         let nothing_here = |street: &Street| !street.away && street.queue.is_empty();
         self.inlet_closed && self.streets.iter().all(nothing_here)
@@ -201,7 +216,7 @@ impl Lane {
             }
             Event::Due => self.flush(|street| street.batcher.due().is_some_and(|due| due <= now)),
             Event::Report(report) => self.take_report(report, now),
-            // One last try of a stop needs no permission: whatever it brings, nothing waits for another one.
+            // The last try of a stop does not wait for the scheduler; if it fails, `rest` gives up.
             Event::Again | Event::Stopping if self.mood == Mood::Resting => {
                 self.feel(Mood::Probing, None, now)
             }
@@ -273,13 +288,10 @@ impl Lane {
                 self.recovered(now);
                 batch.parts.into_iter().for_each(|(_, share)| share.settle(&Verdict::Delivered));
             }
-            _ if self.giving_up => self.let_go(batch),
-            Answer::Refused { which, why } => {
-                self.recovered(now);
-                self.refused(at, batch, which, &why, now);
-            }
+            Answer::Refused { which, why } => self.refused(at, batch, which, &why, now),
+            Answer::Retry { .. } if self.giving_up => self.let_go(batch),
             Answer::Retry { not_before, why } => {
-                self.failures += 1;
+                self.failures += u32::from(self.mood != Mood::Resting);
                 if self.options.retry.max_attempts.is_some_and(|most| self.failures >= most) {
                     self.failures = 0;
                     let reason =
@@ -291,20 +303,27 @@ impl Lane {
                 self.rest(not_before, why, now);
             }
         }
+        if self.giving_up {
+            self.give_up(); // what came back is not sent again
+        }
     }
 
     fn recovered(&mut self, now: Instant) {
         self.failures = 0;
         if self.mood == Mood::Probing {
-            log::info!("{}: well again", self.options.name);
+            let ill_for = now.saturating_duration_since(self.health.lock().since);
+            log::info!("{}: well again after {ill_for:.0?}", self.options.name);
             self.feel(Mood::Well, None, now);
             let _ = self.retry.send(Request::Well { sink: self.sink });
         }
     }
 
     fn rest(&mut self, asked: Option<Duration>, why: Error, now: Instant) {
+        if self.giving_up {
+            return;
+        }
         if self.inlet_closed && self.stop.stop.is_closed() {
-            log::warn!("{why}; the agent is stopping, what is left stays in its source");
+            log::warn!("{why}; the agent is stopping, so that was the last try");
             self.give_up();
             return;
         }
@@ -335,6 +354,7 @@ impl Lane {
             Guilty::These(guilty) => self.verdicts(at, batch, &guilty, why, now),
             Guilty::Unknown if alone => self.verdicts(at, batch, &[0], why, now),
             Guilty::Unknown => {
+                self.recovered(now);
                 let (first, second) = halves(batch);
                 for parts in [second, first] {
                     let batch = number(&mut self.next_number, parts);
@@ -365,15 +385,25 @@ impl Lane {
                 }
             }
         });
-        log::warn!(
-            "{}: refused {} records ({why}): kept as dead letters",
-            self.options.name,
-            guilty.len() - left.len()
-        );
+        self.untold_refusals += guilty.len() - left.len();
+        self.tell_refusals(why, now);
+        // A sink whose dead letters nobody takes is not well: else it would rest anew, and say so, each time.
+        if ill.is_none() {
+            self.recovered(now);
+        }
         if let Some(cause) = ill {
             let batch = number(&mut self.next_number, left);
             self.streets[at].queue.push_front(batch);
             self.rest(None, Error::new(format!("{}: {cause}", self.options.name)), now);
+        }
+    }
+
+    /// The guilty of one batch are found one by one, and may be thousands: one line for many.
+    fn tell_refusals(&mut self, why: &str, now: Instant) {
+        if self.untold_refusals > 0 && self.tell_at.is_none_or(|at| at <= now) {
+            let (name, records) = (&self.options.name, std::mem::take(&mut self.untold_refusals));
+            log::warn!("{name}: refused {records} records, kept as dead letters; the last one: {why}");
+            self.tell_at = Some(now + TELL_EVERY);
         }
     }
 
@@ -400,20 +430,20 @@ impl Lane {
         if slice.records.origin().replayable {
             return share.let_go();
         }
-        let why = "not delivered when the agent stopped";
-        for record in slice.range.clone() {
-            let part = share.split(slice.records.count(record..record + 1));
-            match self.dead_letters.put(&Letter::of(&slice.records.get(record), &self.options.name, why)) {
-                Ok(()) => part.settle(&Verdict::DeadLettered),
-                Err(cause) => {
-                    log::error!(
-                        "{}: a line of {} is lost: {cause}",
-                        self.options.name,
-                        slice.records.origin().source
-                    );
-                    part.let_go();
-                }
+        let Slice { records, range } = slice;
+        let mut left = range.clone();
+        while !left.is_empty() {
+            let most = (left.end - left.start) as usize;
+            let some = left.start..left.start + records.fit(left.start, most, LETTERS_BYTES).max(1);
+            let letter =
+                |at| Letter::of(&records.get(at), &self.options.name, "not delivered when the agent stopped");
+            if let Err(cause) = self.dead_letters.put_all(some.clone().map(letter)) {
+                let (name, source) = (&self.options.name, &records.origin().source);
+                log::error!("{name}: {} lines of {source} are lost: {cause}", share.count().lines);
+                return share.let_go();
             }
+            share.split(records.count(some.clone())).settle(&Verdict::DeadLettered);
+            left.start = some.end;
         }
     }
 }

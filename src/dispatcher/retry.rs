@@ -88,7 +88,7 @@ impl Retry {
                 let wait = patient.backoff.next(asked);
                 patient.due = Some(now + wait);
                 if let Some(why) = news {
-                    log::warn!("{why}; trying again in {:.1} s", wait.as_secs_f64());
+                    log::warn!("{why}; trying again in {wait:.0?}");
                 }
             }
             Request::Well { sink } => {

@@ -31,7 +31,8 @@ impl Worker {
             task.waits_for("chunks");
             let Ok(chunk) = self.intake.recv() else { return Ok(()) };
             task.doing("passing lines through the pipeline");
-            if self.stop.abort.is_closed() {
+            // What cannot be read again goes on to the lanes, which keep it.
+            if self.stop.abort.is_closed() && chunk.lines.origin.replayable {
                 chunk.ack.into_shares().into_iter().for_each(|share| share.let_go());
             } else {
                 self.pass(chunk, task);

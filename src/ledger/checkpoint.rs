@@ -5,6 +5,8 @@
 //! fsync of the folder). The agent never refuses to start because of one: what cannot be read is put aside as
 //! `….corrupt` for a person to look at, and said.
 
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -92,10 +94,11 @@ pub struct Slots {
 }
 
 impl Slots {
-    /// The folder is made if it is not there. `None`: there has never been a checkpoint here.
-    pub fn open(folder: &Path) -> Result<(Slots, Option<Saved>)> {
-        std::fs::create_dir_all(folder).context(|| format!("could not create {}", folder.display()))?;
+    /// Touches nothing if all is well. `None`: there has never been a checkpoint here. If there was and
+    /// none is whole, the state is empty, but no first start: that would skip what stands in the files.
+    pub fn open(folder: &Path) -> (Slots, Option<Saved>) {
         let mut newest: Option<(u64, Saved)> = None;
+        let mut damaged = false;
         for slot in 0..2 {
             let path = slot_path(folder, slot);
             match read(&path) {
@@ -104,8 +107,9 @@ impl Slots {
                         newest = Some((sequence, saved));
                     }
                 }
-                Ok(None) => {}
+                Ok(None) => damaged |= path.with_extension("corrupt").exists(),
                 Err(cause) => {
+                    damaged = true;
                     let aside = path.with_extension("corrupt");
                     log::error!(
                         "ledger: {cause}; using the other checkpoint, this one is kept as {}",
@@ -118,11 +122,15 @@ impl Slots {
             }
         }
         let next_sequence = newest.as_ref().map_or(1, |(sequence, _)| sequence + 1);
-        Ok((Slots { folder: folder.to_owned(), next_sequence }, newest.map(|(_, saved)| saved)))
+        let found = newest.map(|(_, saved)| saved).or_else(|| damaged.then(Saved::default));
+        (Slots { folder: folder.to_owned(), next_sequence }, found)
     }
 
-    /// Replaces the older of the two.
+    /// Replaces the older of the two. The folder is made if it is not there: on a disk that was full at the
+    /// start, or for somebody who has deleted it meanwhile.
     pub fn write(&mut self, saved: &Saved) -> Result<()> {
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.folder);
+        made.context(|| format!("could not create the folder {}", self.folder.display()))?;
         let body = serde_json::to_vec(saved).context(|| "could not encode the checkpoint".into())?;
         let sum = crc32fast::hash(&body);
         let mut bytes = format!("{MAGIC} {} {sum:08x} {}\n", self.next_sequence, body.len()).into_bytes();
@@ -190,7 +198,7 @@ mod tests {
     fn the_newest_whole_checkpoint_is_used_whatever_happened_to_the_other() {
         for (damage, expected) in [("none", 3), ("torn", 2), ("zeroed", 2), ("flipped", 2), ("deleted", 2)] {
             let folder = tempfile::tempdir().unwrap();
-            let (mut slots, none) = Slots::open(folder.path()).unwrap();
+            let (mut slots, none) = Slots::open(folder.path());
             assert!(none.is_none());
             for stamp in 1..=3 {
                 slots.write(&saved(stamp)).unwrap();
@@ -208,10 +216,35 @@ mod tests {
                 "deleted" => std::fs::remove_file(&newest).unwrap(),
                 _ => {}
             }
-            let (mut slots, found) = Slots::open(folder.path()).unwrap();
+            let (mut slots, found) = Slots::open(folder.path());
             assert_eq!(found.unwrap(), saved(expected), "{damage}");
             slots.write(&saved(10)).unwrap();
-            assert_eq!(Slots::open(folder.path()).unwrap().1.unwrap(), saved(10), "{damage}");
+            assert_eq!(Slots::open(folder.path()).1.unwrap(), saved(10), "{damage}");
+        }
+    }
+
+    #[test]
+    fn a_folder_that_somebody_deleted_is_made_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let ledger = folder.path().join("data/ledger");
+        let (mut slots, _) = Slots::open(&ledger);
+        assert!(!ledger.exists());
+        for stamp in 1..=2 {
+            slots.write(&saved(stamp)).unwrap();
+            assert_eq!(Slots::open(&ledger).1, Some(saved(stamp)));
+            std::fs::remove_dir_all(folder.path().join("data")).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_state_that_is_all_damaged_is_empty_and_was_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut slots, _) = Slots::open(folder.path());
+        (1..=2).for_each(|stamp| slots.write(&saved(stamp)).unwrap());
+        (0..2).for_each(|slot| std::fs::write(slot_path(folder.path(), slot), b"\0\0").unwrap());
+        for life in 1..=2 {
+            let found = Slots::open(folder.path()).1;
+            assert_eq!(found, Some(Saved::default()), "life {life}, which saved nothing either");
         }
     }
 

@@ -6,6 +6,9 @@
 //!
 //! Always true, checked after every checkpoint: per sink, lines read = lines settled + lines pending.
 //!
+//! It outlives its own faults: a note that cannot be true is reported to `main`, which stops the agent, and every
+//! receipt of that stop is still taken and saved.
+//!
 //! Not here yet, but the place is: the journal of stamps ([`Stamp`] already travels ahead of its chunk), so that
 //! a replay after a crash carries the same times; the write journals of outputs; the spool's cursor.
 
@@ -19,7 +22,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, at, bounded, never, select};
+use crossbeam_channel::{Receiver, Sender, at, never, select};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
@@ -27,7 +30,7 @@ use crate::ack::{GenerationId, Receipt, Receipts, SinkSet};
 use crate::durable::{OwnFiles, Unsynced};
 use crate::error::Result;
 use crate::metrics::Registry;
-use crate::tasks::{Stop, Task};
+use crate::tasks::{Post, Stop, Task, Wires};
 
 pub use progress::Progress;
 use state::State;
@@ -58,6 +61,18 @@ pub struct Opened {
     pub identity: Option<Identity>,
     pub lineage: u64,
     pub start: u64,
+}
+
+impl Note {
+    /// Whether a checkpoint would be another one after it. What was let go, or not read, is as it was: an abort
+    /// with thousands of files has no time to save the same again.
+    fn changes_the_state(&self) -> bool {
+        match self {
+            Note::Receipt(receipt) => receipt.not_delivered == 0,
+            Note::Unread { .. } => false,
+            _ => true,
+        }
+    }
 }
 
 /// What was read: sent before the chunk is, so that no receipt ever comes before it.
@@ -120,7 +135,7 @@ pub struct Known {
     /// Number of the line that starts there.
     pub line: u64,
     pub continues: bool,
-    /// What each sink of the configuration has of it, by [`SinkId`].
+    /// What each sink of the configuration has of it, by [`crate::ack::SinkId`].
     pub progress: Vec<Progress>,
 }
 
@@ -159,10 +174,14 @@ const NOTES: usize = 256;
 /// What the ledger shows to others. Replaced as a whole.
 pub type BooksView = Arc<Mutex<Arc<Books>>>;
 
+/// How old the view gets while something happens, whatever the `sync_interval`: people look at it, and `run
+/// --once` concludes from it that nothing moves.
+const VIEW_AGE_MAX: Duration = Duration::from_secs(1);
+
 /// What the ledger needs from the agent.
 pub struct Settings {
     pub folder: PathBuf,
-    /// By [`SinkId`].
+    /// By [`crate::ack::SinkId`].
     pub sinks: Vec<Arc<str>>,
     pub sync_interval: Duration,
     pub unsynced: Unsynced,
@@ -179,6 +198,8 @@ pub struct Ledger {
     /// Something is not in a checkpoint yet: when to write the next one.
     save_at: Option<Instant>,
     last_save: LastSave,
+    /// The view is older than the books: when to replace it.
+    show_at: Option<Instant>,
     /// Why the last attempt to save failed: said once, retried every `sync_interval`.
     ill: Option<String>,
 }
@@ -205,14 +226,16 @@ impl Ledger {
         stop: Stop,
         margin: Duration,
         metrics: &Registry,
-    ) -> Result<(Ledger, Book, Restored)> {
-        let (slots, saved) = checkpoint::Slots::open(&settings.folder)?;
+        wires: &mut Wires,
+    ) -> (Ledger, Book, Restored) {
+        let carriers = [Post::Monitor, Post::Worker, Post::Lane];
+        let (book, notes) = wires.downhill("notes", &carriers, Post::Ledger, NOTES);
+        let (slots, saved) = checkpoint::Slots::open(&settings.folder);
         let first_start = saved.is_none();
         let saved = saved.unwrap_or_default();
         saved.own_files.iter().for_each(|own| settings.own_files.add(own.file_id(), &own.path.0));
         let state = State::new(saved, &settings.sinks, metrics);
         let restored = state.restored(first_start);
-        let (book, notes) = bounded(NOTES);
         let ledger = Ledger {
             settings,
             stop,
@@ -222,9 +245,10 @@ impl Ledger {
             slots,
             save_at: None,
             last_save: LastSave::WhenAborted { half_margin: margin / 2 },
+            show_at: None,
             ill: None,
         };
-        Ok((ledger, Book(book), restored))
+        (ledger, Book(book), restored)
     }
 
     pub fn view(&self) -> BooksView {
@@ -239,20 +263,27 @@ impl Ledger {
             task.doing("keeping the books");
             match event {
                 Event::Note(note) => {
-                    self.take(note)?;
+                    self.take(note, task);
                     // One turn takes what is there, and no more: a checkpoint must become due in between.
                     for _ in 0..NOTES {
                         let Ok(note) = self.notes.try_recv() else { break };
-                        self.take(note)?;
+                        self.take(note, task);
                     }
-                    self.save_at.get_or_insert(task.now() + self.settings.sync_interval);
+                    self.show_at.get_or_insert(task.now() + VIEW_AGE_MAX);
                 }
                 Event::Aborted => {
                     if let LastSave::WhenAborted { half_margin } = self.last_save {
                         self.last_save = LastSave::At(task.now() + half_margin);
                     }
                 }
-                Event::Due => self.save(task),
+                Event::Due => {
+                    let now = task.now();
+                    let last = if let LastSave::At(at) = self.last_save { Some(at) } else { None };
+                    match [self.save_at, last].into_iter().flatten().any(|due| due <= now) {
+                        true => self.save(task),
+                        false => self.show(),
+                    }
+                }
                 Event::Closed => break,
             }
         }
@@ -266,7 +297,7 @@ impl Ledger {
             _ => never(),
         };
         let last = if let LastSave::At(at) = self.last_save { Some(at) } else { None };
-        let due = [self.save_at, last].into_iter().flatten().min().map_or(never(), at);
+        let due = [self.save_at, self.show_at, last].into_iter().flatten().min().map_or(never(), at);
         select! {
             recv(self.notes) -> note => note.map_or(Event::Closed, Event::Note),
             recv(aborted) -> _ => Event::Aborted,
@@ -274,9 +305,14 @@ impl Ledger {
         }
     }
 
-    fn take(&mut self, note: Note) -> Result<()> {
+    fn take(&mut self, note: Note, task: &Task) {
         let aborting = self.stop.abort.is_closed();
-        self.state.apply(note, aborting)
+        if note.changes_the_state() {
+            self.save_at.get_or_insert_with(|| task.now() + self.settings.sync_interval);
+        }
+        if let Err(fault) = self.state.apply(note, aborting) {
+            task.fault(fault);
+        }
     }
 
     /// Outputs first, then the checkpoint that relies on them.
@@ -312,6 +348,11 @@ impl Ledger {
                 self.save_at = Some(task.now() + self.settings.sync_interval);
             }
         }
+        self.show();
+    }
+
+    fn show(&mut self) {
+        self.show_at = None;
         let mut books = self.state.books();
         books.ill = self.ill.clone();
         *self.view.lock() = Arc::new(books);

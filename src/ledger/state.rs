@@ -152,7 +152,13 @@ impl State {
     /// `names`: the sinks of the configuration, by [`SinkId`]. One that is new here starts at the position of
     /// the others.
     pub fn new(saved: Saved, names: &[Arc<str>], metrics: &Registry) -> State {
-        let pages = saved.generations.into_iter().map(|saved| page(saved, names)).collect();
+        let (files, streams): (Vec<_>, Vec<_>) =
+            saved.generations.into_iter().partition(|saved| saved.filename.is_some());
+        // Nobody can go on with a stream of an earlier life, nor ever finish its page.
+        for stream in streams {
+            log::warn!("{}: what the last life had taken from it and not delivered is lost", stream.source);
+        }
+        let pages = files.into_iter().map(|saved| page(saved, names)).collect();
         let sinks = names.iter().map(|name| SinkBooks { name: name.to_string(), ..SinkBooks::default() });
         State {
             names: names.to_vec(),

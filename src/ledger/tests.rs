@@ -1,5 +1,6 @@
 //! The books against a model: which bytes each sink has answered for.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use proptest::prelude::*;
@@ -8,6 +9,8 @@ use super::checkpoint::Saved;
 use super::state::State;
 use super::*;
 use crate::ack::{Count, SinkId, Tally, Verdict};
+use crate::clock::Clock;
+use crate::tasks;
 
 const GENERATION: GenerationId = GenerationId(5);
 
@@ -126,6 +129,100 @@ fn what_was_given_up_is_asked_of_no_sink_and_stands_in_the_account() {
     assert_eq!(state.books().given_up, 30);
     assert!(!state.books().all_delivered());
     assert_eq!(known(&reload(&state)).position, 80);
+}
+
+#[test]
+fn a_stream_of_an_earlier_life_leaves_no_page() {
+    let mut state = state();
+    let Note::Opened(opened) = opened(0) else { unreachable!() };
+    state.apply(Note::Opened(Box::new(Opened { filename: None, ..*opened })), false).unwrap();
+    state.apply(stamp(0, SinkSet::all(2)), false).unwrap();
+    assert_eq!(reload(&state).books().generations, 0);
+}
+
+/// Runs a ledger beside `body`, which ends all books. Returns what is restored from it, the table, and its folder.
+fn live(
+    sync_interval: Duration,
+    body: impl FnOnce(Book, &BooksView, &Path),
+) -> (Vec<Known>, Arc<tasks::Table>, tempfile::TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = || Settings {
+        folder: folder.path().to_owned(),
+        sinks: names(),
+        sync_interval,
+        unsynced: Default::default(),
+        own_files: Default::default(),
+    };
+    let (_switch, stop) = tasks::Switch::new().unwrap();
+    let open = || {
+        Ledger::open(
+            settings(),
+            stop.clone(),
+            Duration::from_secs(1),
+            &Registry::default(),
+            &mut crate::tasks::Wires::default(),
+        )
+    };
+    let (ledger, book, _) = open();
+    let table = Arc::new(tasks::Table::new(Clock::real()));
+    tasks::run(table.clone(), |tasks| {
+        let view = ledger.view();
+        let spec = tasks::Spec::carrier("ledger", Duration::from_secs(5));
+        tasks.spawn(spec, move |task| ledger.run(task)).unwrap();
+        body(book, &view, folder.path());
+    })
+    .unwrap();
+    (open().2.known, table, folder)
+}
+
+#[test]
+fn receipts_after_a_fault_are_still_taken_and_saved() {
+    let (known, table, _) = live(Duration::from_secs(600), |book, _, _| {
+        book.note(opened(0));
+        (0..3).for_each(|number| book.note(stamp(number, SinkSet::all(2))));
+        book.note(receipt(2, 0, false, true)); // forgotten by a thread that panicked
+        for sink in 0..2 {
+            book.note(receipt(0, sink, true, false));
+        }
+    });
+    assert!(table.fault(true).unwrap().contains("were forgotten on the way to loki"));
+    assert_eq!(known[0].position, 100);
+}
+
+#[test]
+fn the_view_is_young_however_seldom_the_state_is_saved() {
+    live(Duration::from_secs(600), |book, view, _| {
+        book.note(opened(0));
+        book.note(stamp(0, SinkSet::all(2)));
+        until("the view is young", || view.lock().read.lines > 0);
+    });
+}
+
+#[test]
+fn what_was_let_go_is_no_reason_for_a_checkpoint() {
+    let read = |folder: &Path| {
+        ["0", "1"].map(|slot| std::fs::read(folder.join(format!("checkpoint-{slot}"))).unwrap())
+    };
+    let mut before = None;
+    let (.., folder) = live(Duration::from_millis(1), |book, view, folder| {
+        book.note(opened(0));
+        until("the first checkpoint is there", || folder.join("checkpoint-1").exists());
+        book.note(stamp(0, SinkSet::all(1)));
+        until("the second checkpoint is there", || folder.join("checkpoint-0").exists());
+        before = Some(read(folder));
+        book.note(receipt(0, 0, false, false));
+        until("it was taken", || view.lock().sinks[0].let_go == 10);
+    });
+    assert_eq!(Some(read(folder.path())), before);
+}
+
+fn until(what: &str, mut fact: impl FnMut() -> bool) {
+    let clock = Clock::real();
+    let deadline = clock.now() + Duration::from_secs(60);
+    while !fact() {
+        assert!(clock.now() < deadline, "waited in vain until {what}");
+        let _ = crossbeam_channel::after(Duration::from_millis(5)).recv();
+    }
 }
 
 proptest! {

@@ -14,7 +14,7 @@ use crossbeam_channel::{Receiver, Select, Sender};
 use parking_lot::Mutex;
 
 use super::SourceOptions;
-use crate::ack::{Ack, Count, GenerationId, Receipts, SinkId, SinkSet};
+use crate::ack::{Ack, Count, GenerationId, Receipts, SHARE_BYTES, SinkId, SinkSet};
 use crate::budget::{Budget, Credit, Door, Holder, Refused};
 use crate::clock::{Clock, StampClock};
 use crate::ledger::{Book, Identity, Known, Note, Opened, Progress, Restored, Stamp};
@@ -24,8 +24,8 @@ use crate::tasks::Stop;
 /// Lines in one chunk at most: their ends then cost no more than a quarter of a read.
 pub const CHUNK_LINES: usize = 16 * 1024;
 
-/// What a chunk costs besides its bytes: its structs, and per sink a share, a parcel and a part of a batch.
-const CHUNK_OVERHEAD: usize = 1024;
+/// What a chunk costs besides its bytes and its shares: its structs, and its line in the ledger.
+const CHUNK_OVERHEAD: usize = 768;
 
 /// What all Outlets of one agent share.
 #[derive(Clone)]
@@ -214,7 +214,8 @@ impl Outlet {
 
     /// Credit for reading up to `bytes`: before the read, never after it.
     pub fn take(&self, stream: &Stream, bytes: usize) -> Result<Credit, Refused> {
-        self.door.try_take(&stream.holder, bytes + cost_of_ends(CHUNK_LINES.min(bytes)))
+        let besides = cost_besides(CHUNK_LINES.min(bytes), self.supply.sinks);
+        self.door.try_take(&stream.holder, bytes + besides)
     }
 
     /// Hands over whole lines that start at the position. `ends`: where each ends in `data`, the last one at its
@@ -249,7 +250,7 @@ impl Outlet {
             sinks,
         }));
         if !sinks.is_empty() {
-            credit.shrink_to(data.len() + cost_of_ends(ends.len()));
+            credit.shrink_to(data.len() + cost_besides(ends.len(), sinks.iter().count()));
             let lines = Lines {
                 origin: stream.origin.clone(),
                 start: range.start,
@@ -314,8 +315,8 @@ impl Outlet {
     }
 }
 
-fn cost_of_ends(lines: usize) -> usize {
-    lines * size_of::<u32>() + CHUNK_OVERHEAD
+fn cost_besides(lines: usize, sinks: usize) -> usize {
+    lines * size_of::<u32>() + sinks * SHARE_BYTES + CHUNK_OVERHEAD
 }
 
 fn origin(source: &SourceOptions, filename: Option<&Path>, generation: GenerationId, lineage: u64) -> Origin {
@@ -331,5 +332,62 @@ fn origin(source: &SourceOptions, filename: Option<&Path>, generation: Generatio
         labels: Arc::new(labels),
         replayable: filename.is_some(),
         filename: filename.map(Into::into),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use crossbeam_channel::bounded;
+
+    use super::super::SourceKind;
+    use super::*;
+    use crate::budget::READ_BYTES;
+    use crate::ledger::{self, Ledger};
+    use crate::metrics::Registry;
+    use crate::tasks::Switch;
+
+    /// What the budget says that a chunk of one byte costs with so many sinks.
+    fn cost(sinks: usize) -> usize {
+        let folder = tempfile::tempdir().unwrap();
+        let (_switch, stop) = Switch::new().unwrap();
+        let settings = ledger::Settings {
+            folder: folder.path().to_owned(),
+            sinks: (0..sinks).map(|number| number.to_string().into()).collect(),
+            sync_interval: Duration::from_secs(1),
+            unsynced: Default::default(),
+            own_files: Default::default(),
+        };
+        let (_ledger, book, restored) = Ledger::open(
+            settings,
+            stop.clone(),
+            Duration::from_secs(1),
+            &Registry::default(),
+            &mut crate::tasks::Wires::default(),
+        );
+        let (intake, _chunks) = bounded(1);
+        let budget = Budget::new(READ_BYTES);
+        let supply = Supply::new(budget.clone(), Clock::real(), stop, &restored, sinks, book, vec![intake]);
+        let source = SourceOptions {
+            name: "one".into(),
+            labels: Labels::default(),
+            max_line_bytes: 1000,
+            idle: Duration::from_secs(5),
+            kind: SourceKind::Stdin,
+        };
+        let mut outlet = supply.outlet();
+        let opening = Opening { source: &source, filename: None, identity: None, start: 0, lineage: 0 };
+        let mut stream = outlet.open(opening);
+        let credit = outlet.take(&stream, 1).unwrap();
+        outlet.send(&mut stream, b"\n", &[1], credit).unwrap();
+        budget.used()
+    }
+
+    #[test]
+    fn a_chunk_is_paid_for_with_all_its_shares() {
+        let one = cost(1);
+        assert!((900..1100).contains(&one), "{one}");
+        assert_eq!(cost(64) - one, 63 * SHARE_BYTES);
     }
 }

@@ -179,8 +179,13 @@ mod tests {
             unsynced: Default::default(),
             own_files: Default::default(),
         };
-        let (ledger, book, restored) =
-            Ledger::open(settings, stop.clone(), Duration::from_secs(1), &metrics).unwrap();
+        let (ledger, book, restored) = Ledger::open(
+            settings,
+            stop.clone(),
+            Duration::from_secs(1),
+            &metrics,
+            &mut crate::tasks::Wires::default(),
+        );
         let view = ledger.view();
         let (intake, chunks): (_, Receiver<Chunk>) = bounded(1);
         let budget = Budget::new(READ_BYTES);

@@ -58,7 +58,7 @@ pub struct HttpReply {
     pub status: u16,
     /// How long the server asked to be left alone, from now.
     pub retry_after: Option<Duration>,
-    /// At most [`REPLY_MAX`] bytes, invalid UTF-8 replaced.
+    /// At most [`REPLY_MAX`] bytes, invalid UTF-8 replaced. Of a redirect: where it leads.
     pub body: String,
 }
 
@@ -145,20 +145,25 @@ impl HttpClient {
         let retry_after = retry_after
             .and_then(|value| value.to_str().ok())
             .and_then(|value| retry_after_from(value, self.clock.wall_ns()));
+        let status = response.status();
+        let moved = response.headers().get(header::LOCATION).filter(|_| status.is_redirection());
+        let moved = moved.and_then(|to| to.to_str().ok()).map(|to| format!("it is at {to} now"));
         let mut bytes = Vec::new();
         response.body_mut().as_reader().take(REPLY_MAX).read_to_end(&mut bytes)?;
-        let body = String::from_utf8_lossy(&bytes).into_owned();
-        Ok(HttpReply { status: response.status().as_u16(), retry_after, body })
+        let body = moved.unwrap_or_else(|| String::from_utf8_lossy(&bytes).into_owned());
+        Ok(HttpReply { status: status.as_u16(), retry_after, body })
     }
 
     /// What a reply means if its body says nothing else: 400, 413 and 422 are the data's fault, all that is not
     /// 2xx besides is an illness of the sink, whoever caused it: a rotated password (401) or a wrong path (404)
-    /// must not send a day to the dead letters.
+    /// must not send a day to the dead letters. Nor must a web server in the sink's place (`http://` to its TLS
+    /// port is a 400): 400 and 422 with a page for people do not come from an API.
     pub fn answer(&self, reply: &HttpReply) -> Answer {
         let said = said(reply);
         match reply.status {
             200..=299 => Answer::Delivered,
-            400 | 413 | 422 => Answer::Refused { which: Guilty::Unknown, why: said },
+            413 => Answer::Refused { which: Guilty::Unknown, why: said },
+            400 | 422 if !is_page(&reply.body) => Answer::Refused { which: Guilty::Unknown, why: said },
             _ => Answer::Retry {
                 not_before: reply.retry_after,
                 why: Error::new(format!("{}: {} answered {said}", self.sink, self.base)),
@@ -179,20 +184,41 @@ impl HttpClient {
                 vague if vague.contains("error") => error.to_string(),
                 clear => clear,
             },
-            ureq::Error::Io(error) => error.to_string(),
+            ureq::Error::Io(error) => with_remedy(error.to_string()),
             ureq::Error::Timeout(phase) => {
                 format!("timed out after {:.1} s ({phase})", self.timeout.as_secs_f64())
             }
-            other => other.to_string(),
+            other => with_remedy(other.to_string()),
         }
     }
+}
+
+/// What the TLS library says is a word of its own for most certificates that people make themselves.
+fn with_remedy(mut says: String) -> String {
+    const REMEDIES: [(&str, &str); 5] = [
+        ("UnknownIssuer", "we do not trust the CA that issued it: name that CA's certificate in tls.ca_file"),
+        (
+            "CaUsedAsEndEntity",
+            "it is the certificate of a CA: the server needs one of its own, with CA:FALSE",
+        ),
+        ("Expired", "its time is over, or the clock of this host is wrong"),
+        ("NotValidYet", "its time has not begun, or the clock of this host is wrong"),
+        ("InvalidContentType", "the other side does not speak TLS: is its url http://?"),
+    ];
+    if let Some((_, remedy)) = REMEDIES.iter().find(|(word, _)| says.contains(word)) {
+        says.push_str(&format!(" ({remedy})"));
+    }
+    says
 }
 
 /// `503 Service Unavailable: no healthy ingester`.
 fn said(reply: &HttpReply) -> String {
     let status = StatusCode::from_u16(reply.status).ok().and_then(|status| status.canonical_reason());
     let mut text = format!("{} {}", reply.status, status.unwrap_or("(unknown status)"));
-    let body = reply.body.trim();
+    let body = match is_page(&reply.body) {
+        true => title_of(&reply.body).unwrap_or("a page of HTML"),
+        false => reply.body.trim(),
+    };
     if !body.is_empty() {
         text.push_str(": ");
         text.extend(body.chars().take(EXCERPT_CHARS).map(|c| if c.is_control() { ' ' } else { c }));
@@ -201,6 +227,18 @@ fn said(reply: &HttpReply) -> String {
         }
     }
     text
+}
+
+/// HTML: from a proxy on the way, or from a server that is not the sink.
+fn is_page(body: &str) -> bool {
+    let begins =
+        |tag: &str| body.trim_start().get(..tag.len()).is_some_and(|is| is.eq_ignore_ascii_case(tag));
+    begins("<html") || begins("<!doctype html")
+}
+
+fn title_of(page: &str) -> Option<&str> {
+    let (_, rest) = page.split_once("<title>")?;
+    rest.split_once("</title>").map(|(title, _)| title.trim()).filter(|title| !title.is_empty())
 }
 
 /// Seconds, or an HTTP date; RFC 9110, section 10.2.3. Nothing else is an answer.

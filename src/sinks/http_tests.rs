@@ -76,6 +76,15 @@ fn a_status_means_what_section_7_says() {
             other => panic!("{status}: {other:?}"),
         }
     }
+    let page = "<!DOCTYPE html>\n<head><title>Oops</title></head><body>the plain HTTP request was sent to HTTPS port";
+    for (status, ill) in [(400, true), (422, true), (413, false)] {
+        let reply = HttpReply { status, retry_after: None, body: page.into() };
+        match client.answer(&reply) {
+            Answer::Retry { why, .. } if ill => assert!(why.to_string().ends_with(": Oops"), "{why}"),
+            Answer::Refused { why, .. } if !ill => assert!(why.ends_with(": Oops"), "{why}"),
+            other => panic!("{status}: {other:?}"),
+        }
+    }
     for status in [301, 302, 307, 308, 401, 403, 404, 405, 408, 409, 418, 429, 500, 502, 503, 504, 599] {
         let reply = HttpReply { status, retry_after: after, body: "ill".into() };
         match client.answer(&reply) {
@@ -86,6 +95,39 @@ fn a_status_means_what_section_7_says() {
             other => panic!("{status}: {other:?}"),
         }
     }
+}
+
+#[test]
+fn a_redirect_says_where_it_leads() {
+    let answer =
+        b"HTTP/1.1 301 Moved Permanently\r\nlocation: https://loki/push\r\ncontent-length: 2\r\n\r\nhi";
+    let (url, server) = serve(answer.to_vec());
+    let (_switch, cx) = context();
+    let client = client(&options(url), &cx);
+    match client.answer(&post(&client).unwrap()) {
+        Answer::Retry { why, .. } => {
+            assert!(
+                why.to_string().ends_with("301 Moved Permanently: it is at https://loki/push now"),
+                "{why}"
+            );
+        }
+        other => panic!("{other:?}"),
+    }
+    server.join().unwrap();
+}
+
+#[test]
+fn what_tls_says_comes_with_a_remedy() {
+    for (says, remedy) in [
+        ("invalid peer certificate: UnknownIssuer", "tls.ca_file"),
+        ("invalid peer certificate: Other(OtherError(CaUsedAsEndEntity))", "CA:FALSE"),
+        ("invalid peer certificate: Expired", "clock"),
+        ("received corrupt message of type InvalidContentType", "http://"),
+    ] {
+        let told = with_remedy(says.into());
+        assert!(told.starts_with(says) && told.contains(remedy), "{told}");
+    }
+    assert_eq!(with_remedy("connection refused".into()), "connection refused");
 }
 
 #[test]

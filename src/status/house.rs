@@ -41,6 +41,13 @@ impl House for Rooms {
             .set(self.budget.capacity() as i64);
         let stuck = self.metrics.gauge("stuck_tasks", "Tasks that are busy and silent for too long.", &[]);
         stuck.set(self.table.stuck().len() as i64);
+        if let Some(files) = &self.files {
+            let unreadable =
+                self.metrics.gauge("files_unreadable", "Files that match and could not be opened.", &[]);
+            unreadable.set(files.get().unreadable as i64);
+        }
+        let given_up = self.metrics.gauge("given_up_bytes", "Bytes that could not be read any more.", &[]);
+        given_up.set(self.books.lock().given_up as i64);
         for health in &self.healths {
             let health = health.lock();
             let resting =

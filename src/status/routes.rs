@@ -84,8 +84,8 @@ fn page(request: &Request<'_>, house: &dyn House, token: Option<&str>) -> Answer
         return text(404, format!("there is no page {}; these are:\n\n{}", request.path, index()));
     };
     match request.method {
-        "GET" => (page.answer)(house),
-        _ => text(405, "only GET works here\n").with_header(header("Allow", "GET")),
+        "GET" | "HEAD" => (page.answer)(house),
+        _ => text(405, "only GET works here\n").with_header(header("Allow", "GET, HEAD")),
     }
 }
 

@@ -196,7 +196,7 @@ fn routes() {
         check("GET /nowhere", "404", "text/plain", "\n/healthz ");
         check("GET /healthz/", "404", "text/plain", "no page /healthz/");
         check("POST /healthz", "405", "text/plain", "only GET");
-        check("HEAD /healthz", "405", "text/plain", "");
+        check("HEAD /healthz", "200", "text/plain", "");
         check("DELETE /api/v1/tasks", "405", "text/plain", "only GET");
         check("POST /api/v1/reload", "501", "text/plain", "is not available in this version");
         check("GET /api/v1/reload", "405", "text/plain", "only POST");

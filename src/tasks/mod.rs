@@ -9,6 +9,7 @@
 mod closing;
 mod stop;
 mod table;
+mod wires;
 
 use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -22,6 +23,7 @@ use parking_lot::Mutex;
 pub use closing::{Closed, Closer, Stop, Switch, closing};
 pub use stop::{Action, Event, StopPlan};
 pub use table::{Kind, Spec, State, Table, TaskView};
+pub use wires::{Post, Wire, Wires};
 
 use crate::error::{Context, Error, Result};
 
@@ -39,14 +41,20 @@ pub struct Task {
     table: Arc<Table>,
 }
 
-/// Opens the scope: returns after every thread that was spawned in it has ended.
+/// Opens the scope: returns after every thread that was spawned in it has ended. A panic of `body` is an error
+/// like any other, once they have: the caller knows an exit code for it.
 #[expect(clippy::disallowed_methods, reason = "the one scope of the house")]
 pub fn run<'env, T>(
     table: Arc<Table>,
     body: impl for<'scope> FnOnce(TaskManager<'scope, 'env>) -> T,
 ) -> Result<T> {
-    crossbeam_utils::thread::scope(|scope| body(TaskManager { scope, table, loose: Mutex::default() }))
-        .map_err(|_| Error::new("a thread panicked outside of its body"))
+    let open = || {
+        crossbeam_utils::thread::scope(|scope| body(TaskManager { scope, table, loose: Mutex::default() }))
+    };
+    match catch_unwind(AssertUnwindSafe(open)) {
+        Ok(ended) => ended.map_err(|_| Error::new("a thread panicked outside of its body")),
+        Err(panic) => Err(Error::new(format!("main: panicked: {}", panic_text(&*panic)))),
+    }
 }
 
 impl<'env> TaskManager<'_, 'env> {
@@ -110,8 +118,8 @@ impl Task {
 
     /// Busy, and alive.
     pub fn beat(&self) {
+        self.row.beat(self.now()); // first: nobody shall see it busy with the beat of before its wait
         self.row.enter(State::Running);
-        self.row.beat(self.now());
     }
 
     /// Busy with this from now on: a beat with words.
@@ -124,6 +132,12 @@ impl Task {
     pub fn waits_for(&self, what: impl Into<Cow<'static, str>>) {
         self.row.say(what);
         self.row.enter(State::Waiting);
+    }
+
+    /// A fault of the house that this thread survives, because others need it to the end: the agent stops in
+    /// an orderly way, as if the thread had ended with it. The first one counts.
+    pub fn fault(&self, cause: Error) {
+        self.table.faulted(&self.row, cause);
     }
 
     /// Told to end, and on the way.
@@ -150,4 +164,67 @@ impl Table {
 pub fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::clock::Clock;
+
+    fn table() -> (Arc<Table>, Clock) {
+        let clock = Clock::by_hand(0);
+        (Arc::new(Table::new(clock.clone())), clock)
+    }
+
+    fn spec() -> Spec {
+        Spec::carrier("one", Duration::from_secs(5))
+    }
+
+    #[test]
+    fn a_panic_of_main_is_an_error_and_not_the_end_of_the_process() {
+        let (table, _) = table();
+        let error = run::<()>(table, |_| panic!("on purpose")).unwrap_err();
+        assert!(error.to_string().ends_with("panicked: on purpose"), "{error}");
+    }
+
+    #[test]
+    fn a_fault_stops_the_agent_while_its_thread_goes_on() {
+        let (table, _) = table();
+        let task = table.enter(spec());
+        task.fault(Error::new("first"));
+        task.fault(Error::new("second"));
+        assert!(table.changed().try_recv().is_ok());
+        assert_eq!(table.fault(false).unwrap(), "one: first");
+        assert_eq!(table.alive(|_| true), ["one"]);
+        task.run(|_| Ok(()));
+        assert_eq!(table.fault(true).unwrap(), "one: first", "an orderly end does not undo it");
+    }
+
+    #[test]
+    fn a_task_that_waits_is_not_stuck_however_long() {
+        let (table, clock) = table();
+        let task = table.enter(spec());
+        let mut seen = Vec::new();
+        for (what, step_s) in [("beat", 0), ("beat", 6), ("wait", 0), ("wait", 60), ("beat", 0), ("beat", 4)]
+        {
+            if step_s == 0 {
+                if what == "beat" { task.beat() } else { task.waits_for("nothing") }
+            }
+            clock.advance(Duration::from_secs(step_s));
+            seen.push(table.newly_stuck().len());
+        }
+        assert_eq!(seen, [0, 1, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn one_that_may_be_left_behind_is_waited_for_only_while_it_is_idle() {
+        let (table, _) = table();
+        let task = table.enter(Spec { abandonable: true, ..spec() });
+        task.waits_for("a name");
+        assert_eq!(table.alive(|_| true), ["one"]);
+        task.doing("looking up");
+        assert!(table.alive(|_| true).is_empty());
+    }
 }

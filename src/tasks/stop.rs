@@ -59,6 +59,17 @@ impl StopPlan {
         margin(self.stop_timeout)
     }
 
+    /// When the process has to be gone if everything on the path ended at `now`: those who served it have what
+    /// is left of the time-out, and at least the margin.
+    pub fn leave_by(&self, now: Instant) -> Instant {
+        let deadline = match self.phase {
+            Phase::Running | Phase::Over => now + self.stop_timeout,
+            Phase::Draining { began } => began + self.stop_timeout,
+            Phase::Aborting { deadline } => deadline,
+        };
+        deadline.max(now + self.margin())
+    }
+
     pub fn is_stopping(&self) -> bool {
         self.phase != Phase::Running
     }
@@ -110,6 +121,17 @@ mod tests {
         let mut plan = StopPlan::new(Duration::from_secs(10));
         assert_eq!(plan.handle(Event::Stop, now), Some(Action::CloseStop));
         assert_eq!(plan.handle(Event::AllEnded, now), Some(Action::Leave));
+    }
+
+    #[test]
+    fn those_who_served_have_what_is_left_of_the_time() {
+        let (now, ms) = (Clock::real().now(), Duration::from_millis);
+        let mut plan = StopPlan::new(ms(100));
+        assert_eq!(plan.leave_by(now), now + ms(100), "everything ended by itself");
+        plan.handle(Event::Stop, now);
+        assert_eq!(plan.leave_by(now + ms(5)), now + ms(100));
+        plan.handle(Event::Tick, now + ms(80));
+        assert_eq!(plan.leave_by(now + ms(99)), now + ms(119), "never less than the margin");
     }
 
     #[test]

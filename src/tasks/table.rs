@@ -5,15 +5,14 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use parking_lot::Mutex;
 use serde::Serialize;
 
 use crate::clock::Clock;
 use crate::error::Error;
+use crate::sync::{AtomicI32, AtomicU8, AtomicU64, Mutex, Ordering};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -84,11 +83,14 @@ pub struct Row {
     last_beat: AtomicU64,
     doing: Mutex<Cow<'static, str>>,
     ended: Mutex<Option<std::result::Result<(), Error>>>,
+    /// It survived this one.
+    fault: Mutex<Option<Error>>,
 }
 
 impl Row {
+    /// By exchange, like [`Row::mark_stuck`]: all changes of a state then stand in one order for everybody.
     pub(super) fn enter(&self, state: State) {
-        self.state.store(state as u8, Ordering::Release);
+        self.state.swap(state as u8, Ordering::AcqRel);
     }
 
     pub fn state(&self) -> State {
@@ -111,6 +113,13 @@ impl Row {
     pub(super) fn end(&self, how: std::result::Result<(), Error>) {
         self.enter(if how.is_ok() { State::Finished } else { State::Failed });
         *self.ended.lock() = Some(how);
+    }
+
+    /// `false`: it is not busy any more.
+    fn mark_stuck(&self, seen: State) -> bool {
+        let swap =
+            self.state.compare_exchange(seen as u8, State::Stuck as u8, Ordering::AcqRel, Ordering::Relaxed);
+        swap.is_ok()
     }
 
     pub fn is_over(&self) -> bool {
@@ -173,6 +182,7 @@ impl Table {
             last_beat: AtomicU64::new(0),
             doing: Mutex::new("".into()),
             ended: Mutex::new(None),
+            fault: Mutex::new(None),
         });
         self.rows.lock().insert(row.id, row.clone());
         row
@@ -186,6 +196,11 @@ impl Table {
             self.helpers_ended.fetch_add(1, Ordering::Relaxed);
         }
         let _ = self.changed.0.try_send(()); // one slot: a hint to look, never waited on
+    }
+
+    pub(super) fn faulted(&self, row: &Row, cause: Error) {
+        row.fault.lock().get_or_insert(cause);
+        let _ = self.changed.0.try_send(());
     }
 
     pub(super) fn forget(&self, id: u64) {
@@ -203,18 +218,25 @@ impl Table {
 
     /// The first task that failed, or ended although it should not have.
     pub fn fault(&self, stopping: bool) -> Option<String> {
-        self.rows().into_iter().find_map(|row| match &*row.ended.lock() {
-            Some(Err(cause)) => Some(format!("{}: {cause}", row.spec.name)),
-            Some(Ok(())) if row.spec.until_stop && !stopping => {
-                Some(format!("{}: ended before it was told to", row.spec.name))
-            }
-            _ => None,
+        let survived =
+            |row: &Arc<Row>| row.fault.lock().as_ref().map(|cause| format!("{}: {cause}", row.spec.name));
+        let rows = self.rows();
+        rows.iter().find_map(survived).or_else(|| {
+            rows.iter().find_map(|row| match &*row.ended.lock() {
+                Some(Err(cause)) => Some(format!("{}: {cause}", row.spec.name)),
+                Some(Ok(())) if row.spec.until_stop && !stopping => {
+                    Some(format!("{}: ended before it was told to", row.spec.name))
+                }
+                _ => None,
+            })
         })
     }
 
-    /// Names of those that have not ended and are to be waited for. `among`: by name.
+    /// Names of those that have not ended and are to be waited for. `among`: by name. One that may be left
+    /// behind is waited for as long as it does nothing that could hang.
     pub fn alive(&self, among: impl Fn(&str) -> bool) -> Vec<String> {
-        let alive = |row: &Arc<Row>| !row.is_over() && !row.spec.abandonable && among(&row.spec.name);
+        let held_up = |row: &Row| row.spec.abandonable && row.state() != State::Waiting;
+        let alive = |row: &Arc<Row>| !row.is_over() && !held_up(row) && among(&row.spec.name);
         self.rows().into_iter().filter(alive).map(|row| row.spec.name.clone()).collect()
     }
 
@@ -222,12 +244,14 @@ impl Table {
     /// before. One that beats again is running again.
     pub fn newly_stuck(&self) -> Vec<String> {
         let now = self.clock.now();
-        let silent = |row: &Arc<Row>| {
-            matches!(row.state(), State::Running | State::Starting) && row.silence(now) > row.spec.silence_max
+        // By exchange: one that has begun to wait meanwhile would stay marked until somebody wakes it.
+        let stuck = |row: &Arc<Row>| {
+            let state = row.state();
+            matches!(state, State::Running | State::Starting)
+                && row.silence(now) > row.spec.silence_max
+                && row.mark_stuck(state)
         };
-        let silent: Vec<Arc<Row>> = self.rows().into_iter().filter(silent).collect();
-        silent.iter().for_each(|row| row.enter(State::Stuck));
-        silent.into_iter().map(|row| row.spec.name.clone()).collect()
+        self.rows().into_iter().filter(stuck).map(|row| row.spec.name.clone()).collect()
     }
 
     /// Names of the tasks that are marked as stuck.
@@ -267,4 +291,30 @@ fn cpu_ms(tid: i32) -> Option<u64> {
     let ticks: u64 =
         after_name.split_ascii_whitespace().skip(11).take(2).filter_map(|t| t.parse::<u64>().ok()).sum();
     Some(ticks * 1000 / rustix::param::clock_ticks_per_second())
+}
+
+/// Every interleaving of a thread that lives and of `main`, which looks for silence meanwhile.
+#[cfg(all(test, feature = "model"))]
+mod model {
+    use super::*;
+
+    #[test]
+    fn whoever_waits_or_has_ended_is_never_taken_for_stuck() {
+        loom::model(|| {
+            let clock = Clock::by_hand(0);
+            let table = Arc::new(Table::new(clock.clone()));
+            let row = table.add(Spec::carrier("worker/0", Duration::from_secs(1)));
+            row.enter(State::Running);
+            clock.advance(Duration::from_secs(2)); // silent for too long, from the first look on
+            let (its_row, its_table) = (row.clone(), table.clone());
+            let thread = loom::thread::spawn(move || {
+                its_row.enter(State::Waiting);
+                its_table.ended(&its_row, Ok(()));
+            });
+            table.newly_stuck();
+            thread.join().expect("a life without panics");
+            assert_eq!(row.state(), State::Finished, "main would wait for it until the deadline");
+            assert!(table.alive(|_| true).is_empty());
+        });
+    }
 }

@@ -6,13 +6,16 @@
 mod agent;
 mod big;
 mod config;
+mod core;
 mod expect;
 mod files;
 mod floors;
 mod loki;
 mod outage;
 mod path;
+mod phases;
 mod push;
 mod receiver;
 mod stop;
 mod stress;
+mod user;

@@ -43,6 +43,9 @@ use sample::{Descriptors, Sample, csv_head};
 
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 
+/// Enough to see a pattern.
+const DESCRIPTORS_NAMED: usize = 60;
+
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 pub struct Orders {
@@ -307,7 +310,7 @@ fn quiet_end(
                  they were {others} at the start:\n{}",
                 open.all(),
                 hands.len(),
-                paths.collect::<Vec<_>>().join("\n")
+                paths.take(DESCRIPTORS_NAMED).collect::<Vec<_>>().join("\n")
             )
         },
         || {

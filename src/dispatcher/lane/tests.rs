@@ -31,6 +31,8 @@ struct Stage {
     sent: u64,
     /// Batches that the sink still answers.
     patience: usize,
+    /// How often the lane told the scheduler news of an illness, and that the sink is well.
+    told: (u32, u32),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -45,7 +47,7 @@ impl Stage {
         let clock = Clock::by_hand(0);
         let (switch, stop) = Switch::new().unwrap();
         let folder = tempfile::tempdir().unwrap();
-        let dead_letters = DeadLetters::open(folder.path(), 1 << 20, Unsynced::default(), clock.clone());
+        let dead_letters = DeadLetters::open(folder.path(), 8 << 20, Unsynced::default(), clock.clone());
         let (inlet, inlet_end) = bounded(100);
         let (job, jobs) = bounded(1);
         let (reports, reports_end) = bounded(1);
@@ -84,6 +86,7 @@ impl Stage {
             stored,
             sent: 0,
             patience: 10_000,
+            told: (0, 0),
         }
     }
 
@@ -104,8 +107,12 @@ impl Stage {
                 self.lane.handle(event, self.clock.now()).unwrap();
             }
             if let Ok(request) = self.requests.try_recv() {
-                if matches!(request, Request::Rest { .. }) {
-                    self.again.send(()).unwrap();
+                match request {
+                    Request::Rest { news, .. } => {
+                        self.told.0 += u32::from(news.is_some());
+                        self.again.send(()).unwrap();
+                    }
+                    Request::Well { .. } => self.told.1 += 1,
                 }
                 continue;
             }
@@ -140,7 +147,7 @@ impl Stage {
             batch.records().map(|record| String::from_utf8_lossy(record.text).into_owned()).collect();
         let bad: Vec<usize> = (0..texts.len()).filter(|at| texts[*at].starts_with("bad")).collect();
         match says {
-            Says::Busy => Answer::Retry { not_before: None, why: Error::new("busy") },
+            Says::Busy => self.answer_busy(),
             // A sink that refuses all because of one does not say which: the lane has to find out.
             _ if !bad.is_empty() && texts.len() > 1 && matches!(says, Says::Yes) => {
                 Answer::Refused { which: Guilty::Unknown, why: "bad".into() }
@@ -154,6 +161,10 @@ impl Stage {
                 Answer::Delivered
             }
         }
+    }
+
+    fn answer_busy(&self) -> Answer {
+        Answer::Retry { not_before: None, why: Error::new("busy") }
     }
 
     fn close_inlet(&mut self) {
@@ -257,6 +268,71 @@ fn a_full_dead_letter_file_makes_the_sink_rest_and_loses_nothing() {
     assert!(!stage.lane.is_over());
     assert_eq!(stage.position(), 0);
     assert!(stage.kept.0.lock().is_empty(), "the share is still open");
+    assert_eq!(stage.told, (1, 0), "one illness is one piece of news, and its back-off grows");
+}
+
+#[test]
+fn connections_that_fail_at_once_have_failed_once() {
+    let mut stage = Stage::new(1, Some(2));
+    let (job, second) = bounded(1);
+    let batcher = Batcher::new(stage.lane.options.batch);
+    stage.lane.streets.push(Street { jobs: job, batcher, queue: VecDeque::new(), away: false });
+    stage.feed(&["1", "2"], true);
+    let event = stage.lane.next_event();
+    stage.lane.handle(event, stage.clock.now()).unwrap();
+    let other = stage.lane.streets[0].queue.pop_front().unwrap();
+    stage.lane.streets[1].queue.push_back(other);
+    stage.lane.dispatch();
+    for (street, jobs) in [&stage.jobs, &second].into_iter().enumerate() {
+        let (batch, answer) = (jobs.recv().unwrap(), stage.answer_busy());
+        stage.lane.handle(Event::Report(Report { street, batch, answer }), stage.clock.now()).unwrap();
+    }
+    assert_eq!(stage.dead_letters(), Vec::<String>::new(), "each was tried once, and may be twice");
+}
+
+/// What a sink has stored is settled, even if its answer comes when nothing is sent any more.
+#[test]
+fn a_refusal_that_comes_late_counts_all_the_same() {
+    let mut stage = Stage::new(1, None);
+    stage.feed(&["bad"], true);
+    stage.feed(&["2"], true);
+    let event = stage.lane.next_event();
+    stage.lane.handle(event, stage.clock.now()).unwrap();
+    let batch = stage.jobs.recv().unwrap();
+    stage.switch.abort();
+    stage.close_inlet();
+    stage.play(|| Says::Yes);
+    let answer = stage.answer(&batch, Says::No);
+    stage.reports.send(Report { street: 0, batch, answer }).unwrap();
+    stage.play(|| Says::Yes);
+    assert!(stage.lane.is_over());
+    assert_eq!(stage.dead_letters(), ["bad"]);
+    assert_eq!(stage.position(), 4);
+}
+
+#[test]
+fn a_stream_is_kept_with_few_writes_and_what_finds_no_room_is_let_go() {
+    let mut stage = Stage::new(usize::MAX, None);
+    let lines: Vec<String> = (0..10_000).map(|number| number.to_string()).collect();
+    let texts: Vec<&str> = lines.iter().map(String::as_str).collect();
+    stage.feed(&texts, false);
+    stage.switch.abort();
+    stage.close_inlet();
+    stage.play(|| Says::Busy);
+    assert_eq!(stage.dead_letters(), lines);
+    assert_eq!(stage.position(), stage.sent);
+
+    let mut stage = Stage::new(usize::MAX, None);
+    stage.lane.dead_letters =
+        DeadLetters::open(stage.folder.path(), 1 << 20, Unsynced::default(), stage.clock.clone());
+    stage.feed(&texts, false);
+    stage.switch.abort();
+    stage.close_inlet();
+    stage.play(|| Says::Busy);
+    let receipts = stage.kept.0.lock();
+    let (kept, lost) = (receipts[0].tally.dead_lettered.lines, receipts[0].not_delivered);
+    assert_eq!(kept, stage.dead_letters().len() as u64);
+    assert!(kept > 0 && lost > 0 && kept + lost == 10_000, "{kept} + {lost}");
 }
 
 proptest! {

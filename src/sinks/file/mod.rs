@@ -37,7 +37,7 @@ pub fn open(options: &SinkOptions, file: &FileOptions, cx: &SinkContext) -> Open
         paths: HashMap::new(),
     };
     Ok(OpenSink {
-        connections: vec![Box::new(Link::new(encoder, Outputs::new(file.rotate, cx)))],
+        connections: vec![Box::new(Link::new(encoder, Outputs::new(&options.name, file.rotate, cx)))],
         cancel: Box::new(|| {}), // a write to a disk cannot be interrupted, and does not wait for others
         describe: format!("files at {}", file.path),
     })

@@ -45,7 +45,15 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// A quiet output is closed, so that deleting it frees its space.
 const CLOSE_AFTER: Duration = Duration::from_secs(5);
 
+/// Not for everybody: what was captured may be as private as `/var/log/auth.log`, which has this mode too.
+const FILE_MODE: u32 = 0o640;
+
+/// Those that we make on the way to an output.
+const FOLDER_MODE: u32 = 0o750;
+
 pub struct Outputs {
+    /// The sink's: begins every error.
+    name: Arc<str>,
     rotate: Option<RotateOptions>,
     clock: Clock,
     unsynced: Unsynced,
@@ -88,7 +96,8 @@ impl Sender<Payload> for Outputs {
         let mut undo = Vec::new();
         let written = payload.pieces().try_for_each(|(path, bytes)| self.write_piece(path, bytes, &mut undo));
         if let Err(why) = written {
-            return Answer::Retry { not_before: None, why: self.take_back(undo, why) };
+            let why = self.take_back(undo, why);
+            return Answer::Retry { not_before: None, why: Error::new(format!("{}: {why}", self.name)) };
         }
         for step in undo {
             if let Undo::Rotated { path, .. } = step {
@@ -106,7 +115,10 @@ impl Sender<Payload> for Outputs {
                     Ok(()) => self.complained = false, // and it is made anew by the next line
                     Err(cause) => {
                         if !std::mem::replace(&mut self.complained, true) {
-                            log::warn!("file: could not rotate by age, trying again every second: {cause}");
+                            log::warn!(
+                                "{}: could not rotate by age, trying again every second: {cause}",
+                                self.name
+                            );
                         }
                         self.open.insert(path, output);
                     }
@@ -122,8 +134,9 @@ impl Sender<Payload> for Outputs {
 }
 
 impl Outputs {
-    pub fn new(rotate: Option<RotateOptions>, cx: &SinkContext) -> Outputs {
+    pub fn new(name: &Arc<str>, rotate: Option<RotateOptions>, cx: &SinkContext) -> Outputs {
         Outputs {
+            name: name.clone(),
             rotate,
             clock: cx.clock.clone(),
             unsynced: cx.unsynced.clone(),
@@ -222,7 +235,7 @@ impl Outputs {
                 .context(|| format!("could not create the folder {}", folder_of(path).display()))?;
         }
         let mut how = OpenOptions::new();
-        how.append(true).create(true).mode(0o644).custom_flags(OFlags::NONBLOCK.bits() as i32);
+        how.append(true).create(true).mode(FILE_MODE).custom_flags(OFlags::NONBLOCK.bits() as i32);
         let file = how.open(path).context(doing)?;
         let metadata = file.metadata().context(doing)?;
         must_be_regular(path, &metadata)?;
@@ -264,12 +277,12 @@ impl Outputs {
 
     /// With all above it, each noted in its own folder.
     fn create_folder(&mut self, folder: &Path) -> io::Result<()> {
-        let mut create = DirBuilder::new().mode(0o755).create(folder);
+        let mut create = DirBuilder::new().mode(FOLDER_MODE).create(folder);
         if let (Err(cause), Some(_)) = (&create, folder.parent())
             && cause.kind() == ErrorKind::NotFound
         {
             self.create_folder(folder_of(folder))?;
-            create = DirBuilder::new().mode(0o755).create(folder);
+            create = DirBuilder::new().mode(FOLDER_MODE).create(folder);
         }
         match create {
             Err(cause) if cause.kind() == ErrorKind::AlreadyExists => Ok(()),

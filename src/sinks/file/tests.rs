@@ -357,7 +357,7 @@ fn what_is_no_regular_file_is_refused_by_name() {
         std::fs::create_dir(&bench.folder).unwrap();
         let path = bench.folder.join("x");
         assert!(std::process::Command::new(make[0]).args(&make[1..]).arg(&path).status().unwrap().success());
-        let expected = format!("{} is {what}: an output must be a regular file", path.display());
+        let expected = format!("out: {} is {what}: an output must be a regular file", path.display());
         assert_eq!(why(bench.deliver(&[(&a, &[b"1\n"])])), expected);
         std::fs::remove_file(&path).or_else(|_| std::fs::remove_dir(&path)).unwrap();
         bench.delivered(&[(&a, &[b"1\n"])]);
@@ -406,7 +406,7 @@ fn a_full_disk_takes_all_of_a_batch_or_nothing() {
     for _ in 0..3 {
         let why = why(bench.connection.deliver(&batch));
         let expected =
-            format!("could not write 40002 bytes to {}: No space", bench.folder.join("b").display());
+            format!("out: could not write 40002 bytes to {}: No space", bench.folder.join("b").display());
         assert!(why.starts_with(&expected), "{why}");
         assert!(!why.contains("taken back"), "{why}");
         assert_eq!((bench.read("a").as_str(), bench.read("b").as_str()), ("first\n", ""));

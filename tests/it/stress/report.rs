@@ -69,12 +69,14 @@ impl Outcome<'_> {
                 end.threads, end.tasks, start.threads, start.tasks
             ));
         }
-        for pair in samples.windows(2) {
-            let apart: Vec<_> = pair[0].apart.intersection(&pair[1].apart).collect();
-            if !apart.is_empty() {
-                let at = pair[1].at;
-                complaints.push(format!("{at:.0} s: threads {apart:?} are not in the table, or only there"));
-            }
+        let apart =
+            |pair: &[Sample]| -> Vec<i32> { pair[0].apart.intersection(&pair[1].apart).copied().collect() };
+        if let Some(pair) = samples.windows(2).rfind(|pair| !apart(pair).is_empty()) {
+            complaints.push(format!(
+                "{:.0} s, at last: threads {:?} are not in the table, or only there",
+                pair[1].at,
+                apart(pair)
+            ));
         }
         let foreign = self.most(|sample| sample.foreign);
         if foreign > start.foreign {

@@ -101,8 +101,13 @@ impl World {
             unsynced: Default::default(),
             own_files: own_files.clone(),
         };
-        let (ledger, book, restored) =
-            Ledger::open(settings, stop.clone(), Duration::from_secs(1), &metrics).unwrap();
+        let (ledger, book, restored) = Ledger::open(
+            settings,
+            stop.clone(),
+            Duration::from_secs(1),
+            &metrics,
+            &mut crate::tasks::Wires::default(),
+        );
         let view = ledger.view();
         let (intake, chunks) = bounded(1);
         let supply =
