@@ -18,4 +18,5 @@ mod push;
 mod receiver;
 mod sources;
 mod stop;
+mod stress;
 mod user;
