@@ -2,6 +2,7 @@
 # make test   everything that has to be green: format, lints, all tests
 # make big    six million lines (900 MB) to a file and to Loki at once, compared line by line; prints figures
 # make outage  a receiver that is ill for a minute, then busy, then hangs, beside a healthy sink; prints figures
+# make soak   two minutes of everything at once: rotations, a Loki with moods, signals; shows what leaks
 # make model   every interleaving of our own locks, by loom (part of make test)
 # make stops   how long a stop takes in every phase of the work, with three values of stop_timeout; a table
 # make figures  size of the binary, time to start, time to stop
@@ -11,7 +12,7 @@ SHELL := bash
 BINARY := target/release/log-capturer
 BIG_LINES ?= 6000000
 
-.PHONY: run test big outage model stops figures clean
+.PHONY: run test big outage soak model stops figures clean
 
 run: $(BINARY)
 	@echo "What it captures appears below ./captured; its status is at http://127.0.0.1:8401/. Ctrl-C ends it."
@@ -39,6 +40,10 @@ big:
 
 outage:
 	LOG_CAPTURER_OUTAGE_SECONDS=60 cargo test --locked --release --test it -- --exact outage::a_long_illness_of_one_sink --nocapture
+
+# The figures stay in target/stress: report.txt, stress.svg, samples.csv. For hours: scripts/stress-test.sh --help
+soak:
+	bash scripts/stress-test.sh --duration 2m --workers 10
 
 stops:
 	bash scripts/stop-times.sh

@@ -89,6 +89,8 @@ pub struct Outlet {
 /// A generation that was seen for the first time.
 pub struct Opening<'a> {
     pub source: &'a SourceOptions,
+    /// What [`Outlet::reserve`] gave; `None`: the next one.
+    pub generation: Option<GenerationId>,
     /// The path that matched; `None` for a stream that cannot be read again.
     pub filename: Option<&'a Path>,
     pub identity: Option<Identity>,
@@ -177,9 +179,14 @@ impl Outlet {
         self.door.leave_queue();
     }
 
+    /// A number for a generation that will perhaps be opened later: they are read in this order after a restart.
+    pub fn reserve(&self) -> GenerationId {
+        GenerationId(self.supply.next_generation.fetch_add(1, Ordering::Relaxed))
+    }
+
     /// A generation seen for the first time.
     pub fn open(&mut self, opening: Opening<'_>) -> Stream {
-        let generation = GenerationId(self.supply.next_generation.fetch_add(1, Ordering::Relaxed));
+        let generation = opening.generation.unwrap_or_else(|| self.reserve());
         self.supply.book.note(Note::Opened(Box::new(Opened {
             generation,
             source: opening.source.name.clone(),
@@ -388,7 +395,14 @@ mod tests {
             kind: SourceKind::Stdin,
         };
         let mut outlet = supply.outlet();
-        let opening = Opening { source: &source, filename: None, identity: None, start: 0, lineage: 0 };
+        let opening = Opening {
+            source: &source,
+            generation: None,
+            filename: None,
+            identity: None,
+            start: 0,
+            lineage: 0,
+        };
         let mut stream = outlet.open(opening);
         let credit = outlet.take(&stream, 1).unwrap();
         outlet.send(&mut stream, b"\n", &[1], credit).unwrap();

@@ -50,6 +50,7 @@ impl Stdin {
     /// Ends at the end of the input, or on stop.
     pub fn run(mut self, task: &Task) -> Result<()> {
         let mut stream = self.outlet.open(Opening {
+            generation: None,
             source: &self.source,
             filename: None,
             identity: None,

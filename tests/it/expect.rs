@@ -190,10 +190,14 @@ pub struct Report {
 
 impl Report {
     /// Each line once, whole and in order.
+    pub fn is_exact(&self) -> bool {
+        let wrong = [&self.lost, &self.doubled, &self.out_of_order, &self.foreign];
+        wrong.iter().all(|examples| examples.count == 0)
+    }
+
     #[track_caller]
     pub fn assert_exact(&self) {
-        let wrong = [&self.lost, &self.doubled, &self.out_of_order, &self.foreign];
-        assert!(wrong.iter().all(|examples| examples.count == 0), "{self}");
+        assert!(self.is_exact(), "{self}");
     }
 
     /// Each line once and whole, in whatever order: for what the agent cannot know to be one log (files that were

@@ -19,4 +19,5 @@ mod receiver;
 mod sources;
 mod stats;
 mod stop;
+mod stress;
 mod user;

@@ -90,6 +90,8 @@ enum Keep {
     All(Vec<Entry>),
     /// For runs that do not fit into memory: numbered lines, a bit each.
     Tally(Arrived),
+    /// The test's own: each entry as often as it was stored.
+    Told(Box<dyn FnMut(Entry) + Send>),
 }
 
 impl Receiver {
@@ -101,6 +103,11 @@ impl Receiver {
     /// Keeps one bit for every line of our own writers, see [`Receiver::take_tally`].
     pub fn start_tally() -> Receiver {
         Receiver::open(Keep::Tally(Arrived::default()))
+    }
+
+    /// Keeps nothing: tells `hear` of every entry that is stored, in order. `hear` must not ask the receiver.
+    pub fn start_telling(hear: impl FnMut(Entry) + Send + 'static) -> Receiver {
+        Receiver::open(Keep::Told(Box::new(hear)))
     }
 
     fn open(keep: Keep) -> Receiver {
@@ -158,7 +165,7 @@ impl Receiver {
     pub fn raw(&self) -> Vec<Entry> {
         match &self.shared.state.lock().keep {
             Keep::All(entries) => entries.clone(),
-            Keep::Tally(_) => panic!("this receiver keeps no entries"),
+            Keep::Tally(_) | Keep::Told(_) => panic!("this receiver keeps no entries"),
         }
     }
 
@@ -180,6 +187,7 @@ impl Receiver {
         match &self.shared.state.lock().keep {
             Keep::All(entries) => entries.len() as u64,
             Keep::Tally(arrived) => arrived.lines(),
+            Keep::Told(_) => panic!("this receiver counts nothing"),
         }
     }
 
@@ -192,7 +200,7 @@ impl Receiver {
     pub fn take_tally(&self) -> Arrived {
         match &mut self.shared.state.lock().keep {
             Keep::Tally(arrived) => std::mem::take(arrived),
-            Keep::All(_) => panic!("this receiver keeps entries, no tally"),
+            Keep::All(_) | Keep::Told(_) => panic!("this receiver keeps no tally"),
         }
     }
 }
@@ -409,6 +417,7 @@ impl Shared {
         match &mut self.state.lock().keep {
             Keep::All(kept) => kept.extend(entries),
             Keep::Tally(arrived) => entries.iter().for_each(|entry| arrived.line(entry.line.as_bytes())),
+            Keep::Told(hear) => entries.into_iter().for_each(hear),
         }
     }
 }

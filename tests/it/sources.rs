@@ -1,5 +1,6 @@
 //! What sources must not get wrong whatever happens around them: who may read, what the agent says of itself.
 
+use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
@@ -134,4 +135,44 @@ fn descriptors_that_run_out_come_back() {
     assert_eq!(agent.stop(), 0, "{}", agent.stderr());
     let written = (0..FILES).map(|id| (id, rounds)).collect();
     Arrived::in_file(&room.path(OUTPUT)).compare(&written).assert_exact();
+}
+
+/// Rotated several times while nothing could be read: the generations wait, are read in their order even if the
+/// agent is stopped and started in between, and belong to the name under which each began.
+#[test]
+fn generations_that_waited_are_read_in_order_under_their_first_name() {
+    let room = Room::new(json!({
+        "sources": [{ "type": "file", "include": ["logs/*.log", "logs/*.log.1"] }],
+        "sinks": [{ "type": "file", "path": "out/{file}", "retry": { "max": "50ms" } }],
+    }));
+    let log = room.path("logs/app.log");
+    let output = room.path(&format!("out{}", log.display()));
+    fs::create_dir_all(&output).expect("a folder stands where the output belongs");
+    let agent = room.run();
+    agent.until("it looks", || agent.get("/api/v1/status").0 == 200);
+    let mut writer = Writer::new(1, &log);
+    let followed = |files: u32| {
+        let line = format!("log_capturer_files_followed {files}");
+        agent.until("the new file was seen", || agent.get("/metrics").1.contains(&line));
+    };
+    followed(1);
+    for rotation in 0..6 {
+        writer.write(30_000);
+        // As logrotate does: the newest rotated file matches, the older ones do not.
+        let rotated = room.path("logs/app.log.1");
+        if rotated.exists() {
+            let moved =
+                Command::new("mv").arg(&rotated).arg(room.path(&format!("logs/old.{rotation}"))).status();
+            assert!(moved.is_ok_and(|status| status.success()));
+        }
+        writer.rename("app.log.1");
+        writer.reopen();
+        followed(rotation + 2);
+    }
+    assert_eq!(agent.stop(), 3, "{}", agent.stderr());
+    fs::remove_dir(&output).expect("the folder is empty");
+    let (code, stderr) = room.run_once();
+    assert_eq!(code, 0, "{stderr}");
+    let written = BTreeMap::from([writer.written()]);
+    Arrived::in_file(&output).compare(&written).assert_exact();
 }

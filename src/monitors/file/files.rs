@@ -431,7 +431,7 @@ impl Files {
             }
             self.outlet.finish(stream);
         }
-        (tail.start, tail.scanned, tail.until, tail.before) = (0, 0, None, None);
+        (tail.start, tail.scanned, tail.until, tail.before, tail.first_path) = (0, 0, None, None, None);
     }
 
     /// What could not be opened is unread too: it is a generation of which nothing was read.
@@ -451,17 +451,17 @@ impl Files {
             if bytes == 0 {
                 continue;
             }
-            let (source, identity) = (&self.sources[tail.source], identity(tail.file, hash_head(b"")));
-            let stream = tail.stream.get_or_insert_with(|| {
-                self.outlet.open(Opening {
-                    source,
-                    filename: Some(&tail.path),
-                    identity: Some(identity),
+            if tail.stream.is_none() {
+                tail.stream = Some(self.outlet.open(Opening {
+                    source: &self.sources[tail.source],
+                    generation: tail.generation,
+                    filename: Some(tail.name()),
+                    identity: Some(identity(tail.file, hash_head(b""))),
                     start: tail.start,
                     lineage: tail.lineage,
-                })
-            });
-            self.outlet.unread(stream, bytes);
+                }));
+            }
+            tail.stream.iter().for_each(|stream| self.outlet.unread(stream, bytes));
         }
     }
 

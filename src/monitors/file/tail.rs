@@ -11,7 +11,7 @@
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use xxhash_rust::xxh3::xxh3_64;
@@ -19,6 +19,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::discovery::Found;
 use super::framing::{End, frame};
 use super::identity::{HEAD_BYTES, hash_head, identity, read_at, read_head};
+use crate::ack::GenerationId;
 use crate::budget::{READ_BYTES, Refused};
 use crate::durable::FileId;
 use crate::ledger::Head;
@@ -91,6 +92,11 @@ pub(super) fn next_step(look: &Look) -> Step {
 pub(super) struct Tail {
     /// Where it was last seen.
     pub path: PathBuf,
+    /// Where it was seen first, if it was renamed before its generation was opened: that is its name.
+    pub first_path: Option<PathBuf>,
+    /// Reserved when it was admitted: the generations of a lineage are numbered in the order in which they came,
+    /// whenever they are opened.
+    pub generation: Option<GenerationId>,
     pub file: FileId,
     /// Place in `sources[]`.
     pub source: usize,
@@ -165,6 +171,8 @@ impl Tail {
         let Found { path, file, size, source } = found;
         Tail {
             path,
+            first_path: None,
+            generation: None,
             file,
             source,
             lineage,
@@ -187,6 +195,19 @@ impl Tail {
             trouble: false,
             before: None,
             rested: 0,
+        }
+    }
+
+    /// The name of its generation.
+    pub fn name(&self) -> &Path {
+        self.first_path.as_deref().unwrap_or(&self.path)
+    }
+
+    /// A path that leads to it now.
+    pub fn stands_at(&mut self, path: &Path) {
+        let before = std::mem::replace(&mut self.path, path.to_owned());
+        if self.stream.is_none() {
+            self.first_path.get_or_insert(before);
         }
     }
 

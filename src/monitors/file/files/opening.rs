@@ -122,7 +122,8 @@ impl Files {
             }
             tail.stream = Some(self.outlet.open(Opening {
                 source,
-                filename: Some(&tail.path),
+                generation: tail.generation.take(),
+                filename: Some(tail.name()),
                 identity: Some(identity),
                 start: tail.start.min(tail.size),
                 lineage: tail.lineage,
@@ -156,7 +157,7 @@ impl Files {
             if self.paths.get(&tail.path) == Some(&tail.file) {
                 self.paths.remove(&tail.path); // nobody else would: no file may ever stand there again
             }
-            tail.path = found.path.clone();
+            tail.stands_at(&found.path);
             tail.size = tail.position(); // looks different now, so that it gets a turn
         }
         let idle = self.sources[tail.source].idle;

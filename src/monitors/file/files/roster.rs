@@ -80,7 +80,7 @@ impl Files {
                 if self.paths.get(&tail.path) == Some(&file) {
                     self.paths.remove(&tail.path);
                 }
-                tail.path = path.clone();
+                tail.stands_at(path);
             }
             self.paths.insert(path.clone(), file);
             return;
@@ -98,6 +98,7 @@ impl Files {
         tail.after = older;
         tail.queued = true;
         tail.is_late = self.swept;
+        tail.generation = Some(self.outlet.reserve());
         self.tails.insert(file, tail);
         self.newcomers.push(file);
         self.ready.push_back(file);
