@@ -212,6 +212,9 @@ fn a_stress_run() {
     if code != 0 {
         run.complain(format!("the agent ended with {code}"));
     }
+    for line in agent.stderr().lines().filter(|line| line.contains("something leaks")) {
+        run.complain(format!("its own watch says: {line}"));
+    }
     let sets = compare(&run, &hands, &mut churn, &mut heard.lock());
     let outcome = Outcome {
         start: &start,
