@@ -353,40 +353,62 @@ fn origin(source: &SourceOptions, filename: Option<&Path>, generation: Generatio
     }
 }
 
+/// What stands below a monitor, for the tests of monitors: a ledger, and the test itself in the worker's place.
 #[cfg(test)]
-mod tests {
+pub mod fixture {
     use std::time::Duration;
 
     use crossbeam_channel::bounded;
 
+    use super::*;
+    use crate::durable::OwnFiles;
+    use crate::ledger::{self, Ledger};
+    use crate::metrics::Registry;
+    use crate::tasks::{Switch, Wires};
+
+    pub struct Below {
+        pub switch: Switch,
+        pub ledger: Ledger,
+        pub restored: Restored,
+        pub supply: Supply,
+        pub chunks: Receiver<Chunk>,
+        pub metrics: Registry,
+        pub own_files: OwnFiles,
+    }
+
+    /// `state`: the ledger's folder. `sinks`: how many. `budget` in bytes.
+    pub fn below(state: &Path, sinks: usize, budget: usize) -> Below {
+        let (switch, stop) = Switch::new().expect("pipes can be made");
+        let (metrics, own_files) = (Registry::default(), OwnFiles::default());
+        let settings = ledger::Settings {
+            folder: state.to_owned(),
+            sinks: (0..sinks).map(|number| number.to_string().into()).collect(),
+            sync_interval: Duration::from_secs(3600),
+            unsynced: Default::default(),
+            own_files: own_files.clone(),
+        };
+        let margin = Duration::from_secs(1);
+        let (ledger, book, restored) =
+            Ledger::open(settings, stop.clone(), margin, &metrics, &mut Wires::default());
+        let (intake, chunks) = bounded(1);
+        let budget = Budget::new(budget);
+        let supply = Supply::new(budget, Clock::real(), stop, &restored, sinks, book, vec![intake]);
+        Below { switch, ledger, restored, supply, chunks, metrics, own_files }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
     use super::super::SourceKind;
     use super::*;
     use crate::budget::READ_BYTES;
-    use crate::ledger::{self, Ledger};
-    use crate::metrics::Registry;
-    use crate::tasks::Switch;
 
     /// What the budget says that a chunk of one byte costs with so many sinks.
     fn cost(sinks: usize) -> usize {
         let folder = tempfile::tempdir().unwrap();
-        let (_switch, stop) = Switch::new().unwrap();
-        let settings = ledger::Settings {
-            folder: folder.path().to_owned(),
-            sinks: (0..sinks).map(|number| number.to_string().into()).collect(),
-            sync_interval: Duration::from_secs(1),
-            unsynced: Default::default(),
-            own_files: Default::default(),
-        };
-        let (_ledger, book, restored) = Ledger::open(
-            settings,
-            stop.clone(),
-            Duration::from_secs(1),
-            &Registry::default(),
-            &mut crate::tasks::Wires::default(),
-        );
-        let (intake, _chunks) = bounded(1);
-        let budget = Budget::new(READ_BYTES);
-        let supply = Supply::new(budget.clone(), Clock::real(), stop, &restored, sinks, book, vec![intake]);
+        let below = fixture::below(folder.path(), sinks, READ_BYTES);
         let source = SourceOptions {
             name: "one".into(),
             labels: Labels::default(),
@@ -394,7 +416,7 @@ mod tests {
             idle: Duration::from_secs(5),
             kind: SourceKind::Stdin,
         };
-        let mut outlet = supply.outlet();
+        let mut outlet = below.supply.outlet();
         let opening = Opening {
             source: &source,
             generation: None,
@@ -406,7 +428,7 @@ mod tests {
         let mut stream = outlet.open(opening);
         let credit = outlet.take(&stream, 1).unwrap();
         outlet.send(&mut stream, b"\n", &[1], credit).unwrap();
-        budget.used()
+        below.supply.budget.used()
     }
 
     #[test]

@@ -156,41 +156,21 @@ mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
-    use crossbeam_channel::{Receiver, bounded};
-
-    use super::super::{SourceKind, Supply};
+    use super::super::SourceKind;
     use super::*;
     use crate::ack::Verdict;
-    use crate::budget::{Budget, READ_BYTES};
+    use crate::budget::READ_BYTES;
     use crate::clock::Clock;
-    use crate::ledger::{self, Books, Ledger};
-    use crate::metrics::Registry;
-    use crate::record::{Chunk, Labels};
-    use crate::tasks::{self, Spec, Switch, Table};
+    use crate::ledger::Books;
+    use crate::monitors::outlet::fixture::{Below, below};
+    use crate::record::Labels;
+    use crate::tasks::{self, Spec, Table};
 
     /// Runs `body` beside a thread that reads a pipe; then the stop. Returns what arrived and the last books.
     fn check(body: impl FnOnce(OwnedFd, &mut dyn FnMut() -> Option<Vec<u8>>)) -> (Vec<u8>, Arc<Books>) {
         let state = tempfile::tempdir().unwrap();
-        let (switch, stop) = Switch::new().unwrap();
-        let metrics = Registry::default();
-        let settings = ledger::Settings {
-            folder: state.path().to_owned(),
-            sinks: vec!["sink".into()],
-            sync_interval: Duration::from_secs(3600),
-            unsynced: Default::default(),
-            own_files: Default::default(),
-        };
-        let (ledger, book, restored) = Ledger::open(
-            settings,
-            stop.clone(),
-            Duration::from_secs(1),
-            &metrics,
-            &mut crate::tasks::Wires::default(),
-        );
+        let Below { switch, ledger, supply, chunks, .. } = below(state.path(), 1, READ_BYTES);
         let view = ledger.view();
-        let (intake, chunks): (_, Receiver<Chunk>) = bounded(1);
-        let budget = Budget::new(READ_BYTES);
-        let supply = Supply::new(budget, Clock::real(), stop, &restored, 1, book, vec![intake]);
         let source = SourceOptions {
             name: "stdin".into(),
             labels: Labels::default(),

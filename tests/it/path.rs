@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -216,23 +216,7 @@ fn a_file_that_may_be_read_only_later() {
     secret.write(10);
     fs::set_permissions(secret.path(), Permissions::from_mode(0o000)).expect("a mode can be set");
 
-    let mut command = room.command(&["run"]);
-    if rustix::process::geteuid().is_root() {
-        // Modes mean nothing to root: the agent becomes nobody, with a binary and a home that nobody can reach.
-        let nobody = 65534;
-        let binary = room.outside().join("log-capturer");
-        fs::copy(BINARY, &binary).expect("the binary can be copied");
-        for path in [room.outside(), &room.path("")] {
-            chown(path, Some(nobody), Some(nobody)).expect("root gives away what it likes");
-        }
-        if Command::new("setpriv").arg("--version").output().is_err() {
-            println!("skipped: root reads every file, and there is no setpriv to become somebody else");
-            return;
-        }
-        command = Command::new("setpriv");
-        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(binary);
-        command.args(["run", "--config"]).arg(room.path("config.json"));
-    }
+    let Some(mut command) = room.as_somebody(&["run"]) else { return };
     let agent = room.start(command.stdin(Stdio::null()).stdout(Stdio::null()));
     until_arrived(&room, &agent, &[&open]);
     agent.until("it names the file it may not read", || agent.stderr().contains("secret.log"));

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -26,27 +26,6 @@ fn close(path: &Path, mode: u32) {
     fs::set_permissions(path, Permissions::from_mode(mode)).expect("a mode can be set");
 }
 
-/// Modes mean nothing to root: the agent becomes nobody, with a binary and a home that nobody can reach.
-/// `None`: there is no way to become somebody else, which is said.
-fn as_somebody(room: &Room, arguments: &[&str]) -> Option<Command> {
-    if !rustix::process::geteuid().is_root() {
-        return Some(room.command(arguments));
-    }
-    if Command::new("setpriv").arg("--version").output().is_err() {
-        println!("skipped: root reads every file, and there is no setpriv to become somebody else");
-        return None;
-    }
-    let (nobody, binary) = (65534, room.outside().join("log-capturer"));
-    fs::copy(BINARY, &binary).expect("the binary can be copied");
-    for path in [room.outside(), &room.path("")] {
-        chown(path, Some(nobody), Some(nobody)).expect("root gives away what it likes");
-    }
-    let mut command = Command::new("setpriv");
-    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(binary);
-    command.args(arguments).arg("--config").arg(room.path("config.json"));
-    Some(command)
-}
-
 /// 0 would mean that everything was delivered.
 #[test]
 fn once_says_that_it_could_not_read_a_file() {
@@ -55,7 +34,7 @@ fn once_says_that_it_could_not_read_a_file() {
     put(&room.path("logs/secret.log"), "secret\n");
     close(&room.path("logs/secret.log"), 0o000);
     for (code, text) in [(3, "open\n"), (3, "open\n"), (0, "open\nsecret\n")] {
-        let Some(mut command) = as_somebody(&room, &["run", "--once"]) else { return };
+        let Some(mut command) = room.as_somebody(&["run", "--once"]) else { return };
         if code == 0 {
             close(&room.path("logs/secret.log"), 0o644);
         }

@@ -6,20 +6,18 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, bounded};
+use crossbeam_channel::Receiver;
 use tempfile::TempDir;
 
 use super::super::view::{FilesSnapshot, FilesView};
 use super::super::{Bodies, Settings, wire};
 use crate::ack::Verdict;
-use crate::budget::Budget;
 use crate::clock::Clock;
-use crate::durable::OwnFiles;
-use crate::ledger::{self, Books, Ledger};
-use crate::metrics::Registry;
-use crate::monitors::{Binary, FileSourceOptions, Off, SourceKind, SourceOptions, StartAt, Supply};
+use crate::ledger::Books;
+use crate::monitors::outlet::fixture::{Below, below};
+use crate::monitors::{Binary, FileSourceOptions, Off, SourceKind, SourceOptions, StartAt};
 use crate::record::{Chunk, Labels};
-use crate::tasks::{self, Spec, Switch, Table};
+use crate::tasks::{self, Spec, Table};
 
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -102,27 +100,9 @@ impl World {
 
     /// One life of the agent, from its start to its stop; returns every line of it.
     pub fn live(&mut self, body: impl FnOnce(&World, &mut Life)) -> Vec<Line> {
-        let (switch, stop) = Switch::new().unwrap();
-        let metrics = Registry::default();
-        let own_files = OwnFiles::default();
-        let settings = ledger::Settings {
-            folder: self.state.path().to_owned(),
-            sinks: vec!["sink".into()],
-            sync_interval: Duration::from_secs(3600),
-            unsynced: Default::default(),
-            own_files: own_files.clone(),
-        };
-        let (ledger, book, restored) = Ledger::open(
-            settings,
-            stop.clone(),
-            Duration::from_secs(1),
-            &metrics,
-            &mut crate::tasks::Wires::default(),
-        );
+        let Below { switch, ledger, restored, supply, chunks, metrics, own_files } =
+            below(self.state.path(), 1, self.budget);
         let view = ledger.view();
-        let (intake, chunks) = bounded(1);
-        let supply =
-            Supply::new(Budget::new(self.budget), Clock::real(), stop, &restored, 1, book, vec![intake]);
         let settings = Settings {
             sources: self.sources.clone(),
             off: Off { folders: vec![self.state.path().to_owned()] },
