@@ -52,7 +52,8 @@ fn the_second_start_is_not_the_first() {
         let checkpoint = || room.path("data/ledger/checkpoint-1").exists();
         agent.until("there is a checkpoint although nothing has happened", checkpoint);
         match killed {
-            false => assert_eq!(agent.stop(), 0, "{}", agent.stderr()),
+            // 3 if the first look was not over by then.
+            false => assert!([0, 3].contains(&agent.stop()), "{}", agent.stderr()),
             true => agent.kill9(),
         }
         put(&room.path("logs/app.log"), b"meanwhile\n");

@@ -154,8 +154,9 @@ fn kill_9_under_load_loses_nothing() {
 #[test]
 fn a_second_instance_ends_at_once_and_names_the_first() {
     let room = room(NEVER, json!([{ "type": "file", "path": "out.txt" }]));
+    put(&room.path("logs/app.log"), b"hello\n");
     let first = room.run();
-    first.until("it is up", || first.get("/healthz").0 == 200);
+    first.until("it has looked around", || bytes(&room.path("out.txt")) == b"hello\n");
     let (code, stderr) = room.run_once();
     assert_eq!(code, 5, "{stderr}");
     assert!(stderr.contains(&first.pid().to_string()), "{stderr}");
