@@ -2,6 +2,7 @@
 # make test   everything that has to be green: format, lints, all tests
 # make big    six million lines (900 MB) to a file and to Loki at once, compared line by line; prints figures
 # make outage  a receiver that is ill for a minute, then busy, then hangs, beside a healthy sink; prints figures
+# make cycles  a thousand starts and stops in one process, then 100000 files that come and go; prints figures
 # make soak   two minutes of everything at once: rotations, a Loki with moods, signals; shows what leaks
 # make model   every interleaving of our own locks, by loom (part of make test)
 # make stops   how long a stop takes in every phase of the work, with three values of stop_timeout; a table
@@ -12,7 +13,7 @@ SHELL := bash
 BINARY := target/release/log-capturer
 BIG_LINES ?= 6000000
 
-.PHONY: run test big outage soak model stops figures clean
+.PHONY: run test big outage soak cycles model stops figures clean
 
 run: $(BINARY)
 	@echo "What it captures appears below ./captured; its status is at http://127.0.0.1:8401/. Ctrl-C ends it."
@@ -40,6 +41,10 @@ big:
 
 outage:
 	LOG_CAPTURER_OUTAGE_SECONDS=60 cargo test --locked --release --test it -- --exact outage::a_long_illness_of_one_sink --nocapture
+
+# The short form is part of make test. One thread: else the test runner's would come and go meanwhile.
+cycles:
+	LOG_CAPTURER_CYCLES=1000 LOG_CAPTURER_CHURN=100000 cargo test --locked --release --test cycles -- --nocapture --test-threads=1
 
 # The figures stay in target/stress: report.txt, stress.svg, samples.csv. For hours: scripts/stress-test.sh --help
 soak:

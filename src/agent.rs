@@ -331,7 +331,8 @@ impl Agent {
             self;
         let (signals, signals_end) = bounded(SIGNALS);
         let outcome = tasks::run(table.clone(), |tasks| {
-            let mut main = Vigil { table: &table, clock: &clock, switch, plan, books: &books, fault: None };
+            let mut main =
+                Vigil { table: &table, clock: &clock, switch, plan, books: &books, faults: Vec::new() };
             // Signals first: from the first thread on, a stop is heard.
             let heard = match caught {
                 Some(caught) => start_signals(&tasks, caught, signals).map(|end| main.switch.on_abort(end)),

@@ -9,7 +9,7 @@
 //!
 //! Not here: the memory of encoded batches. It is bounded by the number of connections, when the agent starts.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Weak};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -77,19 +77,28 @@ pub struct Budget(Arc<Inner>);
 struct Inner {
     state: Mutex<State>,
     /// Only for those who ask who holds what: never locked by those who take and give.
-    holders: Mutex<Holders>,
+    holders: Arc<Mutex<Holders>>,
 }
 
-/// Everybody who may hold credit, and some who are gone.
-#[derive(Default)]
+/// Everybody who may hold credit.
+#[derive(Default, Debug)]
 struct Holders {
-    list: Vec<Weak<Held>>,
-    /// How many are let in before those that are gone are looked for.
-    room: usize,
+    list: BTreeMap<u64, Weak<Held>>,
+    next: u64,
 }
 
-/// Below it nobody minds a few entries of sources that are gone.
-const HOLDERS_SWEEP: usize = 64;
+/// A line of that list, which goes with its holder: a file per minute, for ever, leaves nothing.
+#[derive(Debug)]
+struct Listed {
+    number: u64,
+    holders: Arc<Mutex<Holders>>,
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        self.holders.lock().list.remove(&self.number);
+    }
+}
 
 struct State {
     fair: Fair,
@@ -113,6 +122,8 @@ struct Held {
     bytes: AtomicUsize,
     source: Option<Arc<str>>,
     filename: Option<Arc<str>>,
+    /// For as long as this lives.
+    _listed: Option<Listed>,
 }
 
 impl Holder {
@@ -160,27 +171,25 @@ impl Budget {
         assert!(capacity >= READ_BYTES, "the configuration guarantees room for one read");
         let fair = Fair { capacity, used: 0, queue: VecDeque::new() };
         let state = Mutex::new(State { fair, doors: Vec::new(), next_door: 0 });
-        Budget(Arc::new(Inner { state, holders: Mutex::default() }))
+        Budget(Arc::new(Inner { state, holders: Arc::default() }))
     }
 
     /// A holder that [`Budget::holdings`] lists for as long as it, or credit of it, is alive.
     pub fn holder(&self, source: &Arc<str>, filename: Option<&Arc<str>>) -> Holder {
-        let held = Held { source: Some(source.clone()), filename: filename.cloned(), ..Held::default() };
-        let holder = Holder(Arc::new(held));
         let mut holders = self.0.holders.lock();
-        if holders.list.len() >= holders.room.max(HOLDERS_SWEEP) {
-            // A file per minute, for ever, must not leave an entry per minute, for ever.
-            holders.list.retain(|held| held.strong_count() > 0);
-            holders.room = holders.list.len() * 2;
-        }
-        holders.list.push(Arc::downgrade(&holder.0));
-        holder
+        let number = holders.next;
+        holders.next += 1;
+        let listed = Listed { number, holders: self.0.holders.clone() };
+        let (source, filename) = (Some(source.clone()), filename.cloned());
+        let held = Arc::new(Held { source, filename, _listed: Some(listed), ..Held::default() });
+        holders.list.insert(number, Arc::downgrade(&held));
+        Holder(held)
     }
 
     /// Who holds most at the moment: at most `top` sources that hold anything, the largest first. Looks at every
     /// source there is: for people, not for the path.
     pub fn holdings(&self, top: usize) -> Vec<Holding> {
-        let held: Vec<Arc<Held>> = self.0.holders.lock().list.iter().filter_map(Weak::upgrade).collect();
+        let held: Vec<Arc<Held>> = self.0.holders.lock().list.values().filter_map(Weak::upgrade).collect();
         let holding = |held: Arc<Held>| {
             let bytes = held.bytes.load(Ordering::Relaxed);
             let source = held.source.clone().filter(|_| bytes > 0)?;
@@ -375,9 +384,8 @@ mod tests {
         let listed: Vec<_> = budget.holdings(5).into_iter().map(|held| (held.bytes, held.filename)).collect();
         assert_eq!(listed, [(30, None), (10, Some(name(1)))]);
         assert_eq!(budget.holdings(1).len(), 1);
-        (0..10 * HOLDERS_SWEEP).for_each(|number| drop(budget.holder(&source, Some(&name(number)))));
-        let entries = budget.0.holders.lock().list.len();
-        assert!(entries <= HOLDERS_SWEEP, "{entries}");
+        (0..10).for_each(|number| drop(budget.holder(&source, Some(&name(number)))));
+        assert_eq!(budget.0.holders.lock().list.len(), 3, "each goes with its last credit");
     }
 
     proptest! {

@@ -38,8 +38,8 @@ pub(super) struct Vigil<'a> {
     pub switch: Switch,
     pub plan: StopPlan,
     pub books: &'a BooksView,
-    /// The first one; it decides the exit code.
-    pub fault: Option<String>,
+    /// Each once: whoever dies takes others along, and the cause may be seen after its effects.
+    pub faults: Vec<String>,
 }
 
 enum Wake {
@@ -157,17 +157,17 @@ impl Vigil<'_> {
     fn exit(&self) -> Exit {
         let books = self.books.lock().clone();
         let pending: u64 = books.sinks.iter().map(|sink| sink.pending + sink.let_go + sink.kept.lines).sum();
-        match &self.fault {
-            Some(fault) => {
-                log::error!("stopped because of a fault: {fault}");
+        match &self.faults[..] {
+            [_, ..] => {
+                log::error!("stopped because of a fault: {}", self.faults.join("; "));
                 Exit::Fault
             }
-            None if books.ill.is_some() => Exit::Fault,
-            None if books.all_delivered() => {
+            [] if books.ill.is_some() => Exit::Fault,
+            [] if books.all_delivered() => {
                 log::info!("stopped: everything that was read has been answered for");
                 Exit::Delivered
             }
-            None => {
+            [] => {
                 log::warn!(
                     "stopped with data pending: {pending} lines without an answer, {} bytes not read, {} folders not looked into, \
                      {} bytes given up; \
@@ -213,15 +213,15 @@ impl Vigil<'_> {
     }
 
     fn look_for_faults(&mut self) {
-        if let Some(fault) = self.table.fault(self.plan.is_stopping()) {
+        for fault in self.table.faults(self.plan.is_stopping()) {
             self.fault(fault);
         }
     }
 
     fn fault(&mut self, fault: String) {
-        if self.fault.is_none() {
+        if !self.faults.contains(&fault) {
             log::error!("{fault}");
-            self.fault = Some(fault);
+            self.faults.push(fault);
             if !self.plan.is_stopping() {
                 self.stop("a fault");
             }

@@ -3,6 +3,8 @@
 //! [`parse`] is pure: it prints nothing and ends nothing, `main` does. One file per subcommand.
 
 pub mod check;
+#[cfg(test)]
+mod faults;
 pub mod run;
 
 use std::ffi::OsString;

@@ -120,6 +120,8 @@ enum Event {
     Stopping,
     Aborted,
     SendersGone,
+    /// It has panicked, and the agent is about to stop.
+    SchedulerGone,
 }
 
 impl Lane {
@@ -197,7 +199,7 @@ impl Lane {
         select! {
             recv(self.reports) -> report => report.map_or(Event::SendersGone, Event::Report),
             recv(inlet) -> parcel => parcel.map_or(Event::InletClosed, Event::Parcel),
-            recv(self.again) -> _ => Event::Again,
+            recv(self.again) -> again => again.map_or(Event::SchedulerGone, |()| Event::Again),
             recv(due) -> _ => Event::Due,
             recv(stopping) -> _ => Event::Stopping,
             recv(aborted) -> _ => Event::Aborted,
@@ -222,6 +224,7 @@ impl Lane {
             }
             Event::Again | Event::Stopping => {}
             Event::Aborted => self.give_up(),
+            Event::SchedulerGone => self.again = never(),
             Event::SendersGone => {
                 self.give_up();
                 return Err(Error::new(format!("{}: its senders have ended", self.options.name)));

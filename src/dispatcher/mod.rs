@@ -9,6 +9,8 @@
 pub mod backoff;
 pub mod batch;
 pub mod lane;
+#[cfg(test)]
+mod panics;
 pub mod retry;
 pub mod sender;
 pub mod worker;

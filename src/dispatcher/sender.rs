@@ -50,8 +50,7 @@ impl SenderLoop {
             };
             match event {
                 Event::Job(batch) => {
-                    task.doing(self.towards.clone());
-                    let answer = self.deliver(&batch);
+                    let answer = self.deliver(&batch, task);
                     // The lane waits for this report and outlives it, unless it has panicked.
                     let _ = self.reports.send(Report { street: self.street, batch, answer });
                 }
@@ -61,8 +60,13 @@ impl SenderLoop {
         }
     }
 
-    fn deliver(&mut self, batch: &Batch) -> Answer {
-        catch_unwind(AssertUnwindSafe(|| self.connection.deliver(batch))).unwrap_or_else(|panic| {
+    /// Nothing that is done with a batch stands outside of the net: a lane waits for what is away.
+    fn deliver(&mut self, batch: &Batch, task: &Task) -> Answer {
+        let deliver = || {
+            task.doing(self.towards.clone());
+            self.connection.deliver(batch)
+        };
+        catch_unwind(AssertUnwindSafe(deliver)).unwrap_or_else(|panic| {
             let why = format!("{} panicked: {}", self.towards, panic_text(&*panic));
             log::error!("{why}");
             Answer::Refused { which: Guilty::Unknown, why }

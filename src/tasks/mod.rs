@@ -7,6 +7,8 @@
 //! Not here: what the threads do, and in which order they are told to end (`agent.rs`).
 
 mod closing;
+#[cfg(test)]
+pub mod faults;
 mod stop;
 mod table;
 mod wires;
@@ -124,14 +126,20 @@ impl Task {
 
     /// Busy with this from now on: a beat with words.
     pub fn doing(&self, what: impl Into<Cow<'static, str>>) {
-        self.row.say(what);
+        self.say(what.into());
         self.beat();
     }
 
     /// About to wait, for as long as it takes: need not beat until the next [`Task::beat`].
     pub fn waits_for(&self, what: impl Into<Cow<'static, str>>) {
-        self.row.say(what);
+        self.say(what.into());
         self.row.enter(State::Waiting);
+    }
+
+    fn say(&self, what: Cow<'static, str>) {
+        #[cfg(test)]
+        faults::strike(self.name(), &what);
+        self.row.say(what);
     }
 
     /// A fault of the house that this thread survives, because others need it to the end: the agent stops in

@@ -216,20 +216,27 @@ impl Table {
         self.rows.lock().values().cloned().collect()
     }
 
-    /// The first task that failed, or ended although it should not have.
-    pub fn fault(&self, stopping: bool) -> Option<String> {
-        let survived =
-            |row: &Arc<Row>| row.fault.lock().as_ref().map(|cause| format!("{}: {cause}", row.spec.name));
-        let rows = self.rows();
-        rows.iter().find_map(survived).or_else(|| {
-            rows.iter().find_map(|row| match &*row.ended.lock() {
-                Some(Err(cause)) => Some(format!("{}: {cause}", row.spec.name)),
+    /// Who failed, or ended although it should not have, and why. One fault brings others with it, and they are
+    /// seen in any order.
+    pub fn faults(&self, stopping: bool) -> Vec<String> {
+        let said = |row: &Row, cause: &dyn std::fmt::Display| format!("{}: {cause}", row.spec.name);
+        let of = |row: Arc<Row>| {
+            let survived = row.fault.lock().as_ref().map(|cause| said(&row, cause));
+            let ended = match &*row.ended.lock() {
+                Some(Err(cause)) => Some(said(&row, cause)),
                 Some(Ok(())) if row.spec.until_stop && !stopping => {
-                    Some(format!("{}: ended before it was told to", row.spec.name))
+                    Some(said(&row, &"ended before it was told to"))
                 }
                 _ => None,
-            })
-        })
+            };
+            survived.into_iter().chain(ended)
+        };
+        self.rows().into_iter().flat_map(of).collect()
+    }
+
+    #[cfg(test)]
+    pub fn fault(&self, stopping: bool) -> Option<String> {
+        self.faults(stopping).into_iter().next()
     }
 
     /// Names of those that have not ended and are to be waited for. `among`: by name. One that may be left

@@ -365,3 +365,17 @@ proptest! {
         prop_assert!(stage.kept.0.lock().iter().all(|receipt| !receipt.fault));
     }
 }
+
+/// The scheduler has panicked: the stop is on its way, and until it comes nobody runs in a circle.
+#[test]
+fn a_scheduler_that_is_gone_is_not_heard_again() {
+    let mut stage = Stage::new(1, None);
+    drop(std::mem::replace(&mut stage.again, bounded(1).0));
+    let event = stage.lane.next_event();
+    assert!(matches!(event, Event::SchedulerGone));
+    stage.lane.handle(event, stage.clock.now()).unwrap();
+    stage.feed(&["1"], true);
+    assert!(matches!(stage.lane.next_event(), Event::Parcel(_)));
+    stage.close_inlet();
+    assert!(matches!(stage.lane.next_event(), Event::InletClosed));
+}
