@@ -2,6 +2,7 @@
 
 use std::io::{IsTerminal, Write};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{Exit, Once, check};
 use crate::agent::{self, Orders};
@@ -32,11 +33,14 @@ pub fn run(path: &Path, once: Option<Once>) -> Exit {
             stop: None,
         },
     );
-    if progress.is_some() {
+    if PROGRESS_STANDS.swap(false, Ordering::Relaxed) {
         let _ = writeln!(std::io::stderr());
     }
     exit
 }
+
+/// The last thing on the terminal is a line of progress without an end.
+static PROGRESS_STANDS: AtomicBool = AtomicBool::new(false);
 
 /// One line that overwrites itself.
 fn show(books: &Books) {
@@ -46,6 +50,7 @@ fn show(books: &Books) {
     let line =
         format!("{} lines ({bytes}) read, {pending} waiting for an answer, {dead} refused", books.read.lines);
     let _ = write!(std::io::stderr(), "\r\x1b[K{line}");
+    PROGRESS_STANDS.store(true, Ordering::Relaxed);
 }
 
 /// `2026-01-31T12:00:00.123Z INFO  what happened`. `RUST_LOG` chooses more or less than `level` and above.
@@ -55,6 +60,9 @@ fn log_to_stderr(level: &str) {
         .format(|out, record| {
             let now = jiff::Timestamp::from_nanosecond(i128::from(crate::clock::Clock::real().wall_ns()));
             let now = now.unwrap_or_default();
+            if PROGRESS_STANDS.swap(false, Ordering::Relaxed) {
+                writeln!(out)?;
+            }
             writeln!(out, "{now:.3} {:<5} {}", record.level(), record.args())
         })
         .init();
