@@ -139,7 +139,11 @@ fn rates_and_history_add_up_to_what_was_written() {
     });
     assert_eq!(column(&history, "read_lines", None).last(), Some(&json!(LINES)));
     assert_eq!(column(&history, "pending_lines", Some("keep")).last(), Some(&json!(0)));
-    assert!(column(&history, "threads", None).iter().all(|threads| threads.as_u64() > Some(5)), "{history}");
+    // The first sample may be older than the last thread that was started.
+    assert!(
+        column(&history, "threads", None).last().is_some_and(|threads| threads.as_u64() > Some(8)),
+        "{history}"
+    );
     let times: Vec<i64> = column(&history, "time", None).iter().filter_map(Value::as_i64).collect();
     assert!(times.is_sorted_by(|a, b| a < b), "{times:?}");
 
