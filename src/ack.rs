@@ -98,16 +98,6 @@ impl Tally {
         }
     }
 
-    pub fn merge(&mut self, other: &Tally) {
-        self.delivered += other.delivered;
-        self.dead_lettered += other.dead_lettered;
-        self.kept += other.kept;
-        self.spooled += other.spooled;
-        for (reason, count) in &other.dropped {
-            self.add_dropped(reason, *count);
-        }
-    }
-
     fn add_dropped(&mut self, reason: &Arc<str>, count: Count) {
         match self.dropped.iter_mut().find(|(known, _)| known == reason) {
             Some((_, sum)) => *sum += count,

@@ -136,16 +136,6 @@ impl Stream {
         self.filename.as_deref()
     }
 
-    /// The last line that was sent had no end: what follows it belongs to it.
-    pub fn continues(&self) -> bool {
-        self.continues
-    }
-
-    /// Bytes of this source under way.
-    pub fn held(&self) -> usize {
-        self.holder.held()
-    }
-
     fn lacking(&self, sinks: usize) -> SinkSet {
         if self.progress.is_empty() {
             return SinkSet::all(sinks);
