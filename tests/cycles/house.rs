@@ -103,7 +103,10 @@ impl Life {
         let main = std::thread::spawn(move || {
             hello.send(tid()).expect("the test waits for it");
             let stop = Some(stop_end);
-            agent::run(config, &Orders { once: false, max_time: None, signals: false, progress: None, stop })
+            agent::run(
+                config,
+                &Orders { once: false, max_time: None, signals: false, reload: None, progress: None, stop },
+            )
         });
         let main_tid = hello_end.recv().expect("a thread says hello");
         until("the status server listens", errors, || EAR.address.lock().is_some());

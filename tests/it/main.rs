@@ -16,6 +16,7 @@ mod path;
 mod phases;
 mod push;
 mod receiver;
+mod reload;
 mod sources;
 mod stats;
 mod stop;
