@@ -222,7 +222,7 @@ impl Inner {
                 written => break written,
             }
         };
-        self.unsynced.note(&file);
+        self.unsynced.note(file.clone());
         let short = match written {
             Ok(bytes) if bytes == line.len() => {
                 self.len.store(len + bytes as u64, Ordering::Relaxed);
@@ -261,7 +261,7 @@ impl Inner {
         let file = Arc::new(file.context(doing)?);
         let metadata = file.metadata().context(doing)?;
         if there.is_none() {
-            self.unsynced.note(&Arc::new(File::open(folder_of(&self.path)).context(doing)?));
+            self.unsynced.note(Arc::new(File::open(folder_of(&self.path)).context(doing)?));
         }
         if let Some(last) = metadata.len().checked_sub(1) {
             let mut byte = [0];

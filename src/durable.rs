@@ -18,6 +18,8 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use rustix::fs::{FlockOperation, flock};
 
+use crate::disk::Durable;
+pub use crate::disk::FileId;
 use crate::error::{Context, Error, Result};
 
 /// Replaces `path` by a file of these bytes, readable by us alone (0600). After a crash at any moment `path` is
@@ -149,19 +151,19 @@ pub struct Unsynced(Arc<Mutex<Notes>>);
 #[derive(Default)]
 struct Notes {
     /// With the turn of the last note: what was noted again during a sync has to be synced again.
-    files: Vec<(Arc<File>, u64)>,
+    files: Vec<(Arc<dyn Durable>, u64)>,
     turn: u64,
 }
 
 impl Unsynced {
     /// Also for the folder of a file that was created.
-    pub fn note(&self, file: &Arc<File>) {
+    pub fn note(&self, file: Arc<dyn Durable>) {
         let mut notes = self.0.lock();
         notes.turn += 1;
         let turn = notes.turn;
-        match notes.files.iter_mut().find(|(known, _)| Arc::ptr_eq(known, file)) {
+        match notes.files.iter_mut().find(|(known, _)| Arc::ptr_eq(known, &file)) {
             Some((_, noted)) => *noted = turn,
-            None => notes.files.push((file.clone(), turn)),
+            None => notes.files.push((file, turn)),
         }
     }
 
@@ -180,7 +182,7 @@ impl Unsynced {
         let files = self.0.lock().files.clone();
         let mut first_error = Ok(());
         for (file, turn) in files {
-            match file.sync_data() {
+            match file.sync() {
                 Ok(()) => self.synced(&file, turn),
                 Err(cause) => {
                     let error = Error::new(format!("could not sync an output: {cause}"));
@@ -192,26 +194,8 @@ impl Unsynced {
     }
 
     /// What was noted at `turn` is on the disk; a later note stays.
-    fn synced(&self, file: &Arc<File>, turn: u64) {
+    fn synced(&self, file: &Arc<dyn Durable>, turn: u64) {
         self.0.lock().files.retain(|(known, noted)| !(Arc::ptr_eq(known, file) && *noted == turn));
-    }
-}
-
-/// Device and inode: which file it is, whatever it is called now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct FileId {
-    pub device: u64,
-    pub inode: u64,
-}
-
-impl FileId {
-    pub fn of(metadata: &std::fs::Metadata) -> FileId {
-        FileId { device: metadata.dev(), inode: metadata.ino() }
-    }
-
-    /// Whether `path` leads to this file now.
-    pub fn stands_at(self, path: &Path) -> bool {
-        std::fs::metadata(path).is_ok_and(|metadata| FileId::of(&metadata) == self)
     }
 }
 
@@ -345,9 +329,9 @@ mod tests {
         let good = Arc::new(File::create(folder.path().join("good")).unwrap());
         let (read, _write) = rustix::pipe::pipe().unwrap();
         let bad = Arc::new(File::from(read)); // a pipe cannot be synced
-        unsynced.note(&good);
-        unsynced.note(&bad);
-        unsynced.note(&good);
+        unsynced.note(good.clone());
+        unsynced.note(bad.clone());
+        unsynced.note(good.clone());
         assert_eq!(unsynced.len(), 2);
         assert!(unsynced.sync().is_err());
         assert_eq!(unsynced.len(), 1);
@@ -358,10 +342,10 @@ mod tests {
     fn what_was_written_during_a_sync_is_synced_again() {
         let unsynced = Unsynced::default();
         let file = Arc::new(tempfile::tempfile().unwrap());
-        unsynced.note(&file);
+        unsynced.note(file.clone());
         let before = unsynced.0.lock().files[0].1;
-        unsynced.note(&file);
-        unsynced.synced(&file, before);
+        unsynced.note(file.clone());
+        unsynced.synced(&(file as Arc<dyn Durable>), before);
         assert_eq!(unsynced.len(), 1);
         unsynced.sync().unwrap();
         assert!(unsynced.is_empty());

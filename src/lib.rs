@@ -54,7 +54,7 @@
 //! | 3 | [`ledger`] | checkpoints, progress and account per generation and sink |
 //! | 2 | [`record`] over [`ack`], [`budget`] | what travels; what returns; how much may be under way |
 //! | 1 | [`net`] over [`tasks`] | connect and resolve that can be interrupted; spawn, watch, stop, join |
-//! | 0 | [`clock`], [`durable`], [`metrics`], [`sync`] over [`error`] | time, files that survive, counters, locks or their model, sentences |
+//! | 0 | [`clock`], [`durable`], [`metrics`], [`sync`] over [`error`], [`disk`] | time, files that survive, counters, locks or their model, sentences |
 //!
 //! ## Threads
 //!
@@ -132,6 +132,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod deadletter;
+pub mod disk;
 pub mod dispatcher;
 pub mod durable;
 pub mod error;

@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, at, never, select};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::ack::{GenerationId, Receipt, Receipts, SinkSet};
 use crate::durable::{OwnFiles, Unsynced};
@@ -50,6 +51,12 @@ pub struct Identity {
 pub struct Head {
     pub len: u32,
     pub hash: u64,
+}
+
+impl Head {
+    pub fn of(bytes: &[u8]) -> Head {
+        Head { len: bytes.len() as u32, hash: xxh3_64(bytes) }
+    }
 }
 
 /// A generation that was seen for the first time.
@@ -89,6 +96,22 @@ pub struct Stamp {
     pub cut: bool,
     /// Who lacked it.
     pub sinks: SinkSet,
+    /// Of the last bytes, up to [`BEFORE_BYTES`]: a position behind them is believed only if they are still there.
+    pub before: Head,
+    /// Of a stream that is read by time: where it stands behind the last line.
+    pub cursor: Option<Cursor>,
+}
+
+/// How many bytes in front of a position tell whether it is still in the same text.
+pub const BEFORE_BYTES: usize = 64;
+
+/// Where a stream stands whose lines have times of their own, and which can be read again from a time on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cursor {
+    /// Of the last line, in nanoseconds since 1970, as its source gave it.
+    pub ns: i64,
+    /// How many lines up to here had this time: to be skipped when it is read again from `ns` on.
+    pub lines: u64,
 }
 
 /// Everything the ledger is told.
@@ -136,6 +159,10 @@ pub struct Known {
     pub lineage: u64,
     /// Where to read on: the least over the sinks.
     pub position: u64,
+    /// Of the bytes in front of the position, where they are known.
+    pub before: Option<Head>,
+    /// At the position.
+    pub cursor: Option<Cursor>,
     /// Number of the line that starts there.
     pub line: u64,
     pub continues: bool,

@@ -187,6 +187,8 @@ impl State {
                 identity: page.identity,
                 lineage: page.lineage,
                 position: page.position(),
+                before: None,
+                cursor: None,
                 line,
                 continues,
                 progress: page.sinks.clone(),

@@ -32,6 +32,8 @@ fn opened(start: u64) -> Note {
 /// Chunk `number`: ten lines of ten bytes.
 fn stamp(number: u64, sinks: SinkSet) -> Note {
     Note::Read(Stamp {
+        before: Head::default(),
+        cursor: None,
         generation: GENERATION,
         start: number * 100,
         end: number * 100 + 100,

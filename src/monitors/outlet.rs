@@ -17,7 +17,7 @@ use super::SourceOptions;
 use crate::ack::{Ack, Count, GenerationId, Receipts, SHARE_BYTES, SinkId, SinkSet};
 use crate::budget::{Budget, Credit, Door, Holder, Refused};
 use crate::clock::{Clock, StampClock};
-use crate::ledger::{Book, Identity, Known, Note, Opened, Progress, Restored, Stamp};
+use crate::ledger::{BEFORE_BYTES, Book, Head, Identity, Known, Note, Opened, Progress, Restored, Stamp};
 use crate::record::{Chunk, Labels, Lines, Origin};
 use crate::tasks::Stop;
 
@@ -251,6 +251,8 @@ impl Outlet {
             continues: stream.continues,
             cut,
             sinks,
+            before: Head::of(&data[data.len().saturating_sub(BEFORE_BYTES)..]),
+            cursor: None,
         }));
         if !sinks.is_empty() {
             credit.shrink_to(data.len() + cost_besides(ends.len(), sinks.iter().count()));

@@ -145,7 +145,7 @@ impl Sender<Payload> for StdoutSender {
     fn send(&mut self, payload: &Payload) -> Answer {
         let written = self.write(payload);
         if self.is_file {
-            self.unsynced.note(&self.stdout); // also after an error: a part of it counts on the next try
+            self.unsynced.note(self.stdout.clone()); // also after an error: a part of it counts on the next try
         }
         let why = match written {
             Ok(()) => return Answer::Delivered,

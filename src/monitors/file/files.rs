@@ -23,7 +23,7 @@ use crossbeam_channel::select;
 
 use super::Mailbox;
 use super::discovery::Sweep;
-use super::identity::{hash_head, identity};
+use super::identity::identity;
 use super::known::NotMet;
 use super::tail::{Buffers, Reading, Tail, Turn};
 use super::view::{FileView, FilesSnapshot, FilesView, SHOWN_MAX, Sizes};
@@ -31,7 +31,7 @@ use super::watch::Hints;
 use crate::budget::Refused;
 use crate::durable::{FileId, OwnFiles};
 use crate::error::Result;
-use crate::ledger::Known;
+use crate::ledger::{Head, Known};
 use crate::metrics::{Counter, Gauge, Registry};
 use crate::monitors::{FileSourceOptions, Opening, Outlet, SourceKind, SourceOptions};
 use crate::tasks::Task;
@@ -456,7 +456,7 @@ impl Files {
                     source: &self.sources[tail.source],
                     generation: tail.generation,
                     filename: Some(tail.name()),
-                    identity: Some(identity(tail.file, hash_head(b""))),
+                    identity: Some(identity(tail.file, Head::of(b""))),
                     start: tail.start,
                     lineage: tail.lineage,
                 }));

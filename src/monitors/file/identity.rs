@@ -10,7 +10,7 @@ use std::path::Path;
 
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
-use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+use xxhash_rust::xxh3::Xxh3;
 
 use crate::durable::FileId;
 use crate::ledger::{Head, Identity, Known};
@@ -43,17 +43,13 @@ pub fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize>
 /// As large as a block of any file system that has holes.
 const HOLE_BLOCK: usize = 64 * 1024;
 
-pub fn hash_head(head: &[u8]) -> Head {
-    Head { len: head.len() as u32, hash: xxh3_64(head) }
-}
-
 pub fn identity(file: FileId, head: Head) -> Identity {
     Identity { device: file.device, inode: file.inode, head }
 }
 
 /// Whether a file still begins as it did when `head` was taken.
 pub fn begins_with(now: &[u8], head: Head) -> bool {
-    now.get(..head.len as usize).is_some_and(|now| hash_head(now) == head)
+    now.get(..head.len as usize).is_some_and(|now| Head::of(now) == head)
 }
 
 /// Whether a file is the one that `known` tells of, and its position can be trusted. A device number may
@@ -125,9 +121,11 @@ mod tests {
             generation: GenerationId(1),
             source: "s".into(),
             filename: None,
-            identity: Some(identity(FileId { device, ..FILE }, hash_head(head))),
+            identity: Some(identity(FileId { device, ..FILE }, Head::of(head))),
             lineage: 0,
             position,
+            before: None,
+            cursor: None,
             line: 0,
             continues: false,
             progress: Vec::new(),

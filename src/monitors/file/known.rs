@@ -142,18 +142,21 @@ fn is_gone(known: &Known, folder: &Path, readable: bool) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::identity::{hash_head, identity};
+    use super::super::identity::identity;
     use super::*;
     use crate::ack::GenerationId;
+    use crate::ledger::Head;
 
     fn known(generation: u64, path: &Path, file: FileId, position: u64) -> Known {
         Known {
             generation: GenerationId(generation),
             source: "s".into(),
             filename: Some(path.to_owned()),
-            identity: Some(identity(file, hash_head(b"li"))),
+            identity: Some(identity(file, Head::of(b"li"))),
             lineage: 1,
             position,
+            before: None,
+            cursor: None,
             line: 0,
             continues: false,
             progress: Vec::new(),

@@ -18,7 +18,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::discovery::Found;
 use super::framing::{End, frame};
-use super::identity::{HEAD_BYTES, hash_head, identity, read_at, read_head};
+use super::identity::{HEAD_BYTES, identity, read_at, read_head};
 use crate::ack::GenerationId;
 use crate::budget::{READ_BYTES, Refused};
 use crate::durable::FileId;
@@ -382,7 +382,7 @@ impl Tail {
         if (self.head.len as usize) < HEAD_BYTES && u64::from(self.head.len) < self.size {
             // An error says nothing new: the read that follows meets it too.
             if let Ok(head) = read_head(file) {
-                self.head = hash_head(&head);
+                self.head = Head::of(&head);
                 outlet.identify(stream, identity(self.file, self.head));
             }
         }

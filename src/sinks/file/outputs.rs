@@ -193,7 +193,7 @@ impl Outputs {
                 output
                     .append(&rest[..part])
                     .context(|| format!("could not write {part} bytes to {}", path.display()))?;
-                self.unsynced.note(&output.file);
+                self.unsynced.note(output.file.clone());
                 rest = &rest[part..];
             }
             if rest.is_empty() {
@@ -301,7 +301,7 @@ impl Outputs {
             Some((known, handle)) if known == folder => handle.clone(),
             _ => Arc::new(File::open(folder)?),
         };
-        self.unsynced.note(&handle);
+        self.unsynced.note(handle.clone());
         self.folder = Some((folder.to_owned(), handle));
         Ok(())
     }
@@ -368,7 +368,7 @@ impl Outputs {
                 }
                 if metadata.len() > len {
                     file.set_len(len).context(doing)?;
-                    self.unsynced.note(&file);
+                    self.unsynced.note(file.clone());
                 }
                 Ok(())
             }

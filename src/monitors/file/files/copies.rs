@@ -16,11 +16,12 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::super::discovery::Found;
-use super::super::identity::{HEAD_BYTES, begins_with, hash_head, identity, read_at, read_head};
+use super::super::identity::{HEAD_BYTES, begins_with, identity, read_at, read_head};
 use super::super::tail::Tail;
 use super::opening::open_for_reading;
 use super::{Files, file_options};
 use crate::durable::FileId;
+use crate::ledger::Head;
 
 /// Files of the folder that are looked into at most, the newest first.
 const CANDIDATES_MAX: usize = 64;
@@ -111,7 +112,7 @@ impl Files {
             return false;
         }
         // Nearly all heads are equally long, and hashing them is what takes time.
-        let mut begin = hash_head(head);
+        let mut begin = Head::of(head);
         self.tails.values().any(|other| {
             let nothing = other.stream.is_none() || other.deleted || other.head.len == 0;
             if nothing || !is_named_after(&other.path, &tail.path) {
@@ -119,7 +120,7 @@ impl Files {
             }
             if begin.len != other.head.len {
                 let Some(head) = head.get(..other.head.len as usize) else { return false };
-                begin = hash_head(head);
+                begin = Head::of(head);
             }
             begin == other.head
                 // One that is still being written has not come so far.
@@ -152,5 +153,5 @@ fn stands_before(tail: &Tail, file: &File) -> io::Result<bool> {
     };
     let mut before = vec![0; len];
     let read = read_at(file, &mut before, tail.position() - len as u64)?;
-    Ok(read == len && hash_head(&before).hash == hash)
+    Ok(read == len && Head::of(&before).hash == hash)
 }

@@ -11,12 +11,12 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::super::discovery::Found;
-use super::super::identity::{begins_with, hash_head, identity, not_text, read_head, text_after_hole};
+use super::super::identity::{begins_with, identity, not_text, read_head, text_after_hole};
 use super::super::known::inodes;
 use super::super::tail::{Step, Tail};
 use super::{Files, file_options};
 use crate::durable::FileId;
-use crate::ledger::Known;
+use crate::ledger::{Head, Known};
 use crate::monitors::{Binary, Opening};
 
 /// What came of opening a file.
@@ -90,7 +90,7 @@ impl Files {
         let (known, replaced) = self.not_met.claim(tail.file, tail.size, head);
         replaced.into_iter().for_each(|known| self.finish_known(known, "replaced while the agent was down"));
         let source = &self.sources[tail.source];
-        tail.head = hash_head(head);
+        tail.head = Head::of(head);
         let identity = identity(tail.file, tail.head);
         if let Some(known) = known {
             let stream = self.outlet.reopen(source, &known);
