@@ -5,6 +5,7 @@
 
 mod agent;
 mod big;
+mod clients;
 mod config;
 mod core;
 mod expect;
