@@ -75,7 +75,7 @@ impl Note {
     /// with thousands of files has no time to save the same again.
     fn changes_the_state(&self) -> bool {
         match self {
-            Note::Receipt(receipt) => receipt.not_delivered == 0,
+            Note::Receipt(receipt) => receipt.answered().next().is_some(),
             Note::Unread { .. } | Note::Unseen { .. } => false,
             _ => true,
         }

@@ -319,12 +319,9 @@ impl State {
         let name = self.names[sink].clone();
         self.settle(sink, &receipt.tally, receipt.not_delivered);
         let page = self.page(receipt.generation)?;
-        let answered = receipt.not_delivered == 0;
-        if answered {
-            page.sinks[sink].add(receipt.range.clone());
-        }
+        receipt.answered().for_each(|range| page.sinks[sink].add(range));
         if let Some(chunk) = page.open.get_mut(&receipt.range.start)
-            && answered
+            && receipt.undelivered.is_empty()
         {
             chunk.waiting_for -= 1;
             if chunk.waiting_for == 0 {
@@ -336,20 +333,20 @@ impl State {
             self.meters.faults.add(1);
             return Err(Error::new(format!(
                 "{} lines of generation {} were forgotten on the way to {name}; they are read again after the next start",
-                receipt.not_delivered, receipt.generation.0
+                receipt.not_delivered.lines, receipt.generation.0
             )));
         }
         self.forget_if_over(receipt.generation);
         Ok(())
     }
 
-    fn settle(&mut self, sink: usize, tally: &Tally, not_delivered: u64) {
+    fn settle(&mut self, sink: usize, tally: &Tally, not_delivered: Count) {
         let (books, meters) = (&mut self.books.sinks[sink], &self.meters.sinks[sink]);
         books.delivered += tally.delivered;
         books.dead_lettered += tally.dead_lettered;
         books.kept += tally.kept;
         books.spooled += tally.spooled;
-        books.let_go += not_delivered;
+        books.let_go += not_delivered.lines;
         meters.delivered_lines.add(tally.delivered.lines);
         meters.delivered_bytes.add(tally.delivered.bytes);
         meters.dead_lettered.add(tally.dead_lettered.lines);
@@ -360,7 +357,7 @@ impl State {
                 None => books.dropped.push((reason.to_string(), *count)),
             }
         }
-        self.owe(SinkId(sink as u8), -((tally.total().lines + not_delivered) as i64));
+        self.owe(SinkId(sink as u8), -((tally.total().lines + not_delivered.lines) as i64));
     }
 
     fn gave_up(&mut self, generation: GenerationId, upto: u64, why: Arc<str>) -> Result<()> {
