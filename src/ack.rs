@@ -134,6 +134,8 @@ pub struct Receipt {
     pub undelivered: Vec<Range<u64>>,
     /// Some of them were forgotten rather than let go: a fault of ours, unless the agent is aborting.
     pub fault: bool,
+    /// Of records that were spooled before, and answered for by that.
+    pub from_spool: bool,
 }
 
 impl Receipt {
@@ -165,12 +167,38 @@ impl Ack {
         sinks: SinkSet,
         receipts: &Arc<dyn Receipts>,
     ) -> Ack {
+        Ack::made(generation, range, count, sinks, receipts, false)
+    }
+
+    /// For records that come out of a spool: their receipt moves them in the account and no position, and what is
+    /// not delivered stays in the spool.
+    pub fn from_spool(
+        generation: GenerationId,
+        range: Range<u64>,
+        count: Count,
+        sink: SinkId,
+        receipts: &Arc<dyn Receipts>,
+    ) -> Ack {
+        let mut sinks = SinkSet::EMPTY;
+        sinks.insert(sink);
+        Ack::made(generation, range, count, sinks, receipts, true)
+    }
+
+    fn made(
+        generation: GenerationId,
+        range: Range<u64>,
+        count: Count,
+        sinks: SinkSet,
+        receipts: &Arc<dyn Receipts>,
+        from_spool: bool,
+    ) -> Ack {
         assert!(count.lines > 0, "a chunk without lines has nothing to answer for");
         let share = |sink| Share {
             claim: Arc::new(Claim {
                 generation,
                 range: range.clone(),
                 sink,
+                from_spool,
                 receipts: receipts.clone(),
                 open: Mutex::new(Open { lines: count.lines, ..Open::default() }),
             }),
@@ -214,6 +242,7 @@ struct Claim {
     generation: GenerationId,
     range: Range<u64>,
     sink: SinkId,
+    from_spool: bool,
     receipts: Arc<dyn Receipts>,
     open: Mutex<Open>,
 }
@@ -322,6 +351,7 @@ impl Claim {
             not_delivered,
             undelivered: merged(undelivered),
             fault,
+            from_spool: self.from_spool,
         });
     }
 }
