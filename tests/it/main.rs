@@ -7,6 +7,7 @@ mod agent;
 mod big;
 mod config;
 mod core;
+mod crash;
 mod expect;
 mod files;
 mod floors;
