@@ -5,6 +5,7 @@
 
 mod agent;
 mod big;
+mod changes;
 mod config;
 mod core;
 mod crash;
