@@ -8,6 +8,7 @@ mod big;
 mod changes;
 mod config;
 mod core;
+mod corrupt;
 mod crash;
 mod expect;
 mod files;
