@@ -5,8 +5,11 @@
 
 mod agent;
 mod big;
+mod changes;
 mod config;
 mod core;
+mod corrupt;
+mod crash;
 mod expect;
 mod files;
 mod floors;
