@@ -16,8 +16,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::super::discovery::Found;
-use super::super::identity::{HEAD_BYTES, begins_with, identity, read_at, read_head};
-use super::super::tail::Tail;
+use super::super::identity::{HEAD_BYTES, begins_with, identity, read_head};
+use super::super::tail::{self, Tail};
 use super::opening::open_for_reading;
 use super::{Files, file_options};
 use crate::durable::FileId;
@@ -148,10 +148,8 @@ fn is_copy(tail: &Tail, file: &File) -> io::Result<Option<fs::Metadata>> {
 /// Whether what `tail` has read before its position stands there in `file` as well. Where nothing was noted, a
 /// whole head has to do.
 fn stands_before(tail: &Tail, file: &File) -> io::Result<bool> {
-    let Some((hash, len)) = tail.before else {
-        return Ok(tail.position() <= u64::from(tail.head.len) || tail.head.len as usize == HEAD_BYTES);
-    };
-    let mut before = vec![0; len];
-    let read = read_at(file, &mut before, tail.position() - len as u64)?;
-    Ok(read == len && Head::of(&before).hash == hash)
+    match tail.before {
+        Some(before) => tail::stands_before(file, before, tail.position()),
+        None => Ok(tail.position() <= u64::from(tail.head.len) || tail.head.len as usize == HEAD_BYTES),
+    }
 }
