@@ -31,7 +31,7 @@ const TURN_BYTES: usize = READ_BYTES - CHUNK_LINES * size_of::<u32>() - 1024;
 
 /// How long a file that no pattern leads to any more is followed after its last change: a writer that was not
 /// told of a rotation writes on for a while.
-const GRACE: Duration = Duration::from_secs(60);
+pub(super) const GRACE: Duration = Duration::from_secs(60);
 
 /// What is known of a file at one moment.
 #[derive(Clone, Copy, Debug)]
@@ -107,6 +107,8 @@ pub(super) struct Tail {
     modified: (i64, i64),
     pub scanned: u64,
     pub changed: Instant,
+    /// When it was found.
+    pub since: Instant,
     pub gone_since: Option<Instant>,
     pub deleted: bool,
     /// The size it was seen with, if it was larger before: a copy that lacks the last lines of its original.
@@ -179,6 +181,7 @@ impl Tail {
             modified: (0, 0),
             scanned: 0,
             changed: now,
+            since: now,
             gone_since: None,
             deleted: false,
             seen: 0,

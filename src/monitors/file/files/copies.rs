@@ -32,6 +32,9 @@ const LOOKS_MAX: usize = 3;
 /// A file is emptied as soon as its copy is whole; and we hear of it within two polls.
 const TRUNCATION_FOLLOWS: Duration = Duration::from_secs(1);
 
+/// And if it grows for longer than this, it is no copy but a log that says the same as another.
+const COPYING_MAX: Duration = Duration::from_secs(60);
+
 impl Files {
     /// The file was emptied: its generation goes on in its copy, if there is one. `seen`: its size before.
     pub(super) fn go_on_in_copy(&mut self, tail: &mut Tail, seen: u64, now: Instant) {
@@ -108,23 +111,37 @@ impl Files {
     /// When it was looked at long enough it is not.
     pub(super) fn may_be_copy(&self, tail: &Tail, file: &File, head: &[u8], now: Instant) -> bool {
         let poll = file_options(&self.sources[tail.source]).map_or(Duration::ZERO, |file| file.poll_interval);
-        if self.once || !tail.is_late || tail.deleted || now >= tail.changed + TRUNCATION_FOLLOWS + 2 * poll {
+        let until = (tail.changed + TRUNCATION_FOLLOWS + 2 * poll).min(tail.since + COPYING_MAX);
+        if self.once || !tail.is_late || tail.deleted || now >= until {
             return false;
         }
         // Nearly all heads are equally long, and hashing them is what takes time.
         let mut begin = Head::of(head);
         self.tails.values().any(|other| {
-            let nothing = other.stream.is_none() || other.deleted || other.head.len == 0;
-            if nothing || !is_named_after(&other.path, &tail.path) {
+            if other.deleted || !is_named_after(&other.path, &tail.path) {
                 return false;
             }
-            if begin.len != other.head.len {
-                let Some(head) = head.get(..other.head.len as usize) else { return false };
-                begin = Head::of(head);
-            }
-            begin == other.head
+            let len = other.head.len as usize;
+            if other.stream.is_some() && 0 < len && len <= head.len() {
+                if begin.len != other.head.len {
+                    begin = Head::of(&head[..len]);
+                }
                 // One that is still being written has not come so far.
-                && (tail.size < other.position() || stands_before(other, file).unwrap_or(false))
+                let here = || tail.size < other.position() || stands_before(other, file).unwrap_or(false);
+                if begin == other.head && here() {
+                    return true;
+                }
+            }
+            // Nothing was read of it since it was made, or rewritten, or the copy is just being written: then the
+            // bytes themselves tell.
+            let original = other.descriptor.as_ref().filter(|file| {
+                let looks_like = |metadata| other.looks_like(&metadata);
+                other.stream.is_none() || head.len() < len || !file.metadata().is_ok_and(looks_like)
+            });
+            original.and_then(|file| read_head(file).ok()).is_some_and(|original| {
+                let both = original.len().min(head.len());
+                both > 0 && original[..both] == head[..both]
+            })
         })
     }
 }

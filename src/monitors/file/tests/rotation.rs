@@ -44,6 +44,7 @@ fn copied_and_truncated_many_times_a_second() {
     println!("seed {seed}");
     let mut random = fastrand::Rng::with_seed(seed);
     let lines = world.live(|world, life| {
+        life.until_view("it is followed", |view| view.followed == 1);
         for round in 0..60 {
             for part in 0..random.usize(1..4) {
                 let from = random.usize(..1000) * 1000;
