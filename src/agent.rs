@@ -26,6 +26,7 @@ use crate::budget::Budget;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::deadletter::DeadLetters;
+use crate::disk::RealDisk;
 use crate::dispatcher::backoff::Backoff;
 use crate::dispatcher::lane::{self, Lane};
 use crate::dispatcher::retry::{Patient, REQUESTS_PER_LANE, Retry};
@@ -216,9 +217,10 @@ impl Agent {
             sync_interval: config.agent.sync_interval,
             unsynced: unsynced.clone(),
             own_files: own_files.clone(),
+            disk: Arc::new(RealDisk),
         };
         let mut wires = Wires::default();
-        let (ledger, book, restored) =
+        let (ledger, book, restored, journal) =
             Ledger::open(settings, stop.clone(), plan.margin(), &metrics, &mut wires);
         let books = ledger.view();
         let dead_letters = DeadLetters::open(
@@ -313,7 +315,7 @@ impl Agent {
                     first_start: restored.first_start,
                     open_files_max,
                 };
-                Some(monitors::file::wire(settings, supply.outlet(), &metrics)?)
+                Some(monitors::file::wire(settings, supply.stamping_outlet(journal), &metrics)?)
             }
         };
         drop(supply);
