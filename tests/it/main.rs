@@ -6,6 +6,7 @@
 mod agent;
 mod big;
 mod changes;
+mod clients;
 mod config;
 mod core;
 mod corrupt;
