@@ -23,12 +23,13 @@ use crate::budget::Budget;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::deadletter::DeadLetters;
+use crate::disk::RealDisk;
 use crate::dispatcher::backoff::Backoff;
 use crate::dispatcher::lane::{self, Lane};
 use crate::dispatcher::retry::{Patient, REQUESTS_PER_LANE, Retry};
 use crate::dispatcher::sender::SenderLoop;
 use crate::dispatcher::worker::Worker;
-use crate::durable::{self, LockError, OwnFiles, Unsynced};
+use crate::durable::{self, LockError, OwnFiles, Passed, Unsynced};
 use crate::error::{Error, Result};
 use crate::ledger::{self, Books, BooksView, Ledger};
 use crate::metrics::Registry;
@@ -167,7 +168,7 @@ impl Agent {
         let plan = StopPlan::new(config.agent.stop_timeout);
         let ended = tasks::closing()?;
         let budget = Budget::new(config.memory.chunk_bytes);
-        let (unsynced, own_files) = (Unsynced::default(), OwnFiles::default());
+        let (unsynced, own_files, passed) = (Unsynced::default(), OwnFiles::default(), Passed::default());
 
         // What was left behind.
         let names: Vec<Arc<str>> = config.sinks.iter().map(|sink| sink.name.clone()).collect();
@@ -177,6 +178,7 @@ impl Agent {
             sync_interval: config.agent.sync_interval,
             unsynced: unsynced.clone(),
             own_files: own_files.clone(),
+            passed: passed.clone(),
         };
         let mut wires = Wires::default();
         let (ledger, book, restored) =
@@ -199,6 +201,10 @@ impl Agent {
             metrics: metrics.clone(),
             unsynced: unsynced.clone(),
             own_files: own_files.clone(),
+            disk: Arc::new(RealDisk),
+            journals: Some(config.agent.data_dir.join("outputs")),
+            passed,
+            first_start: restored.first_start,
             stdout_gone,
         };
         let requests_max = REQUESTS_PER_LANE * config.sinks.len();
@@ -207,6 +213,10 @@ impl Agent {
         for (number, options) in config.sinks.iter().enumerate() {
             let open = sinks::open(options, &context)?;
             switch.on_abort(open.cancel);
+            if !open.recovered.is_empty() {
+                let (name, ranges) = (&options.name, open.recovered.len());
+                log::info!("{name}: {ranges} ranges that the last life wrote stand in the outputs");
+            }
             let (inlet, inlet_end) = wires.downhill("parcels", &[Post::Worker], Post::Lane, INLET_PARCELS);
             let (again, again_end) = wires.hint("try again", Post::Retry, Post::Lane);
             let connections = open.connections.len();

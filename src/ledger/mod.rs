@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::ack::{GenerationId, Receipt, Receipts, SinkSet};
-use crate::durable::{OwnFiles, Unsynced};
+use crate::durable::{OwnFiles, Passed, Unsynced};
 use crate::error::Result;
 use crate::metrics::Registry;
 use crate::tasks::{Post, Stop, Task, Wires};
@@ -220,6 +220,8 @@ pub struct Settings {
     pub sync_interval: Duration,
     pub unsynced: Unsynced,
     pub own_files: OwnFiles,
+    /// Told of each checkpoint that was written.
+    pub passed: Passed,
 }
 
 pub struct Ledger {
@@ -368,7 +370,8 @@ impl Ledger {
                 .settings
                 .unsynced
                 .sync()
-                .and_then(|()| self.slots.write(&self.state.to_save(&self.settings.own_files))),
+                .and_then(|()| self.slots.write(&self.state.to_save(&self.settings.own_files)))
+                .map(|()| self.settings.passed.written()),
         };
         match saved {
             Ok(()) => {

@@ -378,6 +378,7 @@ pub mod fixture {
             sync_interval: Duration::from_secs(3600),
             unsynced: Default::default(),
             own_files: own_files.clone(),
+            passed: Default::default(),
         };
         let margin = Duration::from_secs(1);
         let (ledger, book, restored) =
