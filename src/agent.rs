@@ -32,7 +32,7 @@ use crate::dispatcher::lane::{self, Lane};
 use crate::dispatcher::retry::{Patient, REQUESTS_PER_LANE, Retry};
 use crate::dispatcher::sender::SenderLoop;
 use crate::dispatcher::worker::Worker;
-use crate::durable::{OwnFiles, Unsynced};
+use crate::durable::{OwnFiles, Passed, Unsynced};
 use crate::error::{Error, Result};
 use crate::ledger::{self, Books, BooksView, Ledger};
 use crate::metrics::Registry;
@@ -207,7 +207,7 @@ impl Agent {
         let plan = StopPlan::new(config.agent.stop_timeout);
         let ended = tasks::closing()?;
         let budget = Budget::new(config.memory.chunk_bytes);
-        let (unsynced, own_files) = (Unsynced::default(), OwnFiles::default());
+        let (unsynced, own_files, passed) = (Unsynced::default(), OwnFiles::default(), Passed::default());
 
         // What was left behind.
         let names: Vec<Arc<str>> = config.sinks.iter().map(|sink| sink.name.clone()).collect();
@@ -218,6 +218,7 @@ impl Agent {
             unsynced: unsynced.clone(),
             own_files: own_files.clone(),
             disk: Arc::new(RealDisk),
+            passed: passed.clone(),
         };
         let mut wires = Wires::default();
         let (ledger, book, restored, journal) =
@@ -240,6 +241,10 @@ impl Agent {
             metrics: metrics.clone(),
             unsynced: unsynced.clone(),
             own_files: own_files.clone(),
+            disk: Arc::new(RealDisk),
+            journals: Some(config.agent.data_dir.join("outputs")),
+            passed,
+            first_start: restored.first_start,
             stdout_gone,
         };
         let requests_max = REQUESTS_PER_LANE * config.sinks.len();
@@ -248,6 +253,10 @@ impl Agent {
         for (number, options) in config.sinks.iter().enumerate() {
             let open = sinks::open(options, &context)?;
             switch.on_abort(open.cancel);
+            if !open.recovered.is_empty() {
+                let (name, ranges) = (&options.name, open.recovered.len());
+                log::info!("{name}: {ranges} ranges that the last life wrote stand in the outputs");
+            }
             let (inlet, inlet_end) = wires.downhill("parcels", &[Post::Worker], Post::Lane, INLET_PARCELS);
             let (again, again_end) = wires.hint("try again", Post::Retry, Post::Lane);
             let connections = open.connections.len();

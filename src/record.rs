@@ -123,9 +123,11 @@ impl Lines {
 
     /// Cut off before its end, or the rest of one that was.
     pub fn is_partial(&self, line: usize) -> bool {
-        let continues =
-            if line == 0 { self.continues } else { !self.data[..self.starts_at(line)].ends_with(b"\n") };
-        continues || !self.raw(line).ends_with(b"\n")
+        self.goes_on(line) || !self.raw(line).ends_with(b"\n")
+    }
+
+    fn goes_on(&self, line: usize) -> bool {
+        if line == 0 { self.continues } else { !self.data[..self.starts_at(line)].ends_with(b"\n") }
     }
 }
 
@@ -185,6 +187,8 @@ pub struct Record<'a> {
     pub metadata: &'a [(Arc<str>, Box<str>)],
     /// Cut at the limit of length or at the end of a file, or the rest of such a line.
     pub partial: bool,
+    /// The rest of a line that was cut.
+    pub continues: bool,
     /// Offset of the line in its generation, in bytes.
     pub offset: u64,
     /// How many bytes it has there, line end included.
@@ -240,6 +244,7 @@ impl Records {
             raw: text.is_none().then_some(raw),
             metadata: changed.map_or(&[], |c| &c.metadata),
             partial: self.lines.is_partial(line),
+            continues: self.lines.goes_on(line),
             offset: self.lines.start + self.lines.starts_at(line) as u64,
             len: raw.len() as u64,
         }

@@ -33,7 +33,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::ack::{Count, GenerationId, Receipt, Receipts, SinkSet};
 use crate::disk::Disk;
-use crate::durable::{OwnFiles, Unsynced};
+use crate::durable::{OwnFiles, Passed, Unsynced};
 use crate::error::Result;
 use crate::metrics::Registry;
 use crate::tasks::{Post, Stop, Task, Wires};
@@ -272,6 +272,8 @@ pub struct Settings {
     pub unsynced: Unsynced,
     pub own_files: OwnFiles,
     pub disk: Arc<dyn Disk>,
+    /// Told of each checkpoint that was written.
+    pub passed: Passed,
 }
 
 pub struct Ledger {
@@ -431,6 +433,7 @@ impl Ledger {
         self.link.sync()?;
         self.slots.write(&self.state.to_save(self.mark, &self.settings.own_files))?;
         self.link.pass(self.slots.passed());
+        self.settings.passed.written();
         Ok(())
     }
 

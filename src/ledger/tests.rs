@@ -197,6 +197,7 @@ fn live(
         sinks: names(),
         sync_interval,
         unsynced: Default::default(),
+        passed: Default::default(),
         own_files: Default::default(),
         disk: Arc::new(RealDisk),
     };

@@ -420,6 +420,7 @@ pub mod fixture {
             unsynced: Default::default(),
             own_files: own_files.clone(),
             disk,
+            passed: Default::default(),
         };
         let margin = Duration::from_secs(1);
         let (ledger, book, restored, journal) =
