@@ -19,6 +19,7 @@ mod path;
 mod phases;
 mod push;
 mod receiver;
+mod script;
 mod sources;
 mod stats;
 mod stop;
