@@ -18,7 +18,8 @@
 #![expect(clippy::disallowed_methods, reason = "many programs write at the same time, and sync nothing")]
 
 mod ends;
-pub mod hand;
+mod hand;
+mod many;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -216,7 +217,13 @@ fn run_block(seed: u64, figures: &mut Figures) -> Vec<String> {
     if code != 0 && LOSSES_ARE_FAULTS {
         complaints.push(format!("the life in peace ended with {code}: {}", agent.stderr()));
     }
-    complaints.extend(compare(&hands, &heard.lock(), figures));
+    for finding in compare(&hands, &heard.lock(), figures).iter().filter(|finding| !finding.is_exact()) {
+        let lost = LOSSES_ARE_FAULTS && !finding.report.is_nothing_lost();
+        match lost || DOUBLES_ARE_FAULTS {
+            true => complaints.push(finding.to_string()),
+            false => println!("not yet a fault: {finding}"),
+        }
+    }
     complaints
 }
 
@@ -263,36 +270,47 @@ fn settle(agent: &Agent, hands: &[Hand], heard: &Mutex<Heard>) {
     }
 }
 
-fn compare(hands: &[Hand], heard: &Heard, figures: &mut Figures) -> Vec<String> {
-    let mut complaints = Vec::new();
-    let judge = |complaints: &mut Vec<String>, place: &str, report: &Report| {
-        let lost = LOSSES_ARE_FAULTS && !report.is_nothing_lost();
-        if lost || DOUBLES_ARE_FAULTS && !report.is_exact() {
-            complaints.push(format!("{place}: {report}"));
-        } else if !report.is_exact() {
-            println!("not yet a fault: {place}: {report}");
-        }
-    };
+/// One comparison: where, and what was found.
+struct Finding {
+    place: String,
+    report: Report,
+    /// Of a file: byte for byte the truth. Loki keeps no bytes.
+    equal: bool,
+}
+
+fn compare(hands: &[Hand], heard: &Heard, figures: &mut Figures) -> Vec<Finding> {
     let written: BTreeMap<u32, u64> = hands.iter().map(|hand| hand.writer.written()).collect();
     let report = heard.arrived.compare(&written);
-    judge(&mut complaints, "loki", &report);
     figures.rotations += hands.iter().map(Hand::rotations).sum::<u64>();
     figures.lines += report.written;
     figures.lost += report.lost();
     figures.doubled += report.doubled();
     figures.again += heard.repeats;
+    let mut findings = vec![Finding { place: "loki".into(), report, equal: true }];
     for hand in hands {
-        let (truth, output) = (hand.truth(), bytes(&hand.output));
+        let truth = hand.truth();
+        let equal = truth == bytes(&hand.output);
         let report = Arrived::in_file(&hand.output).compare(&BTreeMap::from([hand.writer.written()]));
-        judge(&mut complaints, &format!("file, {:?}", hand.habit), &report);
         figures.bytes += truth.len() as u64;
         figures.file_lost += report.lost();
         figures.file_doubled += report.doubled();
-        figures.files_equal += u64::from(truth == output);
-        if DOUBLES_ARE_FAULTS && report.is_exact() && truth != output {
-            complaints.push(format!("file, {:?}: every line is there, and the bytes differ", hand.habit));
-        }
+        figures.files_equal += u64::from(equal);
         figures.files += 1;
+        let place = format!("file, {:?} {}", hand.habit, hand.writer.written().0);
+        findings.push(Finding { place, report, equal });
     }
-    complaints
+    findings
+}
+
+impl Finding {
+    fn is_exact(&self) -> bool {
+        self.report.is_exact() && self.equal
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes = if self.equal { "" } else { "; the bytes differ" };
+        write!(f, "{}: {}{bytes}", self.place, self.report)
+    }
 }
