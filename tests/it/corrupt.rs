@@ -162,7 +162,8 @@ impl Place {
             Config::parse(&text, &self.room.path(""), &|_| None).expect("the configuration is right");
         let clock = Clock::real();
         let began = clock.now();
-        let orders = Orders { once: true, max_time: None, signals: false, progress: None, stop: None };
+        let orders =
+            Orders { once: true, max_time: None, signals: false, reload: None, progress: None, stop: None };
         let exit = agent::run(config, &orders);
         let took = clock.now() - began;
         assert_eq!(exit, Exit::Delivered, "{what}");

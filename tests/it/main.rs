@@ -19,6 +19,7 @@ mod path;
 mod phases;
 mod push;
 mod receiver;
+mod reload;
 mod script;
 mod sources;
 mod stats;
