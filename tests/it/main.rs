@@ -13,6 +13,7 @@ mod crash;
 mod expect;
 mod files;
 mod floors;
+mod generations;
 mod loki;
 mod outage;
 mod path;
