@@ -310,6 +310,7 @@ impl Agent {
                     own_files: own_files.clone(),
                     once: orders.once,
                     known: restored.known,
+                    last_stamp_ns: restored.last_stamp_ns,
                     first_start: restored.first_start,
                     open_files_max,
                 };

@@ -110,6 +110,7 @@ impl World {
             own_files,
             once: self.once,
             known: restored.known,
+            last_stamp_ns: restored.last_stamp_ns,
             first_start: restored.first_start,
             open_files_max: self.open_files_max,
         };
