@@ -77,6 +77,17 @@ fn asked(name: &str) -> Option<u64> {
 
 #[test]
 fn killed_over_and_over() {
+    over_and_over(End::choose, [LOSSES_ARE_FAULTS, DOUBLES_ARE_FAULTS]);
+}
+
+/// An agent that has time to save its state, and one that has hardly any.
+#[test]
+fn stopped_over_and_over() {
+    over_and_over(End::choose_stop, [true, true]);
+}
+
+/// `faults`: whether losses are, and doubles.
+fn over_and_over(choose: fn(&mut Rng) -> End, faults: [bool; 2]) {
     let rounds = asked("LOG_CAPTURER_CRASH_ROUNDS").unwrap_or(20);
     let seed = asked("LOG_CAPTURER_CRASH_SEED").unwrap_or_else(|| fastrand::u64(..1_000_000));
     println!("crash: {rounds} rounds from seed {seed} on; {}", Figures::HEAD);
@@ -84,7 +95,7 @@ fn killed_over_and_over() {
     for (block, begun) in (0..rounds).step_by(BLOCK as usize).enumerate() {
         let seed = seed.wrapping_add(block as u64);
         let mut figures = Figures { rounds: BLOCK.min(rounds - begun), ..Figures::default() };
-        let wrong = run_block(seed, &mut figures);
+        let wrong = run_block(seed, &mut figures, choose, faults);
         println!("seed {seed:<10} {figures}");
         complaints.extend(wrong.into_iter().map(|complaint| format!("seed {seed}: {complaint}")));
         all.add(&figures);
@@ -160,7 +171,12 @@ impl Drop for Ends<'_> {
     }
 }
 
-fn run_block(seed: u64, figures: &mut Figures) -> Vec<String> {
+fn run_block(
+    seed: u64,
+    figures: &mut Figures,
+    choose: fn(&mut Rng) -> End,
+    [losses_are_faults, doubles_are_faults]: [bool; 2],
+) -> Vec<String> {
     let mut random = Rng::with_seed(seed);
     let heard = Arc::new(Mutex::new(Heard::default()));
     let receiver = Receiver::start_telling({
@@ -194,7 +210,7 @@ fn run_block(seed: u64, figures: &mut Figures) -> Vec<String> {
         }
         for _ in 0..figures.rounds {
             receiver.play((0..MOODS_PER_LIFE).map(|_| mood(&mut random)), Mood::Well);
-            let end = End::choose(&mut random);
+            let end = choose(&mut random);
             let agent = end.start(&room);
             live(&agent, Duration::from_millis(random.u64(LIFE_MS)));
             let (code, late) = end.now(&agent);
@@ -214,12 +230,12 @@ fn run_block(seed: u64, figures: &mut Figures) -> Vec<String> {
     let agent = room.run();
     settle(&agent, &hands, &heard);
     let code = agent.stop();
-    if code != 0 && LOSSES_ARE_FAULTS {
+    if code != 0 && losses_are_faults {
         complaints.push(format!("the life in peace ended with {code}: {}", agent.stderr()));
     }
     for finding in compare(&hands, &heard.lock(), figures).iter().filter(|finding| !finding.is_exact()) {
-        let lost = LOSSES_ARE_FAULTS && !finding.report.is_nothing_lost();
-        match lost || DOUBLES_ARE_FAULTS {
+        let lost = losses_are_faults && !finding.report.is_nothing_lost();
+        match lost || doubles_are_faults {
             true => complaints.push(finding.to_string()),
             false => println!("not yet a fault: {finding}"),
         }
