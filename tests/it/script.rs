@@ -33,9 +33,8 @@ const ACTIONS: usize = 14;
 /// How long nothing may arrive before what is missing is lost.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Not yet: what no checkpoint has is kept by the journal of stamps, and a copy is looked for at the start, too. Until
-/// both are there, SIGKILL may cost what is not where it was, and a script with a SIGKILL may double. Then this
-/// goes away.
+/// Not yet: what no checkpoint has is kept by the journal of stamps. Until it is there, SIGKILL may cost what is not
+/// where it was, and a script with a SIGKILL may double. Then this goes away.
 const KILLS_COST_NOTHING: bool = false;
 
 /// Not yet: a half line of a file that is gone waits for its rest while the file that came after it is read. Then
@@ -269,14 +268,13 @@ impl World {
         for piece in pieces.iter_mut().filter(|piece| !out.contains(&piece.text)) {
             match leaves {
                 _ if !is_known => piece.must = false,
-                Leaves::Renamed if KILLS_COST_NOTHING => {}
-                Leaves::Renamed if self.killed => piece.must = false,
-                Leaves::Renamed => piece.at_risk = Some(Risk::Kill),
                 // Nobody else may read the copy either.
                 Leaves::Copied if self.closed => piece.must = false,
-                Leaves::Copied if KILLS_COST_NOTHING => {}
-                Leaves::Copied | Leaves::Deleted if is_held => piece.at_risk = Some(Risk::AnyEnd),
-                Leaves::Copied | Leaves::Deleted | Leaves::Truncated => piece.must = false,
+                Leaves::Renamed | Leaves::Copied if KILLS_COST_NOTHING => {}
+                Leaves::Renamed | Leaves::Copied if self.killed => piece.must = false,
+                Leaves::Renamed | Leaves::Copied => piece.at_risk = Some(Risk::Kill),
+                Leaves::Deleted if is_held => piece.at_risk = Some(Risk::AnyEnd),
+                Leaves::Deleted | Leaves::Truncated => piece.must = false,
             }
         }
         if let (true, Some(last)) = (self.half, self.pieces.last_mut()) {
