@@ -163,7 +163,7 @@ impl Place {
         let clock = Clock::real();
         let began = clock.now();
         let orders =
-            Orders { once: true, max_time: None, signals: false, reload: None, progress: None, stop: None };
+            Orders { once: true, max_time: None, signals: false, progress: None, stop: None, reload: None };
         let exit = agent::run(config, &orders);
         let took = clock.now() - began;
         assert_eq!(exit, Exit::Delivered, "{what}");
