@@ -26,6 +26,7 @@ use super::Mailbox;
 use super::discovery::Sweep;
 use super::identity::identity;
 use super::known::NotMet;
+use super::names::rotated;
 use super::tail::{Buffers, Reading, Tail, Turn};
 use super::view::{FileView, FilesSnapshot, FilesView, SHOWN_MAX, Sizes};
 use super::watch::Hints;
@@ -326,9 +327,17 @@ impl Files {
             Turn::NoCredit(Refused::Full) => self.stall(tail, true),
             Turn::Truncated { seen } => {
                 self.meters.truncations.add(1);
+                if tail.is_copy && tail.gone_since.is_some() {
+                    // What is in it now is another copy, and belongs to whoever was emptied after it was made.
+                    self.begin_anew(&mut tail, seen, "overwritten by another copy");
+                    return self.remove(tail);
+                }
                 log::info!("files: {} was truncated; it is read from its beginning", tail.path.display());
                 self.go_on_in_copy(&mut tail, seen, now);
                 self.begin_anew(&mut tail, seen, "truncated");
+                if tail.is_copy || tail.path.file_name().is_some_and(|name| rotated(name).is_some()) {
+                    (tail.is_copy, tail.is_late, tail.since) = (false, true, now); // perhaps a copy again
+                }
                 tail.queued = true;
                 self.ready.push_back(file);
                 self.tails.insert(file, tail);

@@ -16,6 +16,7 @@ use crate::durable::FileId;
 use crate::ledger::{Head, Known};
 
 /// By inode; nearly always one each.
+#[derive(Default)]
 pub(super) struct NotMet(HashMap<u64, Vec<Known>>);
 
 impl NotMet {
@@ -87,11 +88,11 @@ impl NotMet {
     }
 
     /// Looks for those that no pattern leads to: beside where they were, by inode, the oldest generation first;
-    /// and takes out those that are gone for good. `source`: its place in the configuration, by name.
+    /// and takes out those that are gone for good. `source`: its place in the configuration.
     pub fn search(
         &mut self,
         met: &HashSet<u64>,
-        source: impl Fn(&str) -> Option<usize>,
+        source: impl Fn(&Known) -> Option<usize>,
     ) -> (Vec<Found>, Vec<Known>) {
         let mut by_folder: BTreeMap<PathBuf, Vec<&Known>> = BTreeMap::new();
         for known in self.0.values().flatten() {
@@ -111,7 +112,7 @@ impl NotMet {
             );
             for known in wanted {
                 let inode = known.identity.map_or(0, |identity| identity.inode);
-                match (beside.as_ref().and_then(|beside| beside.get(&inode)), source(&known.source)) {
+                match (beside.as_ref().and_then(|beside| beside.get(&inode)), source(known)) {
                     (Some(beside), Some(source)) => {
                         let Beside { path, file, size } = beside;
                         let at = Found { path: path.clone(), file: *file, size: *size, source };
@@ -209,7 +210,7 @@ mod tests {
             known(5, &path, unmounted, 5),
             known(6, &folder.path().join("gone/b.log"), FileId { inode: u64::MAX - 2, ..id }, 0),
         ]);
-        let (found, gone) = not_met.search(&HashSet::new(), |name| (name == "s").then_some(0));
+        let (found, gone) = not_met.search(&HashSet::new(), |_| Some(0));
         assert_eq!(found, [Found { path: rotated, file: id, size: 5, source: 0 }]);
         let mut gone: Vec<u64> = gone.iter().map(|known| known.generation.0).collect();
         gone.sort();

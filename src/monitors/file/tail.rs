@@ -120,6 +120,8 @@ pub(super) struct Tail {
     pub deleted: bool,
     /// The size it was seen with, if it was larger before: a copy that lacks the last lines of its original.
     pub seen: u64,
+    /// Of another file, which was emptied.
+    pub is_copy: bool,
     /// Came after the first sweep.
     pub is_late: bool,
     /// With `once`: its size when it was opened.
@@ -194,6 +196,7 @@ impl Tail {
             gone_since: None,
             deleted: false,
             seen: 0,
+            is_copy: false,
             is_late: false,
             until: None,
             after: None,
@@ -302,7 +305,7 @@ impl Tail {
 
     /// Truncated and grown beyond the position between two looks: something else stands before it now. A read
     /// of what follows finds out by itself.
-    fn was_rewritten(&self) -> bool {
+    pub fn was_rewritten(&self) -> bool {
         let Some(file) = self.descriptor.as_ref().filter(|_| self.form.is_none()) else { return false };
         // An error is met again by the read that follows.
         let before =

@@ -51,12 +51,15 @@ impl Files {
         self.outlet.identify(&stream, identity(id, tail.head));
         copy.scanned = stream.position();
         copy.stream = Some(stream);
-        (copy.head, copy.before, copy.seen) = (tail.head, tail.before, seen);
+        (copy.head, copy.before, copy.seen, copy.is_copy) = (tail.head, tail.before, seen, true);
         copy.until = self.once.then_some(metadata.len());
         copy.gone_since = Some(now);
         copy.after = tail.after.take();
         if let Some(mut found) = self.tails.remove(&id) {
-            self.close(&mut found); // it has waited for this, and nothing was read of it
+            // It has waited for this, or it is the copy of the generation before, and overwritten.
+            let seen = found.size;
+            self.begin_anew(&mut found, seen, "overwritten by another copy");
+            self.close(&mut found);
             (copy.followers, copy.queued) = (std::mem::take(&mut found.followers), found.queued);
         }
         self.hold(&mut copy, file);
@@ -115,9 +118,11 @@ impl Files {
         !self.is_followed(id) && !self.own.contains(id)
     }
 
-    /// Something was read of it: it is no copy that waits for its original.
+    /// Something was read of what is in it now: it is no copy that waits for its original.
     fn is_followed(&self, id: FileId) -> bool {
-        self.tails.get(&id).is_some_and(|tail| tail.stream.is_some())
+        self.tails
+            .get(&id)
+            .is_some_and(|tail| tail.stream.is_some() && !(tail.is_copy && is_overwritten(tail)))
     }
 
     /// A file that begins like one beside it and holds all that we have read of that: it may be a copy of it.
@@ -157,6 +162,12 @@ impl Files {
             })
         })
     }
+}
+
+/// Many make each copy under the name of the last, and in its file.
+fn is_overwritten(copy: &Tail) -> bool {
+    let size = copy.descriptor.as_ref().and_then(|file| file.metadata().ok()).map(|metadata| metadata.len());
+    size.is_some_and(|size| size < copy.position()) || copy.was_rewritten()
 }
 
 fn is_named_after(original: &Path, copy: &Path) -> bool {

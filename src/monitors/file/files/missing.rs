@@ -142,6 +142,7 @@ impl Files {
         }
         let mut tail = Tail::new(place.found, known.lineage, 0, now);
         (tail.form, tail.head, tail.before, tail.scanned) = (place.form, head, known.before, position);
+        tail.is_copy = tail.form.is_none();
         tail.stream = Some(stream);
         self.put_before(tail, next.as_deref_mut(), now);
         if is_newest {
@@ -152,7 +153,7 @@ impl Files {
     /// What has the content of this generation, as far as it was read, beside where it was.
     fn locate(&self, known: &Known, task: &Task) -> Option<Place> {
         let head = known.identity?.head;
-        let source = self.sources.iter().position(|source| source.name == known.source)?;
+        let source = self.source_of(known)?;
         if head.len == 0 {
             return None;
         }
@@ -239,8 +240,7 @@ impl Files {
         if self.not_met.all().any(newer) || self.tails.values().any(followed) {
             return;
         }
-        let Some(source) = self.sources.iter().position(|source| source.name == known.source) else { return };
-        let Some(original) = &known.filename else { return };
+        let Some((source, original)) = self.source_of(known).zip(known.filename.as_ref()) else { return };
         for sibling in self.unseen(original, place) {
             let Rest { path, file, size } = sibling.what;
             let found = Found { path, file, size, source };

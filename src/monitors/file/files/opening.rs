@@ -12,6 +12,7 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::super::discovery::Found;
+use super::super::glob::{Excludes, Pattern};
 use super::super::identity::{begins_with, identity, not_text, read_head, stands_before, text_after_hole};
 use super::super::known::inodes;
 use super::super::packed::Unpacked;
@@ -19,7 +20,7 @@ use super::super::tail::{Step, Tail};
 use super::{Files, file_options};
 use crate::durable::FileId;
 use crate::ledger::{Head, Known};
-use crate::monitors::{Binary, Opening};
+use crate::monitors::{Binary, Opening, SourceOptions};
 use crate::tasks::Task;
 
 /// A compressed file that ends in the middle is waited for until it was not changed for so long.
@@ -279,14 +280,24 @@ impl Files {
         tail.trouble = true;
     }
 
+    /// The source that a generation of the last life belongs to: by its name, else the first that would capture
+    /// its file now, since names change. `None`: nobody wants it any more.
+    pub(super) fn source_of(&self, known: &Known) -> Option<usize> {
+        let captures = |source: &SourceOptions| {
+            let path = known.filename.as_deref()?;
+            let file = file_options(source)?;
+            let included = |text: &String| Pattern::parse(text).is_ok_and(|pattern| pattern.matches(path));
+            let excluded = Excludes::parse(&file.exclude).is_ok_and(|excludes| excludes.matches(path));
+            Some(file.include.iter().any(included) && !excluded)
+        };
+        let named = self.sources.iter().position(|source| source.name == known.source);
+        named.or_else(|| self.sources.iter().position(|source| captures(source) == Some(true)))
+    }
+
     /// A generation of the last life that will not be met again.
     pub(super) fn finish_known(&mut self, known: Known, why: &str) {
-        let Some(source) =
-            self.sources.iter().find(|source| source.name == known.source).or(self.sources.first())
-        else {
-            return;
-        };
-        let mut stream = self.outlet.reopen(source, &known);
+        let Some(source) = self.source_of(&known).or((!self.sources.is_empty()).then_some(0)) else { return };
+        let mut stream = self.outlet.reopen(&self.sources[source], &known);
         // What one sink has and another lacks did stand there once.
         if known.known_to() > known.position {
             self.outlet.give_up(&mut stream, known.known_to(), why);

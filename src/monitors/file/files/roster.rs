@@ -21,9 +21,9 @@ impl Files {
         let met: HashSet<u64> = found.iter().map(|found| found.file.inode).collect();
         let ids: HashSet<FileId> = found.iter().map(|found| found.file).collect();
         if !self.not_met.is_empty() {
-            let sources = self.sources.clone();
-            let place = |name: &str| sources.iter().position(|source| *source.name == *name);
-            let (mut moved, gone) = self.not_met.search(&met, place);
+            let mut not_met = std::mem::take(&mut self.not_met);
+            let (mut moved, gone) = not_met.search(&met, |known| self.source_of(known));
+            self.not_met = not_met;
             // Renamed to where a pattern leads as well.
             let elsewhere = |found: &&Found| {
                 let known = self.not_met.perhaps(found.file);

@@ -67,6 +67,54 @@ fn copied_and_truncated_many_times_a_second() {
     each_line_once(&lines, &written);
 }
 
+/// Each copy overwrites the last one in its file.
+#[test]
+fn copied_and_truncated_under_one_name() {
+    for include in ["a.log", "a.log*"] {
+        for unread in [false, true] {
+            let mut world = World::new(include);
+            if let SourceKind::File(file) = &mut world.sources[0].kind {
+                file.poll_interval = Duration::from_secs(1);
+            }
+            let writer = world.append("a.log", "");
+            let mut written = String::new();
+            let lines = world.live(|world, life| {
+                life.until_view("it is followed", |view| view.followed == 1);
+                for round in 0..6 {
+                    for part in 0..if unread { 2 } else { 1 } {
+                        let text = numbered(&format!("{round}-{part}-"), 0..20);
+                        world.append("a.log", &text);
+                        written += &text;
+                        if part == 0 {
+                            life.until_lines(written.lines().count());
+                        }
+                    }
+                    std::fs::copy(world.path("a.log"), world.path("a.log.1")).unwrap();
+                    writer.set_len(0).unwrap();
+                }
+                life.until_lines(written.lines().count());
+                world.append("a.log", "the end\n");
+                world.append("a.log.2", "");
+                written += "the end\n";
+                life.until_view("all is read", |view| view.files.iter().any(|file| file.size == 8));
+            });
+            each_line_once(&lines, &written);
+        }
+    }
+}
+
+#[test]
+fn rotated_while_the_agent_was_down_and_its_source_has_another_name() {
+    let mut world = World::new("a.log");
+    world.append("a.log", "1\n");
+    assert_eq!(world.run_once().len(), 1);
+    world.append("a.log", "2\n");
+    world.rename("a.log", "a.log.1");
+    world.append("a.log", "3\n");
+    world.sources[0].name = "else".into();
+    assert_eq!(texts(&world.run_once()), ["2", "3"]);
+}
+
 const PACKS: [(&str, fn(&[u8]) -> Vec<u8>); 2] = [("gz", gzip), ("zst", zstd)];
 
 /// What a rotation does when it compresses: the name keeps its time.
