@@ -11,13 +11,14 @@
 # make generations   a start with 100000 files in the ledger, and all of them gone again; figures
 # make corrupt   every byte of the state flipped, every file of it cut everywhere; nothing may be lost; figures
 # make figures  size of the binary, time to start, time to stop
+# make bench   speed, memory, latency and idle cost beside the bare work and other agents; BENCH_QUICK=1: a minute
 
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 SHELL := bash
 BINARY := target/release/log-capturer
 BIG_LINES ?= 6000000
 
-.PHONY: run test big outage soak cycles model stops crash corrupt generations model-files figures clean
+.PHONY: run test big outage soak cycles model stops crash corrupt generations model-files figures bench clean
 
 run: $(BINARY)
 	@echo "What it captures appears below ./captured; its status is at http://127.0.0.1:8401/. Ctrl-C ends it."
@@ -74,6 +75,13 @@ model-files:
 
 figures: $(BINARY)
 	bash scripts/figures.sh $(BINARY)
+
+# BENCH_AGENTS: several binaries, to compare them. Needs some 2 GB below TMPDIR (/tmp).
+BENCH_AGENTS ?= $(BINARY)
+bench: $(BINARY)
+	cargo build --locked --release --manifest-path scripts/bench/Cargo.toml --target-dir target/bench
+	cargo build --locked --example counted
+	BENCH_COUNTED=target/debug/examples/counted target/bench/release/log-capturer-bench $(if $(BENCH_QUICK),--quick) $(BENCH_AGENTS)
 
 clean:
 	cargo clean

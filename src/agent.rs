@@ -259,6 +259,8 @@ impl Agent {
             }
             let (inlet, inlet_end) = wires.downhill("parcels", &[Post::Worker], Post::Lane, INLET_PARCELS);
             let (again, again_end) = wires.hint("try again", Post::Retry, Post::Lane);
+            let (refused, refusals) = wires.hint("no room", Post::Monitor, Post::Lane);
+            budget.tell_of_refusals(refused);
             let connections = open.connections.len();
             let (reports, reports_end) = wires.room_for_all("reports", Post::Sender, Post::Lane, connections);
             let (mut jobs, mut senders) = (Vec::new(), Vec::new());
@@ -274,6 +276,7 @@ impl Agent {
                 reports: reports_end,
                 retry: requests.clone(),
                 again: again_end,
+                refusals,
             };
             let sink = SinkId(number as u8); // the configuration allows 64
             let lane =
