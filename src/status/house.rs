@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::House;
+use super::{House, NoReload};
 use crate::budget::Budget;
 use crate::clock::Clock;
 use crate::dispatcher::lane::{HealthView, Mood};
@@ -27,6 +27,7 @@ pub struct Rooms {
     pub stats: StatsView,
     pub started: Instant,
     pub clock: Clock,
+    pub reload: Box<dyn Fn() -> Result<(), NoReload> + Send + Sync>,
 }
 
 impl House for Rooms {
@@ -81,6 +82,7 @@ impl House for Rooms {
             "reasons": unready,
             "budget": { "bytes": self.budget.capacity(), "used": self.budget.used() },
             "read": books.read,
+            "helpers": { "alive": self.table.helpers(), "ended": self.table.helpers_ended() },
             "given_up_bytes": books.given_up,
             "sinks": books.sinks,
             "rates_per_second": self.stats.rates(),
@@ -113,5 +115,9 @@ impl House for Rooms {
 
     fn ledger(&self) -> Value {
         json!(**self.books.lock())
+    }
+
+    fn reload(&self) -> Result<(), NoReload> {
+        (self.reload)()
     }
 }
