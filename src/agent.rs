@@ -31,7 +31,7 @@ use crate::dispatcher::lane::{self, Lane};
 use crate::dispatcher::retry::{Patient, REQUESTS_PER_LANE, Retry};
 use crate::dispatcher::sender::SenderLoop;
 use crate::dispatcher::worker::Worker;
-use crate::durable::{OwnFiles, Unsynced};
+use crate::durable::{OwnFiles, Passed, Unsynced};
 use crate::error::{Error, Result};
 use crate::ledger::{self, Books, BooksView, Ledger};
 use crate::metrics::Registry;
@@ -206,7 +206,7 @@ impl Agent {
         let plan = StopPlan::new(config.agent.stop_timeout);
         let ended = tasks::closing()?;
         let budget = Budget::new(config.memory.chunk_bytes);
-        let (unsynced, own_files) = (Unsynced::default(), OwnFiles::default());
+        let (unsynced, own_files, passed) = (Unsynced::default(), OwnFiles::default(), Passed::default());
 
         // What was left behind.
         let names: Vec<Arc<str>> = config.sinks.iter().map(|sink| sink.name.clone()).collect();
@@ -216,6 +216,7 @@ impl Agent {
             sync_interval: config.agent.sync_interval,
             unsynced: unsynced.clone(),
             own_files: own_files.clone(),
+            passed: passed.clone(),
         };
         let mut wires = Wires::default();
         let (ledger, book, restored) =

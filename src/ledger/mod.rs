@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::ack::{Count, GenerationId, Receipt, Receipts, SinkSet};
-use crate::durable::{OwnFiles, Unsynced};
+use crate::durable::{OwnFiles, Passed, Unsynced};
 use crate::error::Result;
 use crate::metrics::Registry;
 use crate::tasks::{Post, Stop, Task, Wires};
@@ -255,6 +255,8 @@ pub struct Settings {
     pub sync_interval: Duration,
     pub unsynced: Unsynced,
     pub own_files: OwnFiles,
+    /// Told of each checkpoint that was written.
+    pub passed: Passed,
 }
 
 pub struct Ledger {
@@ -403,7 +405,8 @@ impl Ledger {
                 .settings
                 .unsynced
                 .sync()
-                .and_then(|()| self.slots.write(&self.state.to_save(&self.settings.own_files))),
+                .and_then(|()| self.slots.write(&self.state.to_save(&self.settings.own_files)))
+                .map(|()| self.settings.passed.written()),
         };
         match saved {
             Ok(()) => {

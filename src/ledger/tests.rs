@@ -195,6 +195,7 @@ fn live(
         sinks: names(),
         sync_interval,
         unsynced: Default::default(),
+        passed: Default::default(),
         own_files: Default::default(),
     };
     let (_switch, stop) = tasks::Switch::new().unwrap();

@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use crate::ack::Count;
 use crate::disk::{Disk, DiskFile, Open};
+use crate::durable::Passed;
 
 const SLOT_BYTES: usize = 512;
 
@@ -43,6 +44,8 @@ pub struct Cursor {
     pub sequence: u64,
     /// All lines and bytes that were put into the spool before that frame.
     pub before: Count,
+    /// What the segments below it answer for is in every checkpoint that can be read.
+    pub known: u64,
     /// By lineage modulo their number.
     pub marks: Vec<Mark>,
 }
@@ -69,7 +72,7 @@ pub struct CursorFile {
     /// Of the newest record of each kind.
     turn: u64,
     safe_turn: u64,
-    /// What becomes safe when the checkpoint of this number is written.
+    /// What becomes safe when checkpoints are past this count.
     maturing: Option<(u64, Cursor)>,
 }
 
@@ -105,12 +108,12 @@ impl CursorFile {
         &self.file
     }
 
-    /// What the last life has written becomes safe in this one. `passed`: the number of the last checkpoint.
-    pub fn take_over(&mut self, cursor: &Cursor, passed: u64) {
-        self.maturing.get_or_insert_with(|| (passed + 2, cursor.clone()));
+    /// What the last life has written becomes safe in this one.
+    pub fn take_over(&mut self, cursor: &Cursor, passed: &Passed) {
+        self.maturing.get_or_insert_with(|| (passed.count(), cursor.clone()));
     }
 
-    pub fn write(&mut self, cursor: &Cursor, passed: u64) -> io::Result<()> {
+    pub fn write(&mut self, cursor: &Cursor, passed: &Passed) -> io::Result<()> {
         self.take_over(cursor, passed);
         self.turn += 1;
         let slot = Slot { turn: self.turn, boot: self.boot, cursor: cursor.clone() };
@@ -118,10 +121,10 @@ impl CursorFile {
     }
 
     /// Whether something became safe, and was written.
-    pub fn mature(&mut self, passed: u64, now: &Cursor) -> io::Result<bool> {
-        let Some((_, cursor)) = self.maturing.take_if(|(at, _)| *at <= passed) else { return Ok(false) };
+    pub fn mature(&mut self, passed: &Passed, now: &Cursor) -> io::Result<bool> {
+        let Some((_, cursor)) = self.maturing.take_if(|(at, _)| passed.by(*at)) else { return Ok(false) };
         if cursor != *now {
-            self.maturing = Some((passed + 2, now.clone()));
+            self.take_over(now, passed);
         }
         self.safe_turn += 1;
         let slot = Slot { turn: self.safe_turn, boot: self.boot, cursor };
@@ -143,7 +146,7 @@ struct Slot {
 
 impl Slot {
     fn encode(&self) -> [u8; SLOT_BYTES] {
-        let Cursor { at, sequence, before, marks } = &self.cursor;
+        let Cursor { at, sequence, before, known, marks } = &self.cursor;
         let mut bytes = vec![0; 4];
         let words = [
             self.turn,
@@ -153,6 +156,7 @@ impl Slot {
             *sequence,
             before.lines,
             before.bytes,
+            *known,
             marks.len() as u64,
         ];
         words.iter().for_each(|word| bytes.extend_from_slice(&word.to_le_bytes()));
@@ -173,15 +177,16 @@ impl Slot {
             return None;
         }
         let word = |number: usize| long(4 + 8 * number);
-        let marks = usize::try_from(word(7)).ok().filter(|marks| *marks <= MARKS_MOST)?;
+        let marks = usize::try_from(word(8)).ok().filter(|marks| *marks <= MARKS_MOST)?;
         let mark = |number: usize| {
-            let at = 68 + 12 * number;
+            let at = 76 + 12 * number;
             Mark { sequence: long(at), records: short(at + 8) }
         };
         let cursor = Cursor {
             at: Position { segment: word(2), offset: word(3) },
             sequence: word(4),
             before: Count { lines: word(5), bytes: word(6) },
+            known: word(7),
             marks: (0..marks).map(mark).collect(),
         };
         Some(Slot { turn: word(0), boot: word(1), cursor })
@@ -197,7 +202,7 @@ mod tests {
         let marks = vec![Mark { sequence, records: 3 }, Mark { sequence: sequence + 2, records: 0 }];
         let before = Count { lines: sequence * 10, bytes: sequence * 100 };
         let at = Position { segment: 1, offset: sequence };
-        Cursor { at, sequence, before, marks }
+        Cursor { at, sequence, before, known: sequence, marks }
     }
 
     /// The disk after cursors 1..=4 of boot 7, where 2 is safe.
@@ -206,13 +211,17 @@ mod tests {
         disk.create_folder(Path::new("/")).unwrap();
         let (mut file, none) = CursorFile::open(&disk, Path::new("/c"), Open::OrCreate, 7).unwrap();
         assert_eq!(none, None);
-        file.write(&cursor(1), 10).unwrap();
-        assert!(!file.mature(11, &cursor(1)).unwrap(), "one checkpoint may have begun before");
-        file.write(&cursor(2), 11).unwrap();
-        assert!(file.mature(12, &cursor(2)).unwrap() && file.is_maturing());
-        file.write(&cursor(3), 12).unwrap();
-        assert!(file.mature(14, &cursor(3)).unwrap());
-        file.write(&cursor(4), 14).unwrap();
+        let passed = Passed::default();
+        file.write(&cursor(1), &passed).unwrap();
+        passed.written();
+        assert!(!file.mature(&passed, &cursor(1)).unwrap(), "one checkpoint may have begun before");
+        file.write(&cursor(2), &passed).unwrap();
+        passed.written();
+        assert!(file.mature(&passed, &cursor(2)).unwrap() && file.is_maturing());
+        file.write(&cursor(3), &passed).unwrap();
+        (0..2).for_each(|_| passed.written());
+        assert!(file.mature(&passed, &cursor(3)).unwrap());
+        file.write(&cursor(4), &passed).unwrap();
         disk
     }
 

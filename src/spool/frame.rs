@@ -2,7 +2,7 @@
 //! that neither side needs more memory than a small buffer besides the records themselves.
 //!
 //! ```text
-//! header (96 bytes, with a checksum of its own)   which generation and bytes of it, how many lines, how long
+//! header (88 bytes, with a checksum of its own)   which generation and bytes of it, how many lines, how long
 //! meta                                            source, labels; of each record what is not in its bytes
 //! data                                            the bytes of the records, one behind the other
 //! ```
@@ -21,7 +21,7 @@ use crate::budget::Credit;
 use crate::disk::DiskFile;
 use crate::record::{Changed, Entry, Labels, Lines, Origin, Place, Records, Slice};
 
-pub const HEADER_BYTES: usize = 96;
+pub const HEADER_BYTES: usize = 88;
 
 /// What is collected before it is written, and read at once when a body is only checked.
 pub const SCRATCH_BYTES: usize = 16 * 1024;
@@ -33,8 +33,6 @@ const BODY_MOST: u64 = 1 << 30;
 pub struct Header {
     /// Rises by one per frame of a spool, over all segments and lives.
     pub sequence: u64,
-    /// The number of the last checkpoint when it was written.
-    pub passed: u64,
     pub generation: GenerationId,
     /// The bytes of the generation that it answers for.
     pub start: u64,
@@ -90,22 +88,14 @@ impl Header {
             bytes.extend_from_slice(&word.to_le_bytes());
         }
         let Count { lines, bytes: before } = self.before;
-        for word in [
-            self.sequence,
-            self.passed,
-            self.generation.0,
-            self.start,
-            self.end,
-            self.lineage,
-            self.bytes,
-            lines,
-            before,
-        ] {
+        for word in
+            [self.sequence, self.generation.0, self.start, self.end, self.lineage, self.bytes, lines, before]
+        {
             bytes.extend_from_slice(&word.to_le_bytes());
         }
         let crc = crc32fast::hash(&bytes[8..]);
         bytes[4..8].copy_from_slice(&crc.to_le_bytes());
-        bytes.try_into().expect("six short and nine long words are 96 bytes")
+        bytes.try_into().expect("six short and eight long words are 88 bytes")
     }
 
     /// `None`: this is no header of a segment with this salt.
@@ -121,13 +111,12 @@ impl Header {
             data_len: short(16),
             records: short(20),
             sequence: long(24),
-            passed: long(32),
-            generation: GenerationId(long(40)),
-            start: long(48),
-            end: long(56),
-            lineage: long(64),
-            bytes: long(72),
-            before: Count { lines: long(80), bytes: long(88) },
+            generation: GenerationId(long(32)),
+            start: long(40),
+            end: long(48),
+            lineage: long(56),
+            bytes: long(64),
+            before: Count { lines: long(72), bytes: long(80) },
         };
         (header.records > 0 && header.start <= header.end && header.body_len() <= BODY_MOST).then_some(header)
     }
@@ -137,7 +126,6 @@ impl Header {
 #[derive(Clone, Copy, Debug)]
 pub struct Ticket {
     pub sequence: u64,
-    pub passed: u64,
     pub before: Count,
     /// Of the segment: a log line that looks like a frame is none.
     pub salt: u32,
@@ -180,7 +168,6 @@ pub fn write(
     }
     let header = Header {
         sequence: ticket.sequence,
-        passed: ticket.passed,
         generation: first.origin.generation,
         start: range.start,
         end: range.end,

@@ -37,7 +37,6 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use cursor::{Cursor, CursorFile, Position};
 use frame::{Header, Ticket};
@@ -45,8 +44,8 @@ pub use opening::{Survey, boot_id, survey};
 use segment::{FIRST_FRAME, Segment};
 
 use crate::ack::{Count, GenerationId};
-use crate::disk::{Disk, DiskFile, Durable, Open};
-use crate::durable::Unsynced;
+use crate::disk::{Disk, DiskFile, Open};
+use crate::durable::{Passed, SyncFolder, Unsynced};
 use crate::error::{Context, Result};
 use crate::record::{Origin, Records, Slice};
 
@@ -85,8 +84,8 @@ pub struct Settings {
     pub max_bytes: u64,
     pub when_full: WhenFull,
     pub unsynced: Unsynced,
-    /// The number of the last checkpoint that was written.
-    pub passed: Arc<AtomicU64>,
+    /// Counts the checkpoints.
+    pub passed: Passed,
     /// Another one for each life of the operating system; see [`boot_id`].
     pub boot: u64,
     /// Connections of the sink: how many frames may be answered for out of turn.
@@ -178,22 +177,13 @@ pub struct Spool {
     torn: Vec<(Count, Count)>,
     cursor: Option<CursorFile>,
     /// Made in this life, or known to be there.
-    folder: Option<Arc<dyn Durable>>,
-    known: Option<Arc<Origin>>,
+    folder: Option<Arc<SyncFolder>>,
+    /// What the segments below it answer for is in every checkpoint that can be read.
+    known: u64,
+    /// Of the last frame that was read.
+    origin: Option<Arc<Origin>>,
     scratch: Vec<u8>,
     lost: Vec<Lost>,
-}
-
-/// The names in the folder, for those who sync.
-struct Folder {
-    disk: Arc<dyn Disk>,
-    path: PathBuf,
-}
-
-impl Durable for Folder {
-    fn sync(&self) -> io::Result<()> {
-        self.disk.sync_folder(&self.path)
-    }
 }
 
 impl Spool {
@@ -217,7 +207,8 @@ impl Spool {
             torn: Vec::new(),
             cursor,
             folder: None,
-            known: None,
+            known: 0,
+            origin: None,
             scratch: Vec::new(),
             lost: Vec::new(),
             settings,
@@ -261,14 +252,8 @@ impl Spool {
         }
         let file = self.file_to_write()?;
         let segment = self.segments.back_mut().expect("there is a file to write to");
-        let passed = self.settings.passed.load(Ordering::Acquire);
-        let ticket = Ticket {
-            sequence: self.next_sequence,
-            passed,
-            before: self.total,
-            salt: segment.salt,
-            at: segment.end,
-        };
+        let ticket =
+            Ticket { sequence: self.next_sequence, before: self.total, salt: segment.salt, at: segment.end };
         let header = match frame::write(&*file, ticket, slice, &mut self.scratch) {
             Ok(header) => header,
             Err(cause) => {
@@ -309,11 +294,11 @@ impl Spool {
             None => (self.total, self.next_sequence),
         };
         if at + 1 == self.segments.len() {
-            self.writing = None;
+            self.end_segment();
         }
         let segment = &mut self.segments[at];
         let number = segment.number;
-        segment.goes_at = Some(0); // no sink has it: nothing has to be synced before it goes
+        segment.dropped = true;
         self.ahead = None;
         self.read = Position { segment: number + 1, offset: FIRST_FRAME };
         self.pass_over(upto, sequence, Why::Full);
@@ -350,6 +335,15 @@ impl Spool {
         self.pending = between(count, self.pending);
     }
 
+    /// Nothing is written into the last segment any more.
+    fn end_segment(&mut self) {
+        if self.writing.take().is_some()
+            && let Some(last) = self.segments.back_mut()
+        {
+            last.ended = Some(self.settings.passed.count());
+        }
+    }
+
     fn file_to_write(&mut self) -> io::Result<Arc<dyn DiskFile>> {
         let most = (self.max_bytes / SEGMENTS_LEAST).min(SEGMENT_BYTES_MOST);
         if let (Some(file), Some(last)) = (&self.writing, self.segments.back())
@@ -358,6 +352,7 @@ impl Spool {
             return Ok(file.clone());
         }
         let folder = self.make_folder()?;
+        self.end_segment();
         let free = self.settings.disk.free_bytes(&self.settings.folder)?;
         self.max_bytes = self.settings.max_bytes.min(free.saturating_add(self.used_bytes()) / DISK_PART);
         let mut segment = Segment {
@@ -366,9 +361,10 @@ impl Spool {
             salt: fastrand::u32(..),
             sequence: self.next_sequence,
             before: self.total,
-            passed: self.settings.passed.load(Ordering::Acquire),
             end: 0,
-            goes_at: None,
+            ended: None,
+            answered: None,
+            dropped: false,
         };
         let file = segment.create(&*self.settings.disk)?;
         segment.end = FIRST_FRAME;
@@ -382,25 +378,36 @@ impl Spool {
 
     /// Lets go of what nobody needs any more. Whether to look again after the next checkpoints.
     pub fn tidy(&mut self) -> Result<bool> {
-        let passed = self.settings.passed.load(Ordering::Acquire);
-        let now = self.cursor_now();
         let folder = self.settings.folder.clone();
-        let tidied = self.remove_answered().and_then(|()| {
-            let Some(cursor) = &mut self.cursor else { return Ok(false) };
-            if cursor.mature(passed, &now)? {
-                self.settings.unsynced.note(cursor.file().clone());
-            }
-            Ok(cursor.is_maturing() || self.segments.front().is_some_and(|first| first.goes_at.is_some()))
-        });
-        tidied.context(|| format!("could not tidy the spool {}", folder.display()))
+        self.try_tidy().context(|| format!("could not tidy the spool {}", folder.display()))
+    }
+
+    fn try_tidy(&mut self) -> io::Result<bool> {
+        self.remove_answered()?;
+        let mut now = self.cursor_now();
+        let Settings { passed, unsynced, .. } = &self.settings;
+        let Some(cursor) = &mut self.cursor else { return Ok(false) };
+        let is_known = |segment: &&Segment| segment.ended.is_some_and(|ended| passed.by(ended));
+        let known = self.segments.iter().take_while(is_known).last();
+        let known = known.map_or(now.known, |segment| now.known.max(segment.number + 1));
+        if known > now.known {
+            (self.known, now.known) = (known, known);
+            cursor.write(&now, passed)?;
+        }
+        cursor.mature(passed, &now)?;
+        unsynced.note(cursor.file().clone());
+        let more = |segment: &Segment| segment.answered.is_some() || segment.ended.is_some();
+        Ok(cursor.is_maturing()
+            || self.segments.iter().any(|segment| segment.number >= known && more(segment))
+            || self.segments.front().is_some_and(|first| first.answered.is_some()))
     }
 
     fn remove_answered(&mut self) -> io::Result<()> {
-        let passed = self.settings.passed.load(Ordering::Acquire);
+        let passed = &self.settings.passed;
         let oldest_needed = self.under_way.front().map_or(self.read.segment, |frame| frame.at.segment);
         while let Some(first) = self.segments.front()
             && first.number < oldest_needed
-            && first.goes_at.is_some_and(|goes_at| goes_at <= passed)
+            && (first.dropped || first.answered.is_some_and(|answered| passed.by(answered)))
         {
             self.settings.disk.remove(&first.path)?;
             self.segments.pop_front();
@@ -409,20 +416,20 @@ impl Spool {
     }
 
     /// With the cursor's file in it.
-    fn make_folder(&mut self) -> io::Result<Arc<dyn Durable>> {
+    fn make_folder(&mut self) -> io::Result<Arc<SyncFolder>> {
         if let Some(folder) = &self.folder {
             return Ok(folder.clone());
         }
-        let Settings { disk, folder: path, unsynced, .. } = &self.settings;
+        let Settings { disk, folder: path, unsynced, boot, .. } = &self.settings;
         disk.create_folder(path)?;
         if self.cursor.is_none() {
-            let opened = opening::open_cursor(&**disk, path, Open::OrCreate, self.settings.boot)?;
+            let opened = opening::open_cursor(&**disk, path, Open::OrCreate, *boot)?;
             self.cursor = opened.map(|(cursor, _)| cursor);
         }
         for above in path.ancestors().skip(1).take(2) {
-            unsynced.note(Arc::new(Folder { disk: disk.clone(), path: above.to_owned() }));
+            unsynced.note(SyncFolder::of(disk, above));
         }
-        let folder: Arc<dyn Durable> = Arc::new(Folder { disk: disk.clone(), path: path.clone() });
+        let folder = SyncFolder::of(disk, path);
         unsynced.note(folder.clone());
         self.folder = Some(folder.clone());
         Ok(folder)

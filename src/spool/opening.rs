@@ -6,7 +6,6 @@
 use std::io::{self, ErrorKind};
 use std::ops::Range;
 use std::path::Path;
-use std::sync::atomic::Ordering;
 
 use super::cursor::{Cursor, CursorFile, Position};
 use super::frame::Header;
@@ -170,13 +169,13 @@ impl Spool {
 
     fn load(settings: Settings) -> io::Result<(Spool, Opened)> {
         let disk = settings.disk.clone();
-        let passed = settings.passed.load(Ordering::Acquire);
+        let passed = settings.passed.clone();
         let found = segment::list(&*disk, &settings.folder)?;
         let (mut file, cursor) =
             open_cursor(&*disk, &settings.folder, Open::Existing, settings.boot)?.unzip();
         let cursor = cursor.flatten();
         if let (Some(file), Some(cursor)) = (&mut file, &cursor) {
-            file.take_over(cursor, passed);
+            file.take_over(cursor, &passed);
         }
         // Never again a segment or a frame that a cursor of ours has named, even if a power cut took the file.
         let after_cursor = cursor.as_ref().map_or(0, |cursor| cursor.at.segment + 1);
@@ -192,9 +191,10 @@ impl Spool {
                 }
             }
         }
-        // What was written before the segment behind it was begun is in a checkpoint, if that is old enough.
-        let is_known = |at: &usize| segments.get(at + 1).is_some_and(|next| next.passed + 2 <= passed);
-        let first = (0..segments.len()).take_while(is_known).count();
+        spool.known = cursor.as_ref().map_or(0, |cursor| cursor.known);
+        // The last one is read in any case: it tells where all of it ends.
+        let first = segments.iter().take_while(|segment| segment.number < spool.known).count();
+        let first = first.min(segments.len().saturating_sub(1));
         let mut gaps = segments.get(first).map(Gaps::new).unwrap_or_default();
         let mut end = End::new(cursor.as_ref(), segments.last());
         let mut opened = Opened::default();
@@ -205,8 +205,9 @@ impl Spool {
             spool.make_folder()?; // it is there, and its names are to be synced
         }
         let start = Start::new(cursor.as_ref(), &segments, &end);
-        for segment in segments.iter_mut().take_while(|segment| segment.number < start.at.segment) {
-            segment.goes_at = Some(passed + 2);
+        for segment in &mut segments {
+            segment.ended = Some(passed.count());
+            segment.answered = (segment.number < start.at.segment).then_some(passed.count());
         }
         spool.segments = segments.into();
         let named = cursor.iter().flat_map(|cursor| &cursor.marks).map(|mark| mark.sequence + 1);

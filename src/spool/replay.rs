@@ -2,7 +2,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::cursor::{Cursor, Mark, Position};
 use super::frame::{self, Broken, Header};
@@ -105,7 +104,7 @@ impl Spool {
         let Some(at) = at else { return Ok(None) };
         let (file, place) = (self.file_to_read(at)?, self.read);
         let range = header.start..header.end;
-        let records = match frame::read(&*file, place.offset, &header, credit, &mut self.known) {
+        let records = match frame::read(&*file, place.offset, &header, credit, &mut self.origin) {
             Ok(records) => Arc::new(records),
             Err(Broken::Unreadable(cause)) if self.tries + 1 < TRIES_MOST => {
                 self.tries += 1;
@@ -163,19 +162,19 @@ impl Spool {
         while self.under_way.front().is_some_and(|frame| frame.done) {
             self.under_way.pop_front();
         }
-        let passed = self.settings.passed.load(Ordering::Acquire);
         if self.under_way.is_empty() && !self.has_unread() {
             // All of it can go: what comes next begins anew.
-            self.writing = None;
+            self.end_segment();
             self.read = Position { segment: self.next_segment, offset: FIRST_FRAME };
         }
         let cursor = self.cursor_now();
         let behind = self.segments.iter_mut().take_while(|segment| segment.number < cursor.at.segment);
-        behind.for_each(|segment| segment.goes_at = segment.goes_at.or(Some(passed + 2)));
+        let passed = self.settings.passed.count();
+        behind.for_each(|segment| segment.answered = segment.answered.or(Some(passed)));
         let folder = self.settings.folder.clone();
         let written = self.make_folder().and_then(|_| {
             let file = self.cursor.as_mut().expect("it was made with the folder");
-            file.write(&cursor, passed)?;
+            file.write(&cursor, &self.settings.passed)?;
             self.settings.unsynced.note(file.file().clone());
             Ok(())
         });
@@ -200,6 +199,6 @@ impl Spool {
                 (None, _) => unread,
             }
         };
-        Cursor { at, sequence, before, marks: (0..streets).map(mark).collect() }
+        Cursor { at, sequence, before, known: self.known, marks: (0..streets).map(mark).collect() }
     }
 }

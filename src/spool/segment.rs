@@ -26,12 +26,14 @@ pub struct Segment {
     pub sequence: u64,
     /// All lines and bytes that were put into the spool before it.
     pub before: Count,
-    /// The number of the last checkpoint when it was begun.
-    pub passed: u64,
     /// Behind its last frame.
     pub end: u64,
-    /// All of it is answered for: the file may go when the checkpoint of this number is written.
-    pub goes_at: Option<u64>,
+    /// How many checkpoints there were when its last frame was written, or found at the start.
+    pub ended: Option<u64>,
+    /// And when its last frame was answered for.
+    pub answered: Option<u64>,
+    /// No sink ever has it: nothing has to be synced before it goes.
+    pub dropped: bool,
 }
 
 impl Segment {
@@ -43,11 +45,15 @@ impl Segment {
         Ok(file)
     }
 
+    fn found(number: u64, path: PathBuf, salt: u32, sequence: u64, before: Count, end: u64) -> Segment {
+        Segment { number, path, salt, sequence, before, end, ended: None, answered: None, dropped: false }
+    }
+
     fn encode(&self) -> Vec<u8> {
         let Count { lines, bytes: before } = self.before;
         let mut bytes = vec![0; 4];
         bytes.extend_from_slice(&self.salt.to_le_bytes());
-        for word in [MAGIC, self.number, self.sequence, lines, before, self.passed, 0] {
+        for word in [MAGIC, self.number, self.sequence, lines, before, 0, 0] {
             bytes.extend_from_slice(&word.to_le_bytes());
         }
         let crc = crc32fast::hash(&bytes[4..]);
@@ -69,8 +75,7 @@ impl Segment {
         let crc = u32::from_le_bytes(bytes[..4].try_into().expect("four bytes"));
         if crc == crc32fast::hash(&bytes[4..]) && word(8) == MAGIC && word(16) == number {
             let before = Count { lines: word(32), bytes: word(40) };
-            let (sequence, passed) = (word(24), word(48));
-            return Ok(Some(Segment { number, path, salt, sequence, before, passed, end, goes_at: None }));
+            return Ok(Some(Segment::found(number, path, salt, word(24), before, end)));
         }
         // A frame begins with the salt, so the first one tells all of it again.
         let mut bytes = [0; HEADER_BYTES];
@@ -78,10 +83,8 @@ impl Segment {
             return Ok(None);
         }
         let salt = u32::from_le_bytes(bytes[..4].try_into().expect("four bytes"));
-        Ok(Header::decode(&bytes, salt).map(|first| {
-            let Header { sequence, before, passed, .. } = first;
-            Segment { number, path, salt, sequence, before, passed, end, goes_at: None }
-        }))
+        Ok(Header::decode(&bytes, salt)
+            .map(|first| Segment::found(number, path, salt, first.sequence, first.before, end)))
     }
 
     /// The header that stands at `at`, if a whole frame of it fits in front of the end.
