@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, bounded};
+use crossbeam_channel::{Receiver, bounded, never};
 use parking_lot::Mutex;
 
 use super::lane::{Ends, Lane};
@@ -53,7 +53,10 @@ impl House {
     /// Lines delivered and dead-lettered; every line has an answer.
     fn answered(&self) -> (u64, u64) {
         let receipts = self.kept.0.lock();
-        assert!(receipts.iter().all(|receipt| !receipt.fault && receipt.not_delivered == 0), "{receipts:?}");
+        assert!(
+            receipts.iter().all(|receipt| !receipt.fault && receipt.undelivered.is_empty()),
+            "{receipts:?}"
+        );
         let sum = |of: fn(&crate::ack::Tally) -> u64| receipts.iter().map(|receipt| of(&receipt.tally)).sum();
         (sum(|tally| tally.delivered.lines), sum(|tally| tally.dead_lettered.lines))
     }
@@ -105,6 +108,7 @@ fn lane_with(house: &House, connection: Touchy) -> (Lane, SenderLoop, Receiver<R
         reports: reports_end,
         retry: requests,
         again: bounded(1).1,
+        refusals: never(),
     };
     let raw: Vec<String> = (0..32)
         .map(|at| if [5, 21].contains(&at) { format!("bad {at}\n") } else { format!("{at}\n") })

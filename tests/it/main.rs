@@ -5,12 +5,16 @@
 
 mod agent;
 mod big;
+mod changes;
 mod clients;
 mod config;
 mod core;
+mod corrupt;
+mod crash;
 mod expect;
 mod files;
 mod floors;
+mod generations;
 mod loki;
 mod outage;
 mod path;
@@ -18,6 +22,7 @@ mod phases;
 mod push;
 mod receiver;
 mod reload;
+mod script;
 mod sources;
 mod stats;
 mod stop;

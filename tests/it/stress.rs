@@ -17,7 +17,7 @@
 
 mod drawing;
 mod figures;
-mod load;
+pub mod load;
 mod report;
 mod sample;
 
