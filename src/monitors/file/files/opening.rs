@@ -13,13 +13,16 @@ use rustix::io::Errno;
 
 use super::super::discovery::Found;
 use super::super::glob::{Excludes, Pattern};
-use super::super::identity::{begins_with, identity, not_text, read_head, stands_before, text_after_hole};
+use super::super::holes::{Ahead, ahead};
+use super::super::identity::{
+    begins_with, head_of, identity, not_text, read_head, read_head_at, stands_before,
+};
 use super::super::known::inodes;
 use super::super::packed::Unpacked;
 use super::super::tail::{Step, Tail};
 use super::{Files, file_options};
 use crate::durable::FileId;
-use crate::ledger::{Head, Known};
+use crate::ledger::Known;
 use crate::monitors::{Binary, Opening, SourceOptions};
 use crate::tasks::Task;
 
@@ -148,7 +151,7 @@ impl Files {
             }
         }
         let source = &self.sources[tail.source];
-        tail.head = Head::of(head);
+        tail.head = head_of(head);
         let identity = identity(tail.file, tail.head);
         if let Some(known) = known {
             let stream = self.outlet.reopen(source, &known);
@@ -164,19 +167,26 @@ impl Files {
             tail.stream = Some(stream);
         } else {
             let skip = file_options(source).is_some_and(|file| file.binary == Binary::Skip);
-            let hole = match &tail.descriptor {
-                Some(file) if head.iter().all(|byte| *byte == 0) => text_after_hole(file).unwrap_or(None),
-                _ => None,
-            };
-            if let Some((start, _)) = hole {
-                log::info!(
-                    "files: {} begins with a hole of {start} bytes, which is passed over",
-                    tail.path.display()
-                );
-                tail.start = tail.start.max(start);
+            // What a hole hides of the head is not what makes a file binary.
+            let (mut begin, mut text) = (0, head.to_vec());
+            let nothing = head.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+            if let Some(file) = tail.descriptor.as_ref().filter(|_| nothing < head.len()) {
+                match (nothing, ahead(file, nothing as u64, tail.size)) {
+                    (0, Ok(Ahead::HoleToEnd)) => return Opened::Rest, // as if it were empty
+                    (0, Ok(Ahead::Hole { end })) => {
+                        begin = end;
+                        text = read_head_at(file, begin).unwrap_or(text);
+                        text.truncate(text.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1));
+                    }
+                    (_, Ok(Ahead::Hole { .. } | Ahead::HoleToEnd)) => text.truncate(nothing),
+                    (_, Ok(Ahead::Text { .. }) | Err(_)) => {} // an error is met again by the first read
+                }
             }
-            let text = hole.as_ref().map_or(head, |(_, text)| text);
-            if let Some(what) = not_text(text).filter(|_| skip) {
+            if begin > 0 {
+                log::info!("files: {} begins with a hole of {begin} bytes", tail.path.display());
+                tail.start = tail.start.max(begin);
+            }
+            if let Some(what) = not_text(&text).filter(|_| skip) {
                 if self.passed_over.insert(tail.file, (tail.path.clone(), tail.size)).is_none() {
                     log::info!("files: {} is passed over: it is {what}", tail.path.display());
                     self.meters.passed_over.add(1);
