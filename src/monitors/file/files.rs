@@ -358,10 +358,20 @@ impl Files {
         }
     }
 
-    /// The generation before it is read first, as far as it goes; if it is in the line, it may have grown.
-    fn is_blocked(&self, tail: &Tail) -> bool {
-        let before = tail.after.and_then(|before| self.tails.get(&before));
-        before.is_some_and(|before| (before.queued || !before.is_at_end()) && !before.trouble)
+    /// The generation before it is read first, its half line too, which waits for its rest for a while; if it is in
+    /// the line, it may have grown.
+    fn is_blocked<'a>(&'a self, mut tail: &'a Tail) -> bool {
+        // One that is blocked itself may have grown since it was looked at. Older at each step, so it ends.
+        let age = |tail: &Tail| tail.number().map_or(u64::MAX, |number| number.0);
+        while let Some(before) = tail.after.and_then(|before| self.tails.get(&before))
+            && age(before) < age(tail)
+        {
+            if (before.queued || before.unread() > 0) && !before.trouble {
+                return true;
+            }
+            tail = before;
+        }
+        false
     }
 
     /// Keeps a file open that is not read yet, since it may be rotated away before it is; but not with the last
@@ -391,7 +401,7 @@ impl Files {
             self.trim_rested();
         }
         let followers =
-            if tail.is_at_end() || tail.trouble { std::mem::take(&mut tail.followers) } else { Vec::new() };
+            if tail.unread() == 0 || tail.trouble { std::mem::take(&mut tail.followers) } else { Vec::new() };
         self.tails.insert(tail.file, tail);
         while self.open > self.open_max && self.close_one() {}
         followers.into_iter().for_each(|file| self.queue(file));

@@ -316,6 +316,7 @@ impl Tail {
         match self.step(reading.options.idle, reading.now) {
             Step::Truncated => Turn::Truncated { seen },
             Step::Wait if self.was_rewritten() => Turn::Truncated { seen: 0 },
+            Step::Wait if self.is_copy && self.unread() > 0 => self.read(reading, End::Final), // it is whole
             Step::Wait => Turn::Rest,
             Step::Finish => Turn::Finish,
             Step::Read if changed && self.begins_otherwise() => Turn::Truncated { seen: 0 },

@@ -88,6 +88,7 @@ impl Files {
         if tail.stream.is_none() {
             tail.refresh(&metadata, now);
             if head.is_empty() {
+                self.line_up_others(tail, task);
                 let over = tail.deleted || tail.step(Duration::ZERO, now) == Step::Finish;
                 return if over { Opened::Remove } else { Opened::Rest };
             }
@@ -109,6 +110,7 @@ impl Files {
         let (metadata, survey) = match file.metadata().and_then(|metadata| Ok((metadata, surveyed?))) {
             Ok((metadata, Some(survey))) => (metadata, survey),
             Ok((_, None)) => return Opened::Rest, // the stop is the next event
+            Err(_) if file.metadata().is_ok_and(|metadata| metadata.nlink() == 0) => return Opened::Remove,
             Err(cause) => {
                 self.complain(tail, "unpack", &cause);
                 return Opened::Rest;
@@ -130,6 +132,16 @@ impl Files {
         }
         (tail.size, tail.scanned, tail.content) = (survey.size, stream.position(), Some(content));
         Opened::Ready
+    }
+
+    /// It is empty now, and was not: what was read of it before may go on elsewhere.
+    fn line_up_others(&mut self, tail: &mut Tail, task: &Task) {
+        let Some(file) = tail.descriptor.clone() else { return };
+        // An error is met again when there is something to read.
+        let others = self.not_met.take_others(tail.file, &file).unwrap_or_default();
+        if !others.is_empty() {
+            self.line_up(others, "truncated while the agent was down", Some(tail), task);
+        }
     }
 
     /// The first byte is there: goes on where the last life ended, or begins a generation.
@@ -210,31 +222,42 @@ impl Files {
     /// Its path leads elsewhere. A sweep may find it under another name.
     pub(super) fn not_there(&mut self, tail: &mut Tail, now: Instant) -> Opened {
         tail.gone_since.get_or_insert(now);
-        if let Ok(metadata) = fs::metadata(&tail.path)
+        let path = tail.path.clone();
+        // Renamed while its descriptor was closed: it is beside where it was, and may have unread bytes.
+        let wanted = HashSet::from([tail.file.inode]);
+        let beside = path.parent().and_then(|folder| inodes(folder, &wanted)).unwrap_or_default();
+        let beside =
+            beside.get(&tail.file.inode).filter(|found| found.file == tail.file && found.path != path);
+        if let Some(found) = beside {
+            if self.paths.get(&path) == Some(&tail.file) {
+                self.paths.remove(&path); // nobody else would: no file may ever stand there again
+            }
+            tail.stands_at(&found.path);
+            if !tail.queued {
+                tail.queued = true; // and read before what stands in its place now
+                self.ready.push_back(tail.file);
+            }
+        }
+        if let Ok(metadata) = fs::metadata(&path)
             && metadata.is_file()
             && FileId::of(&metadata) != tail.file
             && !self.own.contains(FileId::of(&metadata))
         {
-            let (path, file, size) = (tail.path.clone(), FileId::of(&metadata), metadata.len());
+            let (file, size) = (FileId::of(&metadata), metadata.len());
+            let is_new = !self.tails.contains_key(&file);
             self.admit(Found { path, file, size, source: tail.source }, now);
-        }
-        if tail.stream.is_none() {
-            return Opened::Remove;
-        }
-        // Renamed while its descriptor was closed: it is beside where it was, and may have unread bytes.
-        let wanted = HashSet::from([tail.file.inode]);
-        let beside = tail.path.parent().and_then(|folder| inodes(folder, &wanted)).unwrap_or_default();
-        if let Some(found) = beside.get(&tail.file.inode).filter(|found| found.file == tail.file)
-            && found.path != tail.path
-        {
-            if self.paths.get(&tail.path) == Some(&tail.file) {
-                self.paths.remove(&tail.path); // nobody else would: no file may ever stand there again
+            if let Some(next) =
+                self.tails.get_mut(&file).filter(|next| is_new && next.lineage == tail.lineage)
+            {
+                next.after = next.after.or(beside.map(|_| tail.file));
             }
-            tail.stands_at(&found.path);
-            tail.size = tail.position(); // looks different now, so that it gets a turn
+        }
+        if beside.is_some() {
+            return Opened::Rest;
         }
         let idle = self.sources[tail.source].idle;
-        if tail.step(idle, now) == Step::Finish { Opened::Remove } else { Opened::Rest }
+        let over = tail.stream.is_none() || tail.step(idle, now) == Step::Finish;
+        if over { Opened::Remove } else { Opened::Rest }
     }
 
     pub(super) fn hold(&mut self, tail: &mut Tail, file: Arc<File>) {

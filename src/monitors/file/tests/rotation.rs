@@ -119,10 +119,12 @@ fn rotated_while_the_agent_was_down_and_its_source_has_another_name() {
     assert_eq!(texts(&world.run_once()), ["2", "3"]);
 }
 
-const PACKS: [(&str, fn(&[u8]) -> Vec<u8>); 2] = [("gz", gzip), ("zst", zstd)];
+type Pack = fn(&[u8]) -> Vec<u8>;
+
+const PACKS: [(&str, Pack); 2] = [("gz", gzip), ("zst", zstd)];
 
 /// What a rotation does when it compresses: the name keeps its time.
-fn compress(world: &World, name: &str, end: &str, pack: fn(&[u8]) -> Vec<u8>) {
+fn compress(world: &World, name: &str, end: &str, pack: Pack) {
     let plain = world.path(name);
     let modified = std::fs::metadata(&plain).unwrap().modified().unwrap();
     let packed = world.append(&format!("{name}.{end}"), pack(&std::fs::read(&plain).unwrap()));
@@ -130,9 +132,12 @@ fn compress(world: &World, name: &str, end: &str, pack: fn(&[u8]) -> Vec<u8>) {
     std::fs::remove_file(plain).unwrap();
 }
 
+/// What is done to the folder while the agent is down, and what must arrive then.
+type Lived<'a> = (&'a dyn Fn(&World), &'a str);
+
 /// Each life: what is done to the folder while the agent is down, then what must arrive, in this order.
 #[track_caller]
-fn lives(include: &str, lives: &[(&dyn Fn(&World), &str)]) -> World {
+fn lives(include: &str, lives: &[Lived<'_>]) -> World {
     let mut world = World::new(include);
     for (number, (meanwhile, expected)) in lives.iter().enumerate() {
         meanwhile(&world);
@@ -430,7 +435,9 @@ fn two_rotations_while_still_in_the_first_file() {
     let all: String = lines.iter().map(|line| line.text.clone() + "\n").collect();
     let expected: String =
         (0..3).map(|round| text(round) + if round == 0 { " is completed\n" } else { "\n" }).collect();
-    assert!(all == expected, "each line whole, and in the order of the rotations");
+    let wrong = all.lines().zip(expected.lines()).position(|(got, wanted)| got != wanted);
+    let got = wrong.map(|at| (&lines[at], expected.lines().nth(at)));
+    assert!(all == expected, "each line whole, and in the order of the rotations, but {got:?}");
 }
 
 #[test]
@@ -508,4 +515,32 @@ fn a_file_that_cannot_be_read_stops_nobody() {
         life.until_lines(3);
     });
     assert_eq!(texts(&lines), ["1", "2", "3"]);
+}
+
+/// Its place is in front of what follows it, and it waits for its rest only so long.
+#[test]
+fn half_a_line_keeps_its_place() {
+    let mut world = World::new("a.log");
+    world.sources[0].idle = Duration::from_millis(200);
+    world.append("a.log", "1\nhalf");
+    let lines = world.live(|world, life| {
+        life.until_lines(1);
+        std::fs::remove_file(world.path("a.log")).unwrap();
+        world.append("a.log", "3\n");
+        life.until_lines(3);
+    });
+    assert_eq!(texts(&lines), ["1", "half", "3"]);
+}
+
+#[test]
+fn copied_and_truncated_while_the_agent_was_down_and_not_written_to_since() {
+    let mut world = World::new("a.log");
+    world.append("a.log", "1\n");
+    assert_eq!(world.run_once().len(), 1);
+    let writer = world.append("a.log", "2\nhalf");
+    std::fs::copy(world.path("a.log"), world.path("a.log.1")).unwrap();
+    writer.set_len(0).unwrap();
+    assert_eq!(texts(&world.run_once()), ["2", "half"]);
+    world.append("a.log", "3\n");
+    assert_eq!(texts(&world.run_once()), ["3"]);
 }
