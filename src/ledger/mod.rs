@@ -133,6 +133,9 @@ pub struct KeptStamp {
     pub cursor: Option<Cursor>,
 }
 
+/// Why bytes are given up that nobody has written: they are not missing.
+pub const HOLE: &str = "a hole in the file";
+
 /// How many bytes in front of a position tell whether it is still in the same text.
 pub const BEFORE_BYTES: usize = 64;
 

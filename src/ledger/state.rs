@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::books::{Books, Meters, SinkBooks, view};
 use super::checkpoint::{AnyPath, OwnFile, Saved};
 use super::page::Page;
-use super::{Known, Mark, Note, Opened, Record, Restored, Stamp};
+use super::{HOLE, Known, Mark, Note, Opened, Record, Restored, Stamp};
 use crate::ack::{GenerationId, Receipt};
 use crate::durable::OwnFiles;
 use crate::error::{Error, Result};
@@ -171,7 +171,9 @@ impl State {
     fn gave_up(&mut self, generation: GenerationId, upto: u64, why: Arc<str>) -> Result<()> {
         let page = self.page(generation)?;
         let from = page.read_to;
-        self.books.given_up += page.give_up(from, upto, why);
+        let is_hole = *why == *HOLE;
+        let bytes = page.give_up(from, upto, why);
+        self.books.given_up += if is_hole { 0 } else { bytes };
         let page = self.page(generation)?;
         let over = page.drop_answered_in(from..upto.max(from));
         self.meters.open_chunks.add(-(over as i64));
