@@ -396,7 +396,7 @@ fn scripts_of_everything_that_happens_to_a_file() {
         let text = std::env::var(name).ok();
         text.map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} is a number, not {text}")))
     };
-    let scripts = number("LOG_CAPTURER_SCRIPTS", 60);
+    let scripts = number("LOG_CAPTURER_SCRIPTS", 40);
     let seed = number("LOG_CAPTURER_SCRIPTS_SEED", fastrand::u64(..1_000_000));
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
