@@ -217,10 +217,11 @@ impl Agent {
             sync_interval: config.agent.sync_interval,
             unsynced: unsynced.clone(),
             own_files: own_files.clone(),
+            disk: Arc::new(RealDisk),
             passed: passed.clone(),
         };
         let mut wires = Wires::default();
-        let (ledger, book, mut restored) =
+        let (ledger, book, mut restored, journal) =
             Ledger::open(settings, stop.clone(), plan.margin(), &metrics, &mut wires);
         let books = ledger.view();
         let dead_letters = DeadLetters::open(
@@ -263,6 +264,8 @@ impl Agent {
             }
             let (inlet, inlet_end) = wires.downhill("parcels", &[Post::Worker], Post::Lane, INLET_PARCELS);
             let (again, again_end) = wires.hint("try again", Post::Retry, Post::Lane);
+            let (refused, refusals) = wires.hint("no room", Post::Monitor, Post::Lane);
+            budget.tell_of_refusals(refused);
             let connections = open.connections.len();
             let (reports, reports_end) = wires.room_for_all("reports", Post::Sender, Post::Lane, connections);
             let (mut jobs, mut senders) = (Vec::new(), Vec::new());
@@ -278,6 +281,7 @@ impl Agent {
                 reports: reports_end,
                 retry: requests.clone(),
                 again: again_end,
+                refusals,
             };
             let sink = SinkId(number as u8); // the configuration allows 64
             let lane =
@@ -325,10 +329,11 @@ impl Agent {
                     own_files: own_files.clone(),
                     once: orders.once,
                     known: restored.known,
+                    last_stamp_ns: restored.last_stamp_ns,
                     first_start: restored.first_start,
                     open_files_max,
                 };
-                Some(monitors::file::wire(settings, supply.outlet(), &metrics)?)
+                Some(monitors::file::wire(settings, supply.stamping_outlet(journal), &metrics)?)
             }
         };
         drop(supply);

@@ -12,18 +12,20 @@ use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::discovery::Found;
 use super::framing::{End, frame};
-use super::identity::{HEAD_BYTES, begins_with, identity, read_at};
+use super::identity::{HEAD_BYTES, begins_with, identity, read_at, stands_before};
+use super::packed::{Form, Unpacked};
 use crate::ack::GenerationId;
 use crate::budget::{READ_BYTES, Refused};
 use crate::durable::FileId;
 use crate::ledger::{BEFORE_BYTES, Head};
 use crate::metrics::Counter;
 use crate::monitors::outlet::CHUNK_LINES;
-use crate::monitors::{Outlet, SourceOptions, Stream};
+use crate::monitors::{NotSent, Outlet, SourceOptions, Stream};
 use crate::tasks::Task;
 
 /// With what the Outlet adds for the ends of its lines, this is one [`READ_BYTES`] of credit.
@@ -98,7 +100,12 @@ pub(super) struct Tail {
     pub lineage: u64,
     /// Where to begin if it was never read.
     pub start: u64,
-    pub descriptor: Option<File>,
+    pub descriptor: Option<Arc<File>>,
+    /// It was compressed after its rotation: nobody writes to it any more, and [`Tail::size`] and all offsets are
+    /// of its content.
+    pub form: Option<Form>,
+    /// While such a file is open.
+    pub content: Option<Unpacked>,
     /// `None`: it has no byte yet, or was not opened yet.
     pub stream: Option<Stream>,
     pub head: Head,
@@ -113,6 +120,8 @@ pub(super) struct Tail {
     pub deleted: bool,
     /// The size it was seen with, if it was larger before: a copy that lacks the last lines of its original.
     pub seen: u64,
+    /// Of another file, which was emptied.
+    pub is_copy: bool,
     /// Came after the first sweep.
     pub is_late: bool,
     /// With `once`: its size when it was opened.
@@ -175,6 +184,8 @@ impl Tail {
             lineage,
             start,
             descriptor: None,
+            form: None,
+            content: None,
             stream: None,
             head: Head::default(),
             size,
@@ -185,6 +196,7 @@ impl Tail {
             gone_since: None,
             deleted: false,
             seen: 0,
+            is_copy: false,
             is_late: false,
             until: None,
             after: None,
@@ -269,6 +281,13 @@ impl Tail {
     pub fn turn(&mut self, reading: &mut Reading<'_>) -> Turn {
         let (Some(file), Some(_)) = (&self.descriptor, &self.stream) else { return Turn::Rest };
         let seen = self.size;
+        if self.form.is_some() {
+            return match self.size {
+                size if size <= self.position() => Turn::Finish,
+                size if size > self.scanned => self.read(reading, End::More),
+                _ => self.read(reading, End::Final),
+            };
+        }
         let changed = match file.metadata() {
             Ok(metadata) => self.refresh(&metadata, reading.now),
             Err(cause) => return Turn::Failed(cause),
@@ -286,8 +305,8 @@ impl Tail {
 
     /// Truncated and grown beyond the position between two looks: something else stands before it now. A read
     /// of what follows finds out by itself.
-    fn was_rewritten(&self) -> bool {
-        let Some(file) = &self.descriptor else { return false };
+    pub fn was_rewritten(&self) -> bool {
+        let Some(file) = self.descriptor.as_ref().filter(|_| self.form.is_none()) else { return false };
         // An error is met again by the read that follows.
         let before =
             self.before.is_none_or(|head| stands_before(file, head, self.position()).unwrap_or(true));
@@ -297,7 +316,7 @@ impl Tail {
     /// What stands before the position may be what stood there before, in a log of equal lines. Within the head
     /// a read finds out by itself.
     fn begins_otherwise(&self) -> bool {
-        let Some(file) = &self.descriptor else { return false };
+        let Some(file) = self.descriptor.as_ref().filter(|_| self.form.is_none()) else { return false };
         let mut head = [0; HEAD_BYTES];
         let head = &mut head[..self.head.len as usize];
         read_at(file, head, 0).is_ok_and(|_| Head::of(head) != self.head)
@@ -307,6 +326,11 @@ impl Tail {
         let size = self.size_to_read();
         let rewritten = self.scanned > self.position() && self.was_rewritten();
         let (Some(file), Some(stream)) = (&self.descriptor, &mut self.stream) else { return Turn::Rest };
+        let content = &mut self.content;
+        let mut read_at = |buffer: &mut [u8], offset| match content {
+            Some(content) => content.read_at(buffer, offset),
+            None => read_at(file, buffer, offset),
+        };
         let Reading { outlet, options, task, buffers, cut_lines, now } = reading;
         let Buffers { data, ends } = &mut **buffers;
         let longest = options.max_line_bytes;
@@ -325,7 +349,7 @@ impl Tail {
                 return Turn::Truncated { seen: 0 };
             } else {
                 data.resize(TURN_BYTES.min((size - self.scanned) as usize), 0);
-                let fresh = match read_at(file, data, self.scanned) {
+                let fresh = match read_at(data, self.scanned) {
                     Ok(fresh) => fresh,
                     Err(cause) => return Turn::Failed(cause),
                 };
@@ -351,7 +375,7 @@ impl Tail {
         let before = self.before.unwrap_or_default();
         let back = if position < HEAD_BYTES as u64 { position as usize } else { before.len as usize };
         data.resize(back + want, 0);
-        let read = match read_at(file, data, position - back as u64) {
+        let read = match read_at(data, position - back as u64) {
             Ok(read) => read,
             Err(cause) => return Turn::Failed(cause),
         };
@@ -378,8 +402,11 @@ impl Tail {
             let cut = ends.iter().filter(|end| fresh[**end as usize - 1] != b'\n').count();
             cut_lines.add(cut as u64);
             task.waits_for("the workers");
-            if outlet.send(stream, &fresh[..consumed], ends, credit).is_err() {
-                return Turn::Stopped;
+            match outlet.send(stream, &fresh[..consumed], ends, credit) {
+                Ok(()) => {}
+                Err(NotSent::Stopped) => return Turn::Stopped,
+                // Nothing else can be stamped either: like a budget without room.
+                Err(NotSent::Unstamped) => return Turn::NoCredit(Refused::Full),
             }
             task.beat();
             let before = &data[..back + consumed];
@@ -393,16 +420,12 @@ impl Tail {
 
     /// A read that got nothing met a file that has just become shorter: the next look tells.
     fn after_read(&self, len: usize, idle: Duration, now: Instant) -> Turn {
-        if len > 0 && self.step(idle, now) != Step::Wait { Turn::Again } else { Turn::Rest }
+        if len > 0 && (self.form.is_some() || self.step(idle, now) != Step::Wait) {
+            Turn::Again
+        } else {
+            Turn::Rest
+        }
     }
-}
-
-/// Whether the bytes in front of `position` are those of `before`.
-pub(super) fn stands_before(file: &File, before: Head, position: u64) -> io::Result<bool> {
-    let mut bytes = vec![0; before.len as usize];
-    let Some(from) = position.checked_sub(bytes.len() as u64) else { return Ok(false) };
-    let read = read_at(file, &mut bytes, from)?;
-    Ok(read == bytes.len() && Head::of(&bytes) == before)
 }
 
 #[cfg(test)]
