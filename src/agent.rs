@@ -9,7 +9,7 @@
 
 mod lives;
 mod scale;
-mod signals;
+pub(crate) mod signals;
 mod vigil;
 
 use std::fmt;
@@ -221,7 +221,7 @@ impl Agent {
             passed: passed.clone(),
         };
         let mut wires = Wires::default();
-        let (ledger, book, restored, journal) =
+        let (ledger, book, mut restored, journal) =
             Ledger::open(settings, stop.clone(), plan.margin(), &metrics, &mut wires);
         let books = ledger.view();
         let dead_letters = DeadLetters::open(
@@ -230,6 +230,7 @@ impl Agent {
             unsynced.clone(),
             clock.clone(),
         );
+        dead_letters.count_in(&metrics);
 
         // Where lines leave: senders, lanes, and the scheduler that wakes lanes whose sink rests.
         let (resolve, resolver) = net::resolver();
@@ -256,6 +257,10 @@ impl Agent {
             if !open.recovered.is_empty() {
                 let (name, ranges) = (&options.name, open.recovered.len());
                 log::info!("{name}: {ranges} ranges that the last life wrote stand in the outputs");
+            }
+            // A power cut may have taken a generation from the ledger and not from the outputs: its number is taken.
+            for (generation, _) in &open.recovered {
+                restored.next_generation = restored.next_generation.max(generation.0 + 1);
             }
             let (inlet, inlet_end) = wires.downhill("parcels", &[Post::Worker], Post::Lane, INLET_PARCELS);
             let (again, again_end) = wires.hint("try again", Post::Retry, Post::Lane);
