@@ -30,7 +30,7 @@ use leak::{COUNT, PATIENCE, Reading, Sample, Suspect, THINGS, Verdict, judge};
 
 pub use history::SAMPLES;
 pub use leak::Scale;
-pub use process::{Footprint, open_descriptors};
+pub use process::{Footprint, live_heap_bytes, open_descriptors};
 
 use crate::budget::Budget;
 use crate::clock::Clock;
@@ -178,6 +178,8 @@ impl Stats {
             descriptors: process.map(|process| process.descriptors),
             resident_bytes: process.map(|process| process.resident_bytes),
             tasks: Some(table.len() as u64),
+            helpers: Some(table.helpers() as u64),
+            containers_followed: gauge("containers_followed"),
             files_shown: of_files(|files| files.followed),
             files_matching: of_files(|files| files.sizes.matching),
             files_gone: of_files(|files| files.sizes.gone),

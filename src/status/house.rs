@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::House;
+use super::{House, NoReload};
 use crate::budget::Budget;
 use crate::clock::Clock;
 use crate::dispatcher::lane::{HealthView, Mood};
@@ -27,6 +27,7 @@ pub struct Rooms {
     pub stats: StatsView,
     pub started: Instant,
     pub clock: Clock,
+    pub reload: Box<dyn Fn() -> Result<(), NoReload> + Send + Sync>,
 }
 
 impl House for Rooms {
@@ -62,13 +63,15 @@ impl House for Rooms {
     fn unready(&self) -> Vec<String> {
         let stuck =
             self.table.stuck().into_iter().map(|name| format!("{name} is busy and silent for too long"));
-        let ill = self.books.lock().ill.clone().map(|why| format!("the ledger cannot be written: {why}"));
+        let books = self.books.lock().clone();
+        let ill = books.ill.iter().map(|why| format!("the ledger cannot be written: {why}"));
+        let waiting = books.stamping_ill.iter().map(|why| format!("files wait: {why}"));
         let resting = self.healths.iter().filter_map(|health| {
             let health = health.lock();
             let why = health.why.as_deref().unwrap_or("no reason is known");
             (health.mood != Mood::Well).then(|| format!("the sink {} rests: {why}", health.name))
         });
-        stuck.chain(ill).chain(resting).chain(self.stats.suspicions()).collect()
+        stuck.chain(ill).chain(waiting).chain(resting).chain(self.stats.suspicions()).collect()
     }
 
     fn status(&self) -> Value {
@@ -81,6 +84,7 @@ impl House for Rooms {
             "reasons": unready,
             "budget": { "bytes": self.budget.capacity(), "used": self.budget.used() },
             "read": books.read,
+            "helpers": { "alive": self.table.helpers(), "ended": self.table.helpers_ended() },
             "given_up_bytes": books.given_up,
             "sinks": books.sinks,
             "rates_per_second": self.stats.rates(),
@@ -113,5 +117,9 @@ impl House for Rooms {
 
     fn ledger(&self) -> Value {
         json!(**self.books.lock())
+    }
+
+    fn reload(&self) -> Result<(), NoReload> {
+        (self.reload)()
     }
 }

@@ -5,17 +5,24 @@
 
 mod agent;
 mod big;
+mod changes;
+mod clients;
 mod config;
 mod core;
+mod corrupt;
+mod crash;
 mod expect;
 mod files;
 mod floors;
+mod generations;
 mod loki;
 mod outage;
 mod path;
 mod phases;
 mod push;
 mod receiver;
+mod reload;
+mod script;
 mod sources;
 mod stats;
 mod stop;

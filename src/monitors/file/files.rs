@@ -10,6 +10,7 @@
 //! Not here: what a turn does (`tail.rs`), how files are found (`discovery.rs`).
 
 mod copies;
+mod missing;
 mod opening;
 mod roster;
 
@@ -25,6 +26,7 @@ use super::Mailbox;
 use super::discovery::Sweep;
 use super::identity::identity;
 use super::known::NotMet;
+use super::names::rotated;
 use super::tail::{Buffers, Reading, Tail, Turn};
 use super::view::{FileView, FilesSnapshot, FilesView, SHOWN_MAX, Sizes};
 use super::watch::Hints;
@@ -60,6 +62,10 @@ pub struct Files {
     /// Files without lines, with path and size when that was found: looked at again under another path or with
     /// another size, since the inode may be another file's by then, and since text may come after zeros.
     passed_over: HashMap<FileId, (PathBuf, u64)>,
+    /// Compressed files are read one at a time: each takes memory that no budget knows.
+    unpacking: Option<FileId>,
+    /// Of the last life.
+    last_stamp_ns: i64,
     /// Found, and not opened yet.
     newcomers: Vec<FileId>,
     ready: VecDeque<FileId>,
@@ -105,6 +111,7 @@ pub(super) struct Setting {
     pub once: bool,
     pub first_start: bool,
     pub known: Vec<Known>,
+    pub last_stamp_ns: i64,
     pub open_max: usize,
 }
 
@@ -136,6 +143,8 @@ impl Files {
             paths: HashMap::new(),
             newest: HashMap::new(),
             passed_over: HashMap::new(),
+            unpacking: None,
+            last_stamp_ns: setting.last_stamp_ns,
             newcomers: Vec::new(),
             ready: VecDeque::new(),
             stalled: 0,
@@ -216,7 +225,7 @@ impl Files {
         match event {
             Event::Swept => {
                 if let Some(sweep) = self.picture.take() {
-                    self.take_in(sweep, now);
+                    self.take_in(sweep, task);
                 }
             }
             Event::Hinted => match self.hints.take() {
@@ -248,7 +257,7 @@ impl Files {
             }
             let Some(mut tail) = self.tails.remove(&file) else { continue };
             task.beat();
-            if let Opened::Remove = self.open(&mut tail, task.now()) {
+            if let Opened::Remove = self.open(&mut tail, task) {
                 self.remove(tail);
             } else {
                 self.tails.insert(file, tail);
@@ -272,17 +281,28 @@ impl Files {
         self.turns += 1;
         let now = task.now();
         if self.is_blocked(&tail) {
-            return self.hold_back(tail, now);
+            return self.hold_back(tail, task);
         }
         tail.after = None;
-        if tail.descriptor.is_none() || tail.stream.is_none() {
-            match self.open(&mut tail, now) {
+        if tail.form.is_some()
+            && self.unpacking.is_some_and(|one| one != file && self.tails.contains_key(&one))
+        {
+            return self.stall(tail, false);
+        }
+        let packed = tail.form.is_some() && tail.content.is_none();
+        if tail.descriptor.is_none() || tail.stream.is_none() || packed {
+            let opened = match self.open(&mut tail, task) {
+                Opened::Ready if packed => self.unpack(&mut tail, task),
+                opened => opened,
+            };
+            match opened {
                 Opened::Ready => {}
                 Opened::Rest => return self.rest(tail),
                 Opened::Remove => return self.remove(tail),
                 Opened::NoDescriptor => return self.stall(tail, false),
             }
         }
+        self.unpacking = tail.form.map(|_| file).or(self.unpacking);
         let mut reading = Reading {
             outlet: &mut self.outlet,
             options: &self.sources[tail.source],
@@ -307,9 +327,17 @@ impl Files {
             Turn::NoCredit(Refused::Full) => self.stall(tail, true),
             Turn::Truncated { seen } => {
                 self.meters.truncations.add(1);
+                if tail.is_copy && tail.gone_since.is_some() {
+                    // What is in it now is another copy, and belongs to whoever was emptied after it was made.
+                    self.begin_anew(&mut tail, seen, "overwritten by another copy");
+                    return self.remove(tail);
+                }
                 log::info!("files: {} was truncated; it is read from its beginning", tail.path.display());
                 self.go_on_in_copy(&mut tail, seen, now);
                 self.begin_anew(&mut tail, seen, "truncated");
+                if tail.is_copy || tail.path.file_name().is_some_and(|name| rotated(name).is_some()) {
+                    (tail.is_copy, tail.is_late, tail.since) = (false, true, now); // perhaps a copy again
+                }
                 tail.queued = true;
                 self.ready.push_back(file);
                 self.tails.insert(file, tail);
@@ -334,9 +362,9 @@ impl Files {
 
     /// Keeps a file open that is not read yet, since it may be rotated away before it is; but not with the last
     /// descriptor, which the one before it may need.
-    fn hold_back(&mut self, mut tail: Tail, now: Instant) {
+    fn hold_back(&mut self, mut tail: Tail, task: &Task) {
         if self.open + 1 < self.open_max && tail.descriptor.is_none() {
-            if let Opened::Remove = self.open(&mut tail, now) {
+            if let Opened::Remove = self.open(&mut tail, task) {
                 return self.remove(tail);
             }
         } else if self.open >= self.open_max && !tail.deleted && tail.gone_since.is_none() {
@@ -356,11 +384,11 @@ impl Files {
         tail.rested = self.turns;
         if tail.descriptor.is_some() && tail.is_closable() {
             self.rested.push_back((tail.file, self.turns));
-            self.trim_rested();
         }
         let followers =
             if tail.is_at_end() || tail.trouble { std::mem::take(&mut tail.followers) } else { Vec::new() };
         self.tails.insert(tail.file, tail);
+        self.trim_rested();
         while self.open > self.open_max && self.close_one() {}
         followers.into_iter().for_each(|file| self.queue(file));
     }
@@ -389,6 +417,9 @@ impl Files {
 
     /// Nothing more will come: if it is still true that no path leads to it.
     fn finish_if_gone(&mut self, mut tail: Tail) {
+        if tail.form.is_some() {
+            return self.remove(tail);
+        }
         let there = fs::metadata(&tail.path).is_ok_and(|metadata| FileId::of(&metadata) == tail.file);
         if there && !tail.deleted {
             tail.gone_since = None;
@@ -399,6 +430,7 @@ impl Files {
 
     fn remove(&mut self, mut tail: Tail) {
         self.close(&mut tail);
+        self.trim_rested();
         if let Some(mut stream) = tail.stream.take() {
             // A descriptor that was closed when everything was read, and bytes that came in the moment between.
             if tail.size > stream.position() {
@@ -444,7 +476,7 @@ impl Files {
         for tail in self.tails.values_mut() {
             // On a slow file system a look at each of thousands is too long: then it is what we saw last.
             let aborted = self.outlet.stop().abort.is_closed();
-            let descriptor = tail.descriptor.as_ref().filter(|_| !aborted);
+            let descriptor = tail.descriptor.as_ref().filter(|_| !aborted && tail.form.is_none());
             let size = descriptor.and_then(|file| file.metadata().ok());
             let size = size.map_or(tail.size, |metadata| metadata.len());
             let bytes = tail.until.unwrap_or(size).min(size).saturating_sub(tail.position());

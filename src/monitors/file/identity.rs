@@ -53,15 +53,45 @@ pub fn begins_with(now: &[u8], head: Head) -> bool {
 }
 
 /// Whether a file is the one that `known` tells of, and its position can be trusted. A device number may
-/// change with a reboot: then only a whole head is believed.
-pub fn is_known(known: &Known, file: FileId, size: u64, head: &[u8]) -> bool {
+/// change with a reboot: then only a whole head is believed. `before`: whether these bytes stand in front of this
+/// position.
+pub fn is_known(
+    known: &Known,
+    file: FileId,
+    size: u64,
+    head: &[u8],
+    before: impl Fn(Head, u64) -> bool,
+) -> bool {
     known.identity.is_some_and(|identity| {
         let same_device = identity.device == file.device || identity.head.len as usize == HEAD_BYTES;
         identity.inode == file.inode
             && same_device
             && size >= known.position
             && begins_with(head, identity.head)
+            && known.before.is_none_or(|hash| before(hash, known.position))
     })
+}
+
+/// Whether the bytes in front of `position` are those of `before`.
+pub fn stands_before(file: &File, before: Head, position: u64) -> io::Result<bool> {
+    let mut bytes = vec![0; before.len as usize];
+    let Some(from) = position.checked_sub(bytes.len() as u64) else { return Ok(false) };
+    let read = read_at(file, &mut bytes, from)?;
+    Ok(read == bytes.len() && Head::of(&bytes) == before)
+}
+
+/// Whether a file that has another inode goes on like what was read up to `position`. Where nothing was noted of
+/// what stands before, a head that is whole, or has all of it, must do.
+pub fn goes_on_like(file: &File, head: Head, before: Option<Head>, position: u64) -> io::Result<bool> {
+    match before {
+        Some(before) => stands_before(file, before, position),
+        None => Ok(is_enough(head, position)),
+    }
+}
+
+/// Whether a head alone tells that a position is the right one.
+pub fn is_enough(head: Head, position: u64) -> bool {
+    position <= u64::from(head.len) || head.len as usize == HEAD_BYTES
 }
 
 /// Equal for all generations of one path of one source, in every life of the agent.
@@ -128,6 +158,7 @@ mod tests {
             cursor: None,
             line: 0,
             continues: false,
+            stamps: Vec::new(),
             progress: Vec::new(),
         }
     }
@@ -135,7 +166,7 @@ mod tests {
     #[test]
     fn a_file_is_known_by_inode_head_and_size() {
         let whole = [b'x'; HEAD_BYTES];
-        let check = |known: Known, size, head: &[u8]| is_known(&known, FILE, size, head);
+        let check = |known: Known, size, head: &[u8]| is_known(&known, FILE, size, head, |_, _| true);
         assert!(check(known(1, b"abc", 3), 6, b"abcdef"), "it has grown");
         assert!(check(known(1, b"", 0), 6, b"abcdef"), "it was empty");
         assert!(!check(known(1, b"abc", 3), 6, b"abX"), "another head");
@@ -144,7 +175,11 @@ mod tests {
         assert!(!check(known(2, b"abc", 3), 6, b"abcdef"), "another device");
         assert!(check(known(2, &whole, 3), 2000, &whole), "the device has another number");
         let other = FileId { inode: 8, ..FILE };
-        assert!(!is_known(&known(1, b"abc", 3), other, 6, b"abcdef"), "another inode");
+        assert!(!is_known(&known(1, b"abc", 3), other, 6, b"abcdef", |_, _| true), "another inode");
+        let rewritten = Known { before: Some(Head::of(b"bc")), ..known(1, b"abc", 3) };
+        let asked = |head, position| (head, position) == (Head::of(b"bc"), 3);
+        assert!(is_known(&rewritten, FILE, 6, b"abcdef", asked));
+        assert!(!is_known(&rewritten, FILE, 6, b"abcdef", |_, _| false), "other bytes before the position");
     }
 
     #[test]

@@ -12,11 +12,12 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::super::discovery::Found;
-use super::super::identity::{HEAD_BYTES, begins_with, identity, read_at, read_head};
+use super::super::identity::{begins_with, goes_on_like, identity, read_head};
 use super::super::tail::Tail;
 use super::opening::open_for_reading;
 use super::{Files, file_options};
@@ -31,6 +32,9 @@ const LOOKS_MAX: usize = 3;
 
 /// A file is emptied as soon as its copy is whole; and we hear of it within two polls.
 const TRUNCATION_FOLLOWS: Duration = Duration::from_secs(1);
+
+/// And if it grows for longer than this, it is no copy but a log that says the same as another.
+const COPYING_MAX: Duration = Duration::from_secs(60);
 
 impl Files {
     /// The file was emptied: its generation goes on in its copy, if there is one. `seen`: its size before.
@@ -47,12 +51,15 @@ impl Files {
         self.outlet.identify(&stream, identity(id, tail.head));
         copy.scanned = stream.position();
         copy.stream = Some(stream);
-        (copy.head, copy.before, copy.seen) = (tail.head, tail.before, seen);
+        (copy.head, copy.before, copy.seen, copy.is_copy) = (tail.head, tail.before, seen, true);
         copy.until = self.once.then_some(metadata.len());
         copy.gone_since = Some(now);
         copy.after = tail.after.take();
         if let Some(mut found) = self.tails.remove(&id) {
-            self.close(&mut found); // it has waited for this, and nothing was read of it
+            // It has waited for this, or it is the copy of the generation before, and overwritten.
+            let seen = found.size;
+            self.begin_anew(&mut found, seen, "overwritten by another copy");
+            self.close(&mut found);
             (copy.followers, copy.queued) = (std::mem::take(&mut found.followers), found.queued);
         }
         self.hold(&mut copy, file);
@@ -62,7 +69,7 @@ impl Files {
         self.meters.followed.set(self.tails.len() as i64);
     }
 
-    fn find_copy(&self, tail: &Tail) -> Option<(File, fs::Metadata)> {
+    fn find_copy(&self, tail: &Tail) -> Option<(Arc<File>, fs::Metadata)> {
         if tail.head.len == 0 {
             return None;
         }
@@ -74,59 +81,93 @@ impl Files {
         // What cannot be read is no copy for us.
         let held = held.find_map(|file| {
             let metadata = is_copy(tail, file).ok()??;
-            Some((file.try_clone().ok()?, metadata))
+            Some((file.clone(), metadata))
         });
         held.or_else(|| (0..LOOKS_MAX).find_map(|_| self.find_copy_beside(tail)))
     }
 
-    fn find_copy_beside(&self, tail: &Tail) -> Option<(File, fs::Metadata)> {
+    fn find_copy_beside(&self, tail: &Tail) -> Option<(Arc<File>, fs::Metadata)> {
+        self.candidates(&tail.path, tail.position()).iter().find_map(|path| {
+            let file = open_for_reading(path).ok()?;
+            let metadata = is_copy(tail, &file).ok()??;
+            // Asked of what was opened: the name may lead elsewhere by now.
+            self.is_free(FileId::of(&metadata)).then(|| (Arc::new(file), metadata))
+        })
+    }
+
+    /// Files that may have the content of one that was at `original`, by their names; the newest first, and at
+    /// most [`CANDIDATES_MAX`].
+    pub(super) fn candidates(&self, original: &Path, size_min: u64) -> Vec<PathBuf> {
         let mut candidates = Vec::new();
-        for entry in fs::read_dir(tail.path.parent()?).ok()?.flatten() {
-            let Ok(metadata) = entry.metadata() else { continue };
-            let path = entry.path();
-            let may_be = metadata.is_file() && metadata.len() >= tail.position();
-            if may_be && !self.is_followed(FileId::of(&metadata)) && is_named_after(&tail.path, &path) {
+        // What cannot be read is no candidate.
+        for entry in
+            original.parent().into_iter().filter_map(|folder| fs::read_dir(folder).ok()).flatten().flatten()
+        {
+            let (Ok(metadata), path) = (entry.metadata(), entry.path()) else { continue };
+            let may_be = metadata.is_file() && metadata.len() >= size_min;
+            if may_be && !self.is_followed(FileId::of(&metadata)) && is_named_after(original, &path) {
                 candidates.push(((metadata.mtime(), metadata.mtime_nsec()), path));
             }
         }
         candidates.sort_unstable_by(|a, b| b.cmp(a));
-        candidates.iter().take(CANDIDATES_MAX).find_map(|(_, path)| {
-            let file = open_for_reading(path).ok()?;
-            let metadata = is_copy(tail, &file).ok()??;
-            // Asked of what was opened: the name may lead elsewhere by now.
-            let id = FileId::of(&metadata);
-            (!self.is_followed(id) && !self.own.contains(id)).then_some((file, metadata))
-        })
+        candidates.into_iter().take(CANDIDATES_MAX).map(|(_, path)| path).collect()
     }
 
-    /// Something was read of it: it is no copy that waits for its original.
+    /// Nobody reads it, nor is it ours.
+    pub(super) fn is_free(&self, id: FileId) -> bool {
+        !self.is_followed(id) && !self.own.contains(id)
+    }
+
+    /// Something was read of what is in it now: it is no copy that waits for its original.
     fn is_followed(&self, id: FileId) -> bool {
-        self.tails.get(&id).is_some_and(|tail| tail.stream.is_some())
+        self.tails
+            .get(&id)
+            .is_some_and(|tail| tail.stream.is_some() && !(tail.is_copy && is_overwritten(tail)))
     }
 
     /// A file that begins like one beside it and holds all that we have read of that: it may be a copy of it.
     /// When it was looked at long enough it is not.
     pub(super) fn may_be_copy(&self, tail: &Tail, file: &File, head: &[u8], now: Instant) -> bool {
         let poll = file_options(&self.sources[tail.source]).map_or(Duration::ZERO, |file| file.poll_interval);
-        if self.once || !tail.is_late || tail.deleted || now >= tail.changed + TRUNCATION_FOLLOWS + 2 * poll {
+        let until = (tail.changed + TRUNCATION_FOLLOWS + 2 * poll).min(tail.since + COPYING_MAX);
+        if self.once || !tail.is_late || tail.deleted || now >= until {
             return false;
         }
         // Nearly all heads are equally long, and hashing them is what takes time.
         let mut begin = Head::of(head);
         self.tails.values().any(|other| {
-            let nothing = other.stream.is_none() || other.deleted || other.head.len == 0;
-            if nothing || !is_named_after(&other.path, &tail.path) {
+            if other.deleted || !is_named_after(&other.path, &tail.path) {
                 return false;
             }
-            if begin.len != other.head.len {
-                let Some(head) = head.get(..other.head.len as usize) else { return false };
-                begin = Head::of(head);
-            }
-            begin == other.head
+            let len = other.head.len as usize;
+            if other.stream.is_some() && 0 < len && len <= head.len() {
+                if begin.len != other.head.len {
+                    begin = Head::of(&head[..len]);
+                }
                 // One that is still being written has not come so far.
-                && (tail.size < other.position() || stands_before(other, file).unwrap_or(false))
+                let here = || tail.size < other.position() || has_read_of(other, file).unwrap_or(false);
+                if begin == other.head && here() {
+                    return true;
+                }
+            }
+            // Nothing was read of it since it was made, or rewritten, or the copy is just being written: then the
+            // bytes themselves tell.
+            let original = other.descriptor.as_ref().filter(|file| {
+                let looks_like = |metadata| other.looks_like(&metadata);
+                other.stream.is_none() || head.len() < len || !file.metadata().is_ok_and(looks_like)
+            });
+            original.and_then(|file| read_head(file).ok()).is_some_and(|original| {
+                let both = original.len().min(head.len());
+                both > 0 && original[..both] == head[..both]
+            })
         })
     }
+}
+
+/// Many make each copy under the name of the last, and in its file.
+fn is_overwritten(copy: &Tail) -> bool {
+    let size = copy.descriptor.as_ref().and_then(|file| file.metadata().ok()).map(|metadata| metadata.len());
+    size.is_some_and(|size| size < copy.position()) || copy.was_rewritten()
 }
 
 fn is_named_after(original: &Path, copy: &Path) -> bool {
@@ -141,17 +182,11 @@ fn is_copy(tail: &Tail, file: &File) -> io::Result<Option<fs::Metadata>> {
         && FileId::of(&metadata) != tail.file
         && metadata.len() >= tail.position()
         && begins_with(&read_head(file)?, tail.head)
-        && stands_before(tail, file)?;
+        && has_read_of(tail, file)?;
     Ok(same.then_some(metadata))
 }
 
-/// Whether what `tail` has read before its position stands there in `file` as well. Where nothing was noted, a
-/// whole head has to do.
-fn stands_before(tail: &Tail, file: &File) -> io::Result<bool> {
-    let Some((hash, len)) = tail.before else {
-        return Ok(tail.position() <= u64::from(tail.head.len) || tail.head.len as usize == HEAD_BYTES);
-    };
-    let mut before = vec![0; len];
-    let read = read_at(file, &mut before, tail.position() - len as u64)?;
-    Ok(read == len && Head::of(&before).hash == hash)
+/// Whether what `tail` has read before its position stands there in `file` as well.
+fn has_read_of(tail: &Tail, file: &File) -> io::Result<bool> {
+    goes_on_like(file, tail.head, tail.before, tail.position())
 }

@@ -3,21 +3,28 @@
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::super::discovery::Found;
-use super::super::identity::{begins_with, identity, not_text, read_head, text_after_hole};
+use super::super::glob::{Excludes, Pattern};
+use super::super::identity::{begins_with, identity, not_text, read_head, stands_before, text_after_hole};
 use super::super::known::inodes;
+use super::super::packed::Unpacked;
 use super::super::tail::{Step, Tail};
 use super::{Files, file_options};
 use crate::durable::FileId;
 use crate::ledger::{Head, Known};
-use crate::monitors::{Binary, Opening};
+use crate::monitors::{Binary, Opening, SourceOptions};
+use crate::tasks::Task;
+
+/// A compressed file that ends in the middle is waited for until it was not changed for so long.
+const TORN_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What came of opening a file.
 pub(super) enum Opened {
@@ -30,13 +37,14 @@ pub(super) enum Opened {
 
 impl Files {
     /// Opens the file if it is closed, makes sure that it is the one we mean, and finds out where to read on.
-    pub(super) fn open(&mut self, tail: &mut Tail, now: Instant) -> Opened {
+    pub(super) fn open(&mut self, tail: &mut Tail, task: &Task) -> Opened {
+        let now = task.now();
         if tail.descriptor.is_none() {
             if self.open >= self.open_max && !self.close_one() {
                 return Opened::NoDescriptor;
             }
             match open_for_reading(&tail.path) {
-                Ok(file) => self.hold(tail, file),
+                Ok(file) => self.hold(tail, Arc::new(file)),
                 Err(cause) => match Errno::from_io_error(&cause) {
                     Some(Errno::MFILE | Errno::NFILE) => return self.out_of_descriptors(&cause),
                     Some(Errno::NOENT) => return self.not_there(tail, now),
@@ -59,6 +67,9 @@ impl Files {
             self.close(tail);
             return self.not_there(tail, now);
         }
+        if tail.form.is_some() {
+            return Opened::Ready; // what is in it is found out when it is read
+        }
         let head = match read_head(file) {
             Ok(head) => head,
             Err(cause) => {
@@ -80,21 +91,73 @@ impl Files {
             if tail.descriptor.as_ref().is_some_and(|file| self.may_be_copy(tail, file, &head, now)) {
                 return Opened::Rest;
             }
-            return self.begin(tail, &head);
+            return self.begin(tail, &head, task);
         }
         Opened::Ready
     }
 
+    /// Finds out how much is in it, and that it is whole. What is being written now is waited for.
+    pub(super) fn unpack(&mut self, tail: &mut Tail, task: &Task) -> Opened {
+        let (Some(file), Some(stream), Some(form)) = (&tail.descriptor, &tail.stream, tail.form) else {
+            return Opened::Rest;
+        };
+        let mut content = Unpacked::new(file.clone(), form);
+        let surveyed = content.survey(stream.position(), &|| self.goes_on(task));
+        let (metadata, survey) = match file.metadata().and_then(|metadata| Ok((metadata, surveyed?))) {
+            Ok((metadata, Some(survey))) => (metadata, survey),
+            Ok((_, None)) => return Opened::Rest, // the stop is the next event
+            Err(cause) => {
+                self.complain(tail, "unpack", &cause);
+                return Opened::Rest;
+            }
+        };
+        tail.trouble = false;
+        let quiet_s = self.outlet.clock().wall_ns() / 1_000_000_000 - metadata.mtime();
+        if survey.torn && quiet_s < TORN_PATIENCE.as_secs() as i64 {
+            return Opened::Rest;
+        }
+        let goes_on = survey.begins_with(tail.head) && survey.stands_before(tail.before);
+        if survey.torn || !goes_on {
+            let what = if goes_on { "is damaged behind" } else { "is not what it was before" };
+            log::warn!("files: {} {what} byte {} of its content", tail.path.display(), survey.size);
+        }
+        if !goes_on || survey.size <= stream.position() {
+            tail.size = stream.position();
+            return Opened::Remove;
+        }
+        (tail.size, tail.scanned, tail.content) = (survey.size, stream.position(), Some(content));
+        Opened::Ready
+    }
+
     /// The first byte is there: goes on where the last life ended, or begins a generation.
-    pub(super) fn begin(&mut self, tail: &mut Tail, head: &[u8]) -> Opened {
-        let (known, replaced) = self.not_met.claim(tail.file, tail.size, head);
-        replaced.into_iter().for_each(|known| self.finish_known(known, "replaced while the agent was down"));
+    pub(super) fn begin(&mut self, tail: &mut Tail, head: &[u8], task: &Task) -> Opened {
+        let file = tail.descriptor.clone();
+        let (known, others) = self.not_met.claim(tail.file, tail.size, head, |before, position| {
+            file.as_ref().is_some_and(|file| stands_before(file, before, position).unwrap_or(false))
+        });
+        if !others.is_empty() {
+            let why = "rewritten or replaced while the agent was down";
+            self.line_up(others, why, Some(tail), task);
+            if self.is_blocked(tail) {
+                known.into_iter().for_each(|known| self.not_met.put_back(known));
+                if !tail.queued {
+                    tail.queued = true;
+                    self.ready.push_back(tail.file);
+                }
+                return Opened::Rest;
+            }
+        }
         let source = &self.sources[tail.source];
         tail.head = Head::of(head);
         let identity = identity(tail.file, tail.head);
         if let Some(known) = known {
             let stream = self.outlet.reopen(source, &known);
-            tail.lineage = known.lineage;
+            let lineage = std::mem::replace(&mut tail.lineage, known.lineage);
+            if lineage != known.lineage && self.newest.get(&lineage) == Some(&tail.file) {
+                self.newest.remove(&lineage);
+                self.newest.entry(known.lineage).or_insert(tail.file);
+            }
+            tail.before = known.before;
             if known.identity != Some(identity) {
                 self.outlet.identify(&stream, identity);
             }
@@ -164,7 +227,7 @@ impl Files {
         if tail.step(idle, now) == Step::Finish { Opened::Remove } else { Opened::Rest }
     }
 
-    pub(super) fn hold(&mut self, tail: &mut Tail, file: File) {
+    pub(super) fn hold(&mut self, tail: &mut Tail, file: Arc<File>) {
         tail.descriptor = Some(file);
         self.open += 1;
         self.meters.open.set(self.open as i64);
@@ -217,17 +280,27 @@ impl Files {
         tail.trouble = true;
     }
 
+    /// The source that a generation of the last life belongs to: by its name, else the first that would capture
+    /// its file now, since names change. `None`: nobody wants it any more.
+    pub(super) fn source_of(&self, known: &Known) -> Option<usize> {
+        let captures = |source: &SourceOptions| {
+            let path = known.filename.as_deref()?;
+            let file = file_options(source)?;
+            let included = |text: &String| Pattern::parse(text).is_ok_and(|pattern| pattern.matches(path));
+            let excluded = Excludes::parse(&file.exclude).is_ok_and(|excludes| excludes.matches(path));
+            Some(file.include.iter().any(included) && !excluded)
+        };
+        let named = self.sources.iter().position(|source| source.name == known.source);
+        named.or_else(|| self.sources.iter().position(|source| captures(source) == Some(true)))
+    }
+
     /// A generation of the last life that will not be met again.
     pub(super) fn finish_known(&mut self, known: Known, why: &str) {
-        let Some(source) =
-            self.sources.iter().find(|source| source.name == known.source).or(self.sources.first())
-        else {
-            return;
-        };
-        let mut stream = self.outlet.reopen(source, &known);
+        let Some(source) = self.source_of(&known).or((!self.sources.is_empty()).then_some(0)) else { return };
+        let mut stream = self.outlet.reopen(&self.sources[source], &known);
         // What one sink has and another lacks did stand there once.
-        if let Some(lost) = known.progress.iter().flat_map(|progress| progress.edges(known.position)).max() {
-            self.outlet.give_up(&mut stream, lost, why);
+        if known.known_to() > known.position {
+            self.outlet.give_up(&mut stream, known.known_to(), why);
         }
         self.outlet.finish(stream);
     }
