@@ -161,6 +161,8 @@ pub struct Place {
     /// Bytes it has in its source, line end included.
     pub len: u32,
     pub partial: bool,
+    /// The rest of a line that was cut.
+    pub continues: bool,
     /// The bytes in the chunk are what a stage made of its text.
     pub rewritten: bool,
 }
@@ -278,6 +280,7 @@ impl Records {
                 raw: (!place.rewritten).then_some(raw),
                 metadata: changed.map_or(&[], |c| &c.metadata),
                 partial: place.partial,
+                continues: place.continues,
                 offset: self.lines.start + u64::from(place.offset),
                 len: u64::from(place.len),
             };
@@ -300,7 +303,12 @@ impl Records {
     ///
     /// `range` is not empty.
     pub fn end(&self, range: &Range<u32>) -> u64 {
-        self.lines.start + u64::from(self.lines.ends[self.entry(range.end - 1).0])
+        let line = self.entry(range.end - 1).0;
+        let end = match self.places.get(line) {
+            Some(place) => place.offset + place.len,
+            None => self.lines.ends[line],
+        };
+        self.lines.start + u64::from(end)
     }
 
     fn entry(&self, index: u32) -> (usize, Option<&Changed>) {

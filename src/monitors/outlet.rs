@@ -418,7 +418,6 @@ pub mod fixture {
             sinks: (0..sinks).map(|number| number.to_string().into()).collect(),
             sync_interval: Duration::from_secs(3600),
             unsynced: Default::default(),
-            passed: Default::default(),
             own_files: own_files.clone(),
             disk,
             passed: Default::default(),
