@@ -346,7 +346,9 @@ impl Tail {
 
     fn read(&mut self, reading: &mut Reading<'_>, end: End) -> Turn {
         let size = self.size_to_read();
-        let rewritten = self.scanned > self.position() && self.was_rewritten();
+        // A half line that is found whole by the next turn needs no look ahead.
+        let is_long = self.scanned >= self.position() + (TURN_BYTES / 2) as u64;
+        let rewritten = is_long && self.was_rewritten();
         let (Some(file), Some(stream)) = (&self.descriptor, &mut self.stream) else { return Turn::Rest };
         let mut hole_at = None;
         if self.has_holes && self.form.is_none() {
@@ -379,7 +381,7 @@ impl Tail {
         let to_hole = hole_at.map(|hole| (hole - position) as usize).filter(|to| *to <= TURN_BYTES);
         let limit = stream.read_limit().unwrap_or(u64::MAX);
         let mut want = to_hole.unwrap_or(TURN_BYTES).min(there);
-        if self.scanned > position && end == End::More && to_hole.is_none() {
+        if is_long && end == End::More && to_hole.is_none() {
             // The line that begins here is longer than what was read so far: look for its end only.
             if limit <= size && limit - position <= longest as u64 {
                 want = (limit - position) as usize; // it was cut there in another life
