@@ -10,6 +10,7 @@
 mod lives;
 mod scale;
 mod signals;
+mod spools;
 mod vigil;
 
 use std::fmt;
@@ -19,6 +20,7 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 use lives::Lives;
 pub use lives::Load;
+use spools::Spools;
 use vigil::Vigil;
 
 use crate::ack::SinkId;
@@ -219,8 +221,7 @@ impl Agent {
             passed: passed.clone(),
         };
         let mut wires = Wires::default();
-        let (ledger, book, restored) =
-            Ledger::open(settings, stop.clone(), plan.margin(), &metrics, &mut wires);
+        let (mut ledger, book, _) = Ledger::open(settings, stop.clone(), plan.margin(), &metrics, &mut wires);
         let books = ledger.view();
         let dead_letters = DeadLetters::open(
             &config.agent.data_dir.join("deadletter"),
@@ -241,6 +242,15 @@ impl Agent {
             own_files: own_files.clone(),
             stdout_gone,
         };
+        let spools = Spools {
+            config,
+            unsynced: unsynced.clone(),
+            passed,
+            book: book.clone(),
+            budget: budget.clone(),
+            metrics: &metrics,
+        };
+        spools.say_who_is_missing();
         let requests_max = REQUESTS_PER_LANE * config.sinks.len();
         let (requests, requests_end) = wires.room_for_all("requests", Post::Lane, Post::Retry, requests_max);
         let (mut lanes, mut patients, mut inlets) = (Vec::new(), Vec::new(), Vec::new());
@@ -266,13 +276,14 @@ impl Agent {
                 again: again_end,
             };
             let sink = SinkId(number as u8); // the configuration allows 64
-            let lane =
-                Lane::new(sink, options.clone(), ends, stop.clone(), dead_letters.clone(), clock.now());
+            let spooling = spools.open(sink, connections, &mut ledger);
+            let (letters, now) = (dead_letters.clone(), clock.now());
+            let lane = Lane::new(sink, options.clone(), ends, stop.clone(), letters, spooling, now);
             patients.push(Patient::new(Backoff::new(options.retry, fastrand::u64(..)), again));
             inlets.push(inlet);
             lanes.push((lane, senders, options.timeout));
         }
-        drop(requests);
+        drop((requests, spools));
         let retry = Retry::new(requests_end, patients);
 
         // What they pass.
@@ -294,7 +305,8 @@ impl Agent {
         }
         drop(inlets);
 
-        // Where they come from.
+        // Where they come from: now that outputs and spools have told what they have.
+        let restored = ledger.restored();
         let known = restored.known.len();
         let supply =
             Supply::new(budget.clone(), clock.clone(), stop.clone(), &restored, names.len(), book, intakes);

@@ -295,7 +295,11 @@ impl Records {
     ///
     /// `range` is not empty.
     pub fn end(&self, range: &Range<u32>) -> u64 {
-        self.lines.start + u64::from(self.lines.ends[self.entry(range.end - 1).0])
+        let last = self.entry(range.end - 1).0;
+        match self.places.get(last) {
+            Some(place) => self.lines.start + u64::from(place.offset) + u64::from(place.len),
+            None => self.lines.start + u64::from(self.lines.ends[last]),
+        }
     }
 
     fn entry(&self, index: u32) -> (usize, Option<&Changed>) {

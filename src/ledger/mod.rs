@@ -20,6 +20,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,7 +30,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::ack::{Count, GenerationId, Receipt, Receipts, SinkSet};
+use crate::ack::{Count, GenerationId, Receipt, Receipts, SinkId, SinkSet};
 use crate::durable::{OwnFiles, Passed, Unsynced};
 use crate::error::Result;
 use crate::metrics::Registry;
@@ -216,6 +217,12 @@ pub struct Restored {
     pub first_start: bool,
 }
 
+/// Bytes of a generation.
+pub type Ranged = (GenerationId, Range<u64>);
+
+/// Bytes of a generation that a sink or a spool had and has no more, and how many lines and bytes they were.
+pub type Damaged = (GenerationId, Range<u64>, Count);
+
 /// The way to the ledger: one per carrier, cheap to clone. Notes are never dropped: a full channel makes the
 /// carrier wait, and the ledger waits for nobody.
 #[derive(Clone)]
@@ -322,6 +329,18 @@ impl Ledger {
             first_start,
         };
         (ledger, Book(book), restored)
+    }
+
+    /// What a spool has found at the start: `recovered` is as good as receipts, `damaged` has to be read again, and
+    /// `pending` waits there. Before monitors are given [`Ledger::restored`].
+    pub fn spool_found(&mut self, sink: SinkId, recovered: &[Ranged], damaged: &[Damaged], pending: Count) {
+        self.state.spool_found(sink, recovered, damaged, pending);
+        self.show();
+    }
+
+    /// What monitors need to go on.
+    pub fn restored(&self) -> Restored {
+        self.state.restored(self.first_start)
     }
 
     pub fn view(&self) -> BooksView {

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use super::books::{Books, Meters, SinkBooks, view};
 use super::checkpoint::{AnyPath, OwnFile, Saved};
 use super::page::Page;
-use super::{Known, Note, Opened, Restored, Stamp};
-use crate::ack::{GenerationId, Receipt};
+use super::{Damaged, Known, Note, Opened, Ranged, Restored, Stamp};
+use crate::ack::{Count, GenerationId, Receipt, SinkId};
 use crate::durable::OwnFiles;
 use crate::error::{Error, Result};
 use crate::metrics::Registry;
@@ -144,6 +144,22 @@ impl State {
         self.books.read.bytes -= count.bytes;
         stamp.sinks.iter().for_each(|sink| self.books.owe_no_more(sink, count, &self.meters));
         Ok(())
+    }
+
+    pub fn spool_found(&mut self, sink: SinkId, recovered: &[Ranged], damaged: &[Damaged], pending: Count) {
+        self.books.carry_over(sink, pending);
+        for (generation, range) in recovered {
+            // Of others every sink has answered, or they were no files.
+            if let Some(page) = self.pages.get_mut(generation) {
+                page.recover(sink, range.clone());
+            }
+        }
+        for (generation, range, count) in damaged {
+            match self.pages.get_mut(generation) {
+                Some(page) => page.lack_again(sink, range.clone()),
+                None => self.books.lose(sink, *count, "spool corrupt", &self.meters),
+            }
+        }
     }
 
     fn receipt(&mut self, receipt: Receipt, aborting: bool) -> Result<()> {
