@@ -22,6 +22,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -31,7 +32,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::ack::{Count, GenerationId, Receipt, Receipts, SinkSet};
+use crate::ack::{Count, GenerationId, Receipt, Receipts, SinkId, SinkSet};
 use crate::disk::Disk;
 use crate::durable::{OwnFiles, Passed, Unsynced};
 use crate::error::Result;
@@ -227,6 +228,12 @@ pub struct Restored {
     pub first_start: bool,
 }
 
+/// Bytes of a generation.
+pub type Ranged = (GenerationId, Range<u64>);
+
+/// Bytes of a generation that a sink or a spool had and has no more, and how many lines and bytes they were.
+pub type Damaged = (GenerationId, Range<u64>, Count);
+
 /// The way to the ledger: one per carrier, cheap to clone. Notes are never dropped: a full channel makes the
 /// carrier wait, and the ledger waits for nobody.
 #[derive(Clone)]
@@ -324,7 +331,7 @@ impl Ledger {
         margin: Duration,
         metrics: &Registry,
         wires: &mut Wires,
-    ) -> (Ledger, Book, Restored, Journal) {
+    ) -> (Ledger, Book, Journal) {
         let carriers = [Post::Monitor, Post::Worker, Post::Lane];
         let (book, notes) = wires.downhill("notes", &carriers, Post::Ledger, NOTES);
         let (slots, saved) = checkpoint::Slots::open(&settings.folder);
@@ -334,7 +341,6 @@ impl Ledger {
         saved.own_files.iter().for_each(|own| settings.own_files.add(own.file_id(), &own.path.0));
         let mut state = State::new(saved, &settings.sinks, metrics);
         found.records.into_iter().for_each(|record| state.recall(record));
-        let restored = state.restored(first_start);
         let mut journal = found.journal;
         journal.begin();
         let ledger = Ledger {
@@ -353,7 +359,31 @@ impl Ledger {
             stamping_ill: None,
             first_start,
         };
-        (ledger, Book(book), restored, journal)
+        (ledger, Book(book), journal)
+    }
+
+    /// There was no state at all: this is the first start in this `data_dir`.
+    pub fn is_first_start(&self) -> bool {
+        self.first_start
+    }
+
+    /// What a sink has found of an earlier life in its outputs: as good as receipts. Before monitors are given
+    /// [`Ledger::restored`].
+    pub fn recovered(&mut self, sink: SinkId, ranges: &[Ranged]) {
+        self.state.recovered(sink, ranges);
+        self.show();
+    }
+
+    /// What a spool has found at the start: `recovered` is as good as receipts, `damaged` has to be read again, and
+    /// `pending` waits there. Before monitors are given [`Ledger::restored`].
+    pub fn spool_found(&mut self, sink: SinkId, recovered: &[Ranged], damaged: &[Damaged], pending: Count) {
+        self.state.spool_found(sink, recovered, damaged, pending);
+        self.show();
+    }
+
+    /// What monitors need to go on.
+    pub fn restored(&self) -> Restored {
+        self.state.restored(self.first_start)
     }
 
     pub fn view(&self) -> BooksView {

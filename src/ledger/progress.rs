@@ -47,6 +47,22 @@ impl Progress {
         }
     }
 
+    /// What was answered for and is lost after all.
+    pub fn remove(&mut self, range: Range<u64>) {
+        if range.is_empty() {
+            return;
+        }
+        let was_low = self.low;
+        self.low = self.low.min(range.start);
+        let mut known: Vec<(u64, u64)> = std::mem::take(&mut self.ahead).into_iter().collect();
+        known.push((range.start.min(was_low), was_low)); // what the mark has moved back over
+        for (start, end) in known {
+            for part in [start..end.min(range.start), start.max(range.end)..end] {
+                self.add(part);
+            }
+        }
+    }
+
     /// Whether the byte at `offset` was answered for.
     pub fn contains(&self, offset: u64) -> bool {
         offset < self.low || self.ahead.range(..=offset).next_back().is_some_and(|(_, &end)| offset < end)
@@ -85,12 +101,15 @@ mod tests {
     proptest! {
         /// The model: a set of bytes.
         #[test]
-        fn ranges_behave_like_a_set_of_bytes(adds in proptest::collection::vec((0u64..120, 0u64..20), 0..40)) {
+        fn ranges_behave_like_a_set_of_bytes(
+            adds in proptest::collection::vec((0u64..120, 0u64..20, 0..4), 0..40),
+        ) {
             let mut progress = Progress::starting_at(5);
             let mut model: Vec<bool> = (0..150).map(|byte| byte < 5).collect();
-            for (start, len) in adds {
-                progress.add(start..start + len);
-                model[start as usize..(start + len) as usize].fill(true);
+            for (start, len, removes) in adds {
+                let range = start..start + len;
+                if removes == 0 { progress.remove(range) } else { progress.add(range) }
+                model[start as usize..(start + len) as usize].fill(removes != 0);
                 for (byte, known) in model.iter().enumerate() {
                     prop_assert_eq!(progress.contains(byte as u64), *known);
                     let all = model[byte..].iter().take(len as usize).all(|known| *known);

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use super::books::{Books, Meters, SinkBooks, view};
 use super::checkpoint::{AnyPath, OwnFile, Saved};
 use super::page::Page;
-use super::{HOLE, Known, Mark, Note, Opened, Record, Restored, Stamp};
-use crate::ack::{GenerationId, Receipt};
+use super::{Damaged, HOLE, Known, Mark, Note, Opened, Ranged, Record, Restored, Stamp};
+use crate::ack::{Count, GenerationId, Receipt, SinkId};
 use crate::durable::OwnFiles;
 use crate::error::{Error, Result};
 use crate::metrics::Registry;
@@ -145,6 +145,29 @@ impl State {
         self.books.read.bytes -= count.bytes;
         stamp.sinks.iter().for_each(|sink| self.books.owe_no_more(sink, count, &self.meters));
         Ok(())
+    }
+
+    /// A sink has these of an earlier life.
+    pub fn recovered(&mut self, sink: SinkId, ranges: &[Ranged]) {
+        for (generation, range) in ranges {
+            // A power cut may have taken a generation from the ledger and not from the outputs: its number is used.
+            self.next_generation = self.next_generation.max(generation.0 + 1);
+            // Of others every sink has answered, or they were no files.
+            if let Some(page) = self.pages.get_mut(generation) {
+                page.recover(sink, range.clone());
+            }
+        }
+    }
+
+    pub fn spool_found(&mut self, sink: SinkId, recovered: &[Ranged], damaged: &[Damaged], pending: Count) {
+        self.books.carry_over(sink, pending);
+        self.recovered(sink, recovered);
+        for (generation, range, count) in damaged {
+            match self.pages.get_mut(generation) {
+                Some(page) => page.lack_again(sink, range.clone()),
+                None => self.books.lose(sink, *count, "spool corrupt", &self.meters),
+            }
+        }
     }
 
     fn receipt(&mut self, receipt: Receipt, aborting: bool) -> Result<()> {

@@ -220,7 +220,7 @@ fn live(
         body(book, &view, folder.path());
     })
     .unwrap();
-    (open().2.known, table, folder)
+    (open().0.restored().known, table, folder)
 }
 
 #[test]

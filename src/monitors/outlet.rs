@@ -431,8 +431,9 @@ pub mod fixture {
             passed: Default::default(),
         };
         let margin = Duration::from_secs(1);
-        let (ledger, book, restored, journal) =
+        let (ledger, book, journal) =
             Ledger::open(settings, stop.clone(), margin, &metrics, &mut Wires::default());
+        let restored = ledger.restored();
         let (intake, chunks) = bounded(1);
         let budget = Budget::new(budget);
         let supply = Supply::new(budget, Clock::real(), stop, &restored, sinks, book, vec![intake]);
