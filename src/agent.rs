@@ -26,12 +26,13 @@ use crate::budget::Budget;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::deadletter::DeadLetters;
+use crate::disk::RealDisk;
 use crate::dispatcher::backoff::Backoff;
 use crate::dispatcher::lane::{self, Lane};
 use crate::dispatcher::retry::{Patient, REQUESTS_PER_LANE, Retry};
 use crate::dispatcher::sender::SenderLoop;
 use crate::dispatcher::worker::Worker;
-use crate::durable::{OwnFiles, Unsynced};
+use crate::durable::{OwnFiles, Passed, Unsynced};
 use crate::error::{Error, Result};
 use crate::ledger::{self, Books, BooksView, Ledger};
 use crate::metrics::Registry;
@@ -206,7 +207,7 @@ impl Agent {
         let plan = StopPlan::new(config.agent.stop_timeout);
         let ended = tasks::closing()?;
         let budget = Budget::new(config.memory.chunk_bytes);
-        let (unsynced, own_files) = (Unsynced::default(), OwnFiles::default());
+        let (unsynced, own_files, passed) = (Unsynced::default(), OwnFiles::default(), Passed::default());
 
         // What was left behind.
         let names: Vec<Arc<str>> = config.sinks.iter().map(|sink| sink.name.clone()).collect();
@@ -216,9 +217,11 @@ impl Agent {
             sync_interval: config.agent.sync_interval,
             unsynced: unsynced.clone(),
             own_files: own_files.clone(),
+            disk: Arc::new(RealDisk),
+            passed: passed.clone(),
         };
         let mut wires = Wires::default();
-        let (ledger, book, restored) =
+        let (ledger, book, restored, journal) =
             Ledger::open(settings, stop.clone(), plan.margin(), &metrics, &mut wires);
         let books = ledger.view();
         let dead_letters = DeadLetters::open(
@@ -238,6 +241,10 @@ impl Agent {
             metrics: metrics.clone(),
             unsynced: unsynced.clone(),
             own_files: own_files.clone(),
+            disk: Arc::new(RealDisk),
+            journals: Some(config.agent.data_dir.join("outputs")),
+            passed,
+            first_start: restored.first_start,
             stdout_gone,
         };
         let requests_max = REQUESTS_PER_LANE * config.sinks.len();
@@ -246,8 +253,14 @@ impl Agent {
         for (number, options) in config.sinks.iter().enumerate() {
             let open = sinks::open(options, &context)?;
             switch.on_abort(open.cancel);
+            if !open.recovered.is_empty() {
+                let (name, ranges) = (&options.name, open.recovered.len());
+                log::info!("{name}: {ranges} ranges that the last life wrote stand in the outputs");
+            }
             let (inlet, inlet_end) = wires.downhill("parcels", &[Post::Worker], Post::Lane, INLET_PARCELS);
             let (again, again_end) = wires.hint("try again", Post::Retry, Post::Lane);
+            let (refused, refusals) = wires.hint("no room", Post::Monitor, Post::Lane);
+            budget.tell_of_refusals(refused);
             let connections = open.connections.len();
             let (reports, reports_end) = wires.room_for_all("reports", Post::Sender, Post::Lane, connections);
             let (mut jobs, mut senders) = (Vec::new(), Vec::new());
@@ -263,6 +276,7 @@ impl Agent {
                 reports: reports_end,
                 retry: requests.clone(),
                 again: again_end,
+                refusals,
             };
             let sink = SinkId(number as u8); // the configuration allows 64
             let lane =
@@ -314,7 +328,7 @@ impl Agent {
                     first_start: restored.first_start,
                     open_files_max,
                 };
-                Some(monitors::file::wire(settings, supply.outlet(), &metrics)?)
+                Some(monitors::file::wire(settings, supply.stamping_outlet(journal), &metrics)?)
             }
         };
         drop(supply);

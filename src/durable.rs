@@ -14,12 +14,13 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use rustix::fs::{FlockOperation, flock};
 
-use crate::disk::Durable;
 pub use crate::disk::FileId;
+use crate::disk::{Disk, Durable};
 use crate::error::{Context, Error, Result};
 
 /// Replaces `path` by a file of these bytes, readable by us alone (0600). After a crash at any moment `path` is
@@ -196,6 +197,49 @@ impl Unsynced {
     /// What was noted at `turn` is on the disk; a later note stays.
     fn synced(&self, file: &Arc<dyn Durable>, turn: u64) {
         self.0.lock().files.retain(|(known, noted)| !(Arc::ptr_eq(known, file) && *noted == turn));
+    }
+}
+
+/// The names in a folder, to be made durable with everything else.
+pub struct SyncFolder {
+    disk: Arc<dyn Disk>,
+    folder: PathBuf,
+}
+
+impl SyncFolder {
+    /// Whoever makes many names in one folder should keep it: each one that is noted is synced.
+    pub fn of(disk: &Arc<dyn Disk>, folder: &Path) -> Arc<SyncFolder> {
+        Arc::new(SyncFolder { disk: disk.clone(), folder: folder.to_owned() })
+    }
+}
+
+impl Durable for SyncFolder {
+    fn sync(&self) -> io::Result<()> {
+        match self.disk.sync_folder(&self.folder) {
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(()), // somebody deleted it with all names
+            synced => synced,
+        }
+    }
+}
+
+/// How many checkpoints this life has written: the ledger counts, the keepers of journals read. What the ledger was
+/// told while the count was `n` is in every checkpoint that can be read once it is [`Passed::by`] `n`.
+#[derive(Clone, Default)]
+pub struct Passed(Arc<AtomicU64>);
+
+impl Passed {
+    /// Another one stands on the disk. Only the ledger calls this.
+    pub fn written(&self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+
+    pub fn count(&self) -> u64 {
+        self.0.load(Ordering::SeqCst)
+    }
+
+    /// Two checkpoints are past what was told at this count: the newest one may be torn by a power cut.
+    pub fn by(&self, count: u64) -> bool {
+        self.count() >= count + 2
     }
 }
 

@@ -5,6 +5,10 @@ use std::process::ExitCode;
 
 use log_capturer::cli::{self, Command};
 
+#[cfg(feature = "heap")]
+#[global_allocator]
+static HEAP: &stats_alloc::StatsAlloc<std::alloc::System> = &stats_alloc::INSTRUMENTED_SYSTEM;
+
 fn main() -> ExitCode {
     let (text, exit) = match cli::parse(std::env::args_os()) {
         Ok(Command::Run { config, once }) => (String::new(), cli::run::run(&config, once)),

@@ -98,8 +98,7 @@ impl Page {
             finished: false,
             unread: 0,
         };
-        page.drop_answered();
-        page.read_to = page.position();
+        page.begin_life();
         page
     }
 
@@ -185,6 +184,24 @@ impl Page {
         !answered && !overlaps && stamp.start >= self.known_to
     }
 
+    /// A stamp that the last life had written down.
+    pub fn recall(&mut self, stamp: &Stamp) {
+        self.keep(stamp);
+        self.begin_life();
+    }
+
+    pub fn recall_given_up(&mut self, range: Range<u64>, why: Arc<str>) {
+        self.give_up(range.start, range.end, why);
+        self.begin_life();
+    }
+
+    /// All there is was read by lives before this one.
+    fn begin_life(&mut self) {
+        self.known_to = self.high.to;
+        self.drop_answered_in(0..u64::MAX);
+        self.read_to = self.position();
+    }
+
     /// Undoes [`Page::keep`] for the newest stamp, and returns what that returned; what was read before stays known.
     pub fn take_back(&mut self, stamp: &Stamp) -> bool {
         self.read_to = stamp.start;
@@ -214,10 +231,6 @@ impl Page {
             self.stamps.remove(start);
         });
         over.iter().filter(|start| **start >= self.known_to).count()
-    }
-
-    fn drop_answered(&mut self) {
-        self.drop_answered_in(0..u64::MAX);
     }
 
     /// No sink is asked for what stands up to `upto`. Says how many bytes some sink lacked.

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use outlet::{CHUNK_OVERHEAD, Opening, Outlet, Stopped, Stream, Supply};
+pub use outlet::{CHUNK_OVERHEAD, NotSent, Opening, Outlet, Stream, Supply};
 
 use crate::record::Labels;
 

@@ -23,6 +23,7 @@ struct Stage {
     reports: Sender<Report>,
     requests: Receiver<Request>,
     again: Sender<()>,
+    refused: Sender<()>,
     switch: Switch,
     kept: Arc<Kept>,
     folder: tempfile::TempDir,
@@ -53,6 +54,7 @@ impl Stage {
         let (reports, reports_end) = bounded(1);
         let (requests_in, requests) = bounded(8);
         let (again, again_end) = bounded(1);
+        let (refused, refusals) = bounded(1);
         let second = Duration::from_secs(1);
         let options = SinkOptions {
             name: "sink".into(),
@@ -69,6 +71,7 @@ impl Stage {
             reports: reports_end,
             retry: requests_in,
             again: again_end,
+            refusals,
         };
         let lane = Lane::new(SinkId(0), options, ends, stop, dead_letters, clock.now());
         let (kept, stored) = (Arc::default(), Vec::new());
@@ -80,6 +83,7 @@ impl Stage {
             reports,
             requests,
             again,
+            refused,
             switch,
             kept,
             folder,
@@ -137,9 +141,11 @@ impl Stage {
         let resting =
             self.lane.mood == Mood::Resting && self.lane.inlet_closed && self.lane.stop.stop.is_closed();
         let aborted = self.lane.stop.abort.is_closed() && !self.lane.giving_up;
+        let refused = !self.lane.refusals.is_empty()
+            && self.lane.streets.iter().any(|street| self.lane.could_leave(street));
         let queued =
             !self.lane.inlet.is_empty() || !self.lane.reports.is_empty() || !self.lane.again.is_empty();
-        !self.lane.is_over() && (queued || closed || due || resting || aborted)
+        !self.lane.is_over() && (queued || closed || due || refused || resting || aborted)
     }
 
     fn answer(&mut self, batch: &Batch, says: Says) -> Answer {
@@ -214,6 +220,21 @@ fn an_open_batch_leaves_when_it_has_waited_long_enough() {
     stage.clock.advance(Duration::from_secs(2));
     stage.play(|| Says::Yes);
     assert_eq!(stage.stored, ["1"]);
+}
+
+/// With a small budget one chunk can be all that is granted, and less than a batch.
+#[test]
+fn an_open_batch_does_not_wait_for_company_that_cannot_come() {
+    let mut stage = Stage::new(100, None);
+    stage.refused.send(()).unwrap();
+    stage.play(|| Says::Yes);
+    assert!(!stage.refused.is_empty(), "it may come before the records that it means");
+    stage.feed(&["1"], true);
+    stage.play(|| Says::Yes);
+    assert_eq!((stage.stored.clone(), stage.refused.is_empty()), (vec!["1".to_owned()], true));
+    stage.feed(&["2"], true);
+    stage.play(|| Says::Yes);
+    assert_eq!(stage.stored, ["1"], "it was told once, and has obeyed");
 }
 
 #[test]

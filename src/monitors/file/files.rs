@@ -398,11 +398,11 @@ impl Files {
         tail.rested = self.turns;
         if tail.descriptor.is_some() && tail.is_closable() {
             self.rested.push_back((tail.file, self.turns));
-            self.trim_rested();
         }
         let followers =
             if tail.unread() == 0 || tail.trouble { std::mem::take(&mut tail.followers) } else { Vec::new() };
         self.tails.insert(tail.file, tail);
+        self.trim_rested();
         while self.open > self.open_max && self.close_one() {}
         followers.into_iter().for_each(|file| self.queue(file));
     }
@@ -445,6 +445,7 @@ impl Files {
     fn remove(&mut self, mut tail: Tail) {
         self.close(&mut tail);
         let unread = tail.unread();
+        self.trim_rested();
         if let Some(mut stream) = tail.stream.take() {
             // A descriptor that was closed when everything was read, and bytes that came in the moment between.
             if unread > 0 {

@@ -26,7 +26,7 @@ use crate::durable::FileId;
 use crate::ledger::{BEFORE_BYTES, HOLE, Head};
 use crate::metrics::Counter;
 use crate::monitors::outlet::CHUNK_LINES;
-use crate::monitors::{Outlet, SourceOptions, Stream};
+use crate::monitors::{NotSent, Outlet, SourceOptions, Stream};
 use crate::tasks::Task;
 
 /// With what the Outlet adds for the ends of its lines, this is one [`READ_BYTES`] of credit.
@@ -459,8 +459,14 @@ impl Tail {
             let cut = ends.iter().filter(|end| fresh[**end as usize - 1] != b'\n').count();
             cut_lines.add(cut as u64);
             task.waits_for("the workers");
-            if outlet.send(stream, &fresh[..consumed], ends, credit).is_err() {
-                return Turn::Stopped;
+            match outlet.send(stream, &fresh[..consumed], ends, credit) {
+                Ok(()) => {}
+                Err(NotSent::Stopped) => return Turn::Stopped,
+                // Nothing else can be stamped either: like a budget without room.
+                Err(NotSent::Unstamped) => {
+                    self.scanned = position;
+                    return Turn::NoCredit(Refused::Full);
+                }
             }
             task.beat();
             let before = &data[..back + consumed];

@@ -101,7 +101,7 @@ impl World {
 
     /// One life of the agent, from its start to its stop; returns every line of it.
     pub fn live(&mut self, body: impl FnOnce(&World, &mut Life)) -> Vec<Line> {
-        let Below { switch, ledger, restored, supply, chunks, metrics, own_files } =
+        let Below { switch, ledger, restored, supply, journal, chunks, metrics, own_files } =
             below(self.state.path(), 1, self.budget);
         let view = ledger.view();
         let settings = Settings {
@@ -115,7 +115,8 @@ impl World {
             first_start: restored.first_start,
             open_files_max: self.open_files_max,
         };
-        let Bodies { watch, discovery, files } = wire(settings, supply.outlet(), &metrics).unwrap();
+        let Bodies { watch, discovery, files } =
+            wire(settings, supply.stamping_outlet(journal), &metrics).unwrap();
         drop(supply);
         let table = Arc::new(Table::new(Clock::real()));
         let world = &*self;
