@@ -465,7 +465,10 @@ impl Tail {
                 Ok(()) => {}
                 Err(NotSent::Stopped) => return Turn::Stopped,
                 // Nothing else can be stamped either: like a budget without room.
-                Err(NotSent::Unstamped) => return Turn::NoCredit(Refused::Full),
+                Err(NotSent::Unstamped) => {
+                    self.scanned = position;
+                    return Turn::NoCredit(Refused::Full);
+                }
             }
             task.beat();
             let before = &data[..back + consumed];
