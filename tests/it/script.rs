@@ -37,6 +37,10 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// where it was, and a script with a SIGKILL may double. Then this goes away.
 const KILLS_COST_NOTHING: bool = false;
 
+/// Not yet: the copy of a file that was emptied while the agent was down is looked for when the file has a byte again.
+/// Then this goes away.
+const EMPTY_FILES_LEAD_TO_THEIR_COPY: bool = false;
+
 /// Not yet: a half line of a file that is gone waits for its rest while the file that came after it is read. Then
 /// this goes away.
 const HALF_LINES_KEEP_THEIR_PLACE: bool = false;
@@ -202,6 +206,9 @@ impl World {
                 let to = self.aside();
                 fs::copy(self.path(), to).expect("a log can be copied");
                 self.truncate(Leaves::Copied);
+                if !EMPTY_FILES_LEAD_TO_THEIR_COPY {
+                    self.act(Action::Write(1));
+                }
             }
             Action::Truncate => self.truncate(Leaves::Truncated),
             Action::Delete | Action::Replace => {
