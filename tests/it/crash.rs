@@ -23,6 +23,7 @@ mod many;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -54,6 +55,16 @@ const LIFE_MS: std::ops::Range<u64> = 20..800;
 
 /// Requests of a life that are answered in a mood of their own.
 const MOODS_PER_LIFE: usize = 30;
+
+/// One life in so many has a sink that is ill from its beginning on, for seconds if it lasts so long: Loki or the
+/// disk of the outputs. What it cannot take is spooled, and comes back in a later life.
+const LIVES_PER_ILLNESS: u32 = 3;
+
+/// Writes to an output that fail, if it is ill; half of the lives end before.
+const WRITES_REFUSED: std::ops::Range<u32> = 3..12;
+
+/// What an agent says that spools.
+const SPOOLS: &str = "spools what it cannot take";
 
 /// How long nothing may come out before the rest is given up for lost.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -108,6 +119,8 @@ struct Figures {
     bytes: u64,
     lost: u64,
     doubled: u64,
+    /// Lives that had to spool.
+    spooled: u64,
     /// Entries that Loki had already, and dropped.
     again: u64,
     file_lost: u64,
@@ -117,13 +130,14 @@ struct Figures {
 }
 
 impl Figures {
-    const HEAD: &str = "rounds, rotations, lines, MiB | loki: lost, doubled, dropped as known | file: lost, doubled, \
-                        outputs equal";
+    const HEAD: &str = "rounds, of these some spooled, rotations, lines, MiB | loki: lost, doubled, dropped as known | \
+                        file: lost, doubled, outputs equal";
 
     fn add(&mut self, other: &Figures) {
         self.rounds += other.rounds;
         self.ends.iter_mut().zip(other.ends).for_each(|(all, these)| *all += these);
         self.calls_not_met += other.calls_not_met;
+        self.spooled += other.spooled;
         self.rotations += other.rotations;
         self.lines += other.lines;
         self.bytes += other.bytes;
@@ -146,7 +160,7 @@ impl Figures {
 impl fmt::Display for Figures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mib = self.bytes as f64 / f64::from(1 << 20);
-        write!(f, "{:5} {:5} {:8} {mib:7.1}", self.rounds, self.rotations, self.lines)?;
+        write!(f, "{:5} {:5} {:5} {:8} {mib:7.1}", self.rounds, self.spooled, self.rotations, self.lines)?;
         write!(f, " | {:6} {:6} {:7}", self.lost, self.doubled, self.again)?;
         write!(f, " | {:6} {:6} {:3} of {}", self.file_lost, self.file_doubled, self.files_equal, self.files)
     }
@@ -168,16 +182,23 @@ fn run_block(seed: u64, figures: &mut Figures, choose: fn(&mut Rng) -> End) -> V
         let heard = heard.clone();
         move |entry| heard.lock().hear(&entry)
     });
+    let retry = json!({ "initial": "10ms", "max": "100ms" });
+    let spool = match random.choice([Some("0ms"), Some("50ms"), None]).expect("some") {
+        Some(after) => json!({ "after": after }),
+        None => json!({ "enabled": false }),
+    };
     let room = Room::new(json!({
         "agent": { "sync_interval": random.choice(["20ms", "200ms", "1s"]), "stop_timeout": "5s" },
         "sources": [{ "type": "file", "include": ["logs/*.log"], "idle": "30s" }],
         "sinks": [
-            { "type": "loki", "name": "loki", "url": receiver.url(), "timeout": "300ms",
-              "retry": { "initial": "10ms", "max": "100ms" }, "batch": { "max_wait": "20ms" } },
-            { "type": "file", "name": "file", "path": "out/{file}", "batch": { "max_wait": "20ms" } },
+            { "type": "loki", "name": "loki", "url": receiver.url(), "timeout": "300ms", "retry": retry,
+              "spool": spool, "batch": { "max_wait": "20ms" } },
+            { "type": "file", "name": "file", "path": "out/{file}", "retry": retry, "spool": spool,
+              "batch": { "max_wait": "20ms" } },
         ],
     }));
     let mut hands: Vec<Hand> = (0..HANDS).map(|id| Hand::new(&room, id, STEPS_PER_ROTATION)).collect();
+    let outputs: Vec<PathBuf> = hands.iter().map(|hand| hand.output.clone()).collect();
     let mut complaints = Vec::new();
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -194,10 +215,17 @@ fn run_block(seed: u64, figures: &mut Figures, choose: fn(&mut Rng) -> End) -> V
             });
         }
         for _ in 0..figures.rounds {
-            receiver.play((0..MOODS_PER_LIFE).map(|_| mood(&mut random)), Mood::Well);
+            let is_ill = |random: &mut Rng| random.u32(..LIVES_PER_ILLNESS) == 0;
+            if is_ill(&mut random) {
+                receiver.set(Mood::status(503));
+            } else {
+                receiver.play((0..MOODS_PER_LIFE).map(|_| mood(&mut random)), Mood::Well);
+            }
             let end = choose(&mut random);
-            let agent = end.start(&room);
+            let refused = is_ill(&mut random).then(|| random.u32(WRITES_REFUSED));
+            let agent = end.start(&room, refused.map(|writes| (writes, &outputs[..])));
             live(&agent, Duration::from_millis(random.u64(LIFE_MS)));
+            figures.spooled += u64::from(agent.stderr().contains(SPOOLS));
             let (code, late) = end.now(&agent);
             figures.ends[end.row()] += 1;
             figures.calls_not_met += u64::from(late && matches!(end, End::AtCall { .. }));
