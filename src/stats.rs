@@ -178,6 +178,8 @@ impl Stats {
             descriptors: process.map(|process| process.descriptors),
             resident_bytes: process.map(|process| process.resident_bytes),
             tasks: Some(table.len() as u64),
+            helpers: Some(table.helpers() as u64),
+            containers_followed: gauge("containers_followed"),
             files_shown: of_files(|files| files.followed),
             files_matching: of_files(|files| files.sizes.matching),
             files_gone: of_files(|files| files.sizes.gone),

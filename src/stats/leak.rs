@@ -27,6 +27,9 @@ const PASSING_DESCRIPTORS: u64 = 16;
 /// A socket in use, and the one it replaces.
 const DESCRIPTORS_PER_CONNECTION: u64 = 2;
 
+/// Readers of containers that have just gone, on their way out.
+const PASSING_HELPERS: u64 = 8;
+
 /// Code that was not touched yet when the agent started (the binary has some 6 MiB), tables of expressions, TLS,
 /// and a few answers of the status server on their way.
 const BASE_BYTES: u64 = 32 << 20;
@@ -41,7 +44,7 @@ const BYTES_PER_FILE: u64 = 8 << 10;
 const SERIES: u64 = 64 + 3 * COUNT as u64;
 
 /// How many things there are.
-pub const COUNT: usize = 23;
+pub const COUNT: usize = 24;
 
 /// What the configuration says about sizes.
 #[derive(Clone, Debug, Default)]
@@ -75,6 +78,8 @@ pub struct Sample {
     pub descriptors: Option<u64>,
     pub resident_bytes: Option<u64>,
     pub tasks: Option<u64>,
+    pub helpers: Option<u64>,
+    pub containers_followed: Option<u64>,
     /// Of the file monitor: these at the moment of its last view.
     pub files_shown: Option<u64>,
     pub files_matching: Option<u64>,
@@ -121,20 +126,27 @@ fn n(figure: Option<u64>) -> u64 {
 }
 
 pub static THINGS: [Thing; COUNT] = [
-    // Exactly: who was there before us, and every thread that the wiring has. Those that end early (the resolver
-    // when nobody needs one) make it smaller.
+    // Exactly: who was there before us, every thread that the wiring has, and the helpers, which are watched
+    // themselves. Those that end early (the resolver when nobody needs one) make it smaller.
     Thing {
         what: "threads",
         place: "see /debug/threads",
         value: |sample| sample.threads,
-        bound: |scale, _| Some(scale.at_start?.threads + scale.threads),
+        bound: |scale, sample| Some(scale.at_start?.threads + scale.threads + n(sample.helpers)),
     },
     // A row per thread that we started.
     Thing {
         what: "tasks",
         place: "rows of the task table; see /api/v1/tasks",
         value: |sample| sample.tasks,
-        bound: |scale, _| Some(scale.threads),
+        bound: |scale, sample| Some(scale.threads + n(sample.helpers)),
+    },
+    // One per container.
+    Thing {
+        what: "helpers",
+        place: "threads that come and go, those included that nobody has joined; see /api/v1/tasks",
+        value: |sample| sample.helpers,
+        bound: |_, sample| Some(n(sample.containers_followed) + PASSING_HELPERS),
     },
     // The sum of all who hold some. Those who hold many tell how many they hold *now*, and are watched
     // themselves below: with what they may hold at most, a leak of ten would hide for years.
@@ -144,7 +156,8 @@ pub static THINGS: [Thing; COUNT] = [
         value: |sample| sample.descriptors,
         bound: |scale, sample| {
             let held = n(sample.files_open) + n(sample.outputs_open) + n(sample.outputs_unsynced);
-            let sockets = DESCRIPTORS_PER_CONNECTION * scale.connections + n(sample.status_clients);
+            let connections = scale.connections + n(sample.helpers);
+            let sockets = DESCRIPTORS_PER_CONNECTION * connections + n(sample.status_clients);
             Some(scale.at_start?.descriptors + OWN_DESCRIPTORS + PASSING_DESCRIPTORS + held + sockets)
         },
     },
@@ -158,7 +171,7 @@ pub static THINGS: [Thing; COUNT] = [
             let files =
                 n(sample.files_followed).max(n(sample.generations)) + n(sample.passed_over) + scale.known;
             let label_sets = scale.workers * scale.label_stages * LABEL_SETS_BYTES_MAX as u64;
-            let threads = scale.threads * BYTES_PER_THREAD;
+            let threads = (scale.threads + n(sample.helpers)) * BYTES_PER_THREAD;
             let tables = files * BYTES_PER_FILE + 2 * label_sets;
             Some(scale.at_start?.resident_bytes + BASE_BYTES + 2 * scale.memory_budget + threads + tables)
         },
@@ -429,6 +442,11 @@ mod tests {
         let idle = Sample::default;
         check("threads", idle(), 13);
         check("tasks", idle(), 12);
+        let readers = Sample { helpers: some(5), containers_followed: some(4), ..idle() };
+        check("threads", readers.clone(), 18);
+        check("tasks", readers.clone(), 17);
+        check("helpers", readers.clone(), 12);
+        check("descriptors", readers, 36 + 10);
         check("descriptors", idle(), 5 + 9 + 16 + 6);
         let busy = Sample {
             files_open: some(100),
@@ -470,7 +488,7 @@ mod tests {
         check("outputs_unsynced", idle(), 256 + 66 + 4);
         check("own_files", Sample { own_files_room: some(256), ..idle() }, 257);
         check("dead_letter_bytes", idle(), 1000);
-        check("metric_series", idle(), 64 + 69 + 32 + 12);
+        check("metric_series", idle(), 64 + 72 + 32 + 12);
     }
 
     #[test]

@@ -81,6 +81,7 @@ impl House for Rooms {
             "reasons": unready,
             "budget": { "bytes": self.budget.capacity(), "used": self.budget.used() },
             "read": books.read,
+            "helpers": { "alive": self.table.helpers(), "ended": self.table.helpers_ended() },
             "given_up_bytes": books.given_up,
             "sinks": books.sinks,
             "rates_per_second": self.stats.rates(),

@@ -9,6 +9,7 @@
 mod closing;
 #[cfg(test)]
 pub mod faults;
+mod helpers;
 mod stop;
 mod table;
 mod wires;
@@ -16,13 +17,12 @@ mod wires;
 use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Instant;
 
 use crossbeam_utils::thread::Scope;
-use parking_lot::Mutex;
 
 pub use closing::{Closed, Closer, Stop, Switch, closing};
+pub use helpers::Helpers;
 pub use stop::{Action, Event, StopPlan};
 pub use table::{Kind, Spec, State, Table, TaskView};
 pub use wires::{Post, Wire, Wires};
@@ -33,8 +33,6 @@ use crate::error::{Context, Error, Result};
 pub struct TaskManager<'scope, 'env> {
     scope: &'scope Scope<'env>,
     table: Arc<Table>,
-    /// Threads outside of the scope: those that may be left behind.
-    loose: Mutex<Vec<(Arc<table::Row>, JoinHandle<()>)>>,
 }
 
 /// A thread's view of itself, handed to its body.
@@ -50,9 +48,7 @@ pub fn run<'env, T>(
     table: Arc<Table>,
     body: impl for<'scope> FnOnce(TaskManager<'scope, 'env>) -> T,
 ) -> Result<T> {
-    let open = || {
-        crossbeam_utils::thread::scope(|scope| body(TaskManager { scope, table, loose: Mutex::default() }))
-    };
+    let open = || crossbeam_utils::thread::scope(|scope| body(TaskManager { scope, table }));
     match catch_unwind(AssertUnwindSafe(open)) {
         Ok(ended) => ended.map_err(|_| Error::new("a thread panicked outside of its body")),
         Err(panic) => Err(Error::new(format!("main: panicked: {}", panic_text(&*panic)))),
@@ -76,28 +72,17 @@ impl<'env> TaskManager<'_, 'env> {
 
     /// Starts a thread that the end of the scope does not wait for: it owns what it needs, and is left behind by
     /// name if it hangs in a call that nobody can interrupt.
-    #[expect(clippy::disallowed_methods, reason = "the one place that spawns")]
     pub fn spawn_loose(
         &self,
         spec: Spec,
         body: impl FnOnce(&Task) -> Result<()> + Send + 'static,
     ) -> Result<()> {
-        let task = self.table.enter(Spec { abandonable: true, ..spec });
-        let row = task.row.clone();
-        let builder = std::thread::Builder::new().name(row.spec.name.clone());
-        let spawned = self.table.check_in(&row, builder.spawn(move || task.run(body)))?;
-        self.loose.lock().push((row, spawned));
-        Ok(())
+        self.table.spawn_outside(Spec { abandonable: true, ..spec }, body, |_| ()).map(drop)
     }
 
-    /// Joins the loose threads that have ended, and returns the names of those that have not.
+    /// Joins the threads outside of the scope that have ended, and returns the names of those that have not.
     pub fn leave_loose(&self) -> Vec<String> {
-        let loose = std::mem::take(&mut *self.loose.lock());
-        let (over, hanging): (Vec<_>, Vec<_>) = loose.into_iter().partition(|(row, _)| row.is_over());
-        for (_, thread) in over {
-            let _ = thread.join(); // its panic, if any, is in its row
-        }
-        hanging.into_iter().map(|(row, _)| row.spec.name.clone()).collect()
+        self.table.leave_outside()
     }
 }
 
@@ -157,6 +142,32 @@ impl Task {
 impl Table {
     fn enter(self: &Arc<Table>, spec: Spec) -> Task {
         Task { row: self.add(spec), table: self.clone() }
+    }
+
+    /// Starts a thread outside of the scope. `last` is told its id as the last thing that happens in it.
+    #[expect(clippy::disallowed_methods, reason = "the one place that spawns outside of the scope")]
+    fn spawn_outside(
+        self: &Arc<Table>,
+        spec: Spec,
+        body: impl FnOnce(&Task) -> Result<()> + Send + 'static,
+        last: impl FnOnce(u64) + Send + 'static,
+    ) -> Result<u64> {
+        let task = self.enter(spec);
+        let row = task.row.clone();
+        let life = move || {
+            task.run(body);
+            last(task.row.id);
+        };
+        let spawned = std::thread::Builder::new().name(row.spec.name.clone()).spawn(life);
+        let (id, thread) = (row.id, self.check_in(&row, spawned)?);
+        self.keep_outside(row, thread);
+        Ok(id)
+    }
+
+    /// Joins those that have ended, and returns the names of those that have not: they are left behind.
+    fn leave_outside(&self) -> Vec<String> {
+        self.join_outside(table::Row::is_over);
+        self.outside_names()
     }
 
     /// A thread that did not start has no row.

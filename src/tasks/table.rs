@@ -5,6 +5,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -43,7 +44,7 @@ const STATES: [State; 7] = [
 pub enum Kind {
     /// Stays in the table to the end. One that fails, or ends before it may, stops the agent.
     Core,
-    /// Leaves the table as soon as it has ended.
+    /// Comes and goes; leaves the table as soon as it has ended in order.
     Helper,
 }
 
@@ -154,6 +155,8 @@ pub struct Table {
     rows: Mutex<BTreeMap<u64, Arc<Row>>>,
     next_id: AtomicU64,
     helpers_ended: AtomicU64,
+    /// Threads outside of the scope, until they are joined.
+    outside: Mutex<Vec<(Arc<Row>, JoinHandle<()>)>>,
     changed: (Sender<()>, Receiver<()>),
 }
 
@@ -164,6 +167,7 @@ impl Table {
             rows: Mutex::default(),
             next_id: AtomicU64::new(1),
             helpers_ended: AtomicU64::new(0),
+            outside: Mutex::default(),
             changed: bounded(1),
         }
     }
@@ -190,8 +194,9 @@ impl Table {
 
     /// Called by the thread as the last thing it does.
     pub(super) fn ended(&self, row: &Row, how: std::result::Result<(), Error>) {
+        let in_order = how.is_ok();
         row.end(how);
-        if row.spec.kind == Kind::Helper {
+        if row.spec.kind == Kind::Helper && in_order {
             self.rows.lock().remove(&row.id);
             self.helpers_ended.fetch_add(1, Ordering::Relaxed);
         }
@@ -205,6 +210,27 @@ impl Table {
 
     pub(super) fn forget(&self, id: u64) {
         self.rows.lock().remove(&id);
+    }
+
+    pub(super) fn keep_outside(&self, row: Arc<Row>, thread: JoinHandle<()>) {
+        self.outside.lock().push((row, thread));
+    }
+
+    /// Joins those outside of the scope that `which` names: they must have ended, or be about to.
+    pub(super) fn join_outside(&self, which: impl Fn(&Row) -> bool) {
+        let over: Vec<_> = self.outside.lock().extract_if(.., |(row, _)| which(row)).collect();
+        for (_, thread) in over {
+            let _ = thread.join(); // its panic, if any, is in its row
+        }
+    }
+
+    pub(super) fn outside_names(&self) -> Vec<String> {
+        self.outside.lock().iter().map(|(row, _)| row.spec.name.clone()).collect()
+    }
+
+    /// How many helpers there are that were not joined.
+    pub fn helpers(&self) -> usize {
+        self.outside.lock().iter().filter(|(row, _)| row.spec.kind == Kind::Helper).count()
     }
 
     /// Rings after a task has ended; look at the table after each ring.
@@ -276,6 +302,7 @@ impl Table {
         self.len() == 0
     }
 
+    /// How many helpers have come and gone.
     pub fn helpers_ended(&self) -> u64 {
         self.helpers_ended.load(Ordering::Relaxed)
     }
