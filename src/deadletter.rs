@@ -306,6 +306,7 @@ mod tests {
             base_ns: 1_000_000_000,
             first_line: 0,
             continues: false,
+            timed: None,
             credit,
         };
         let records = Records::kept(lines, vec![Entry { line: 1, changed: changed.map(Box::new) }]);

@@ -264,6 +264,7 @@ impl Outlet {
                 base_ns,
                 first_line: stream.next_line,
                 continues: stream.continues,
+                timed: None,
                 credit,
             };
             let ack = Ack::new(generation, range.clone(), count, sinks, &self.supply.receipts);

@@ -14,7 +14,9 @@ use crate::record::{Changed, Labels, Origin, without_line_end};
 pub(super) struct FieldId(pub usize);
 
 pub(super) struct Line<'a> {
-    origin: &'a Origin,
+    /// What it has before any stage.
+    base: &'a Arc<Labels>,
+    base_metadata: &'a [(Arc<str>, Box<str>)],
     /// The fields that stages ask for. Few, so a list beats a map.
     pub names: &'a [Arc<str>],
     /// Which pass this is: whatever is shared by its lines is charged once in it.
@@ -36,7 +38,8 @@ pub(super) struct Line<'a> {
 impl<'a> Line<'a> {
     pub fn new(origin: &'a Origin, names: &'a [Arc<str>], pass: u64) -> Line<'a> {
         Line {
-            origin,
+            base: &origin.labels,
+            base_metadata: &[],
             names,
             pass,
             charge: 0,
@@ -58,6 +61,11 @@ impl<'a> Line<'a> {
         self.time_ns = None;
         self.labels = None;
         self.metadata.clear();
+    }
+
+    /// Where lines of one chunk differ: after [`Line::begin`].
+    pub fn set_base(&mut self, labels: &'a Arc<Labels>, metadata: &'a [(Arc<str>, Box<str>)]) {
+        (self.base, self.base_metadata) = (labels, metadata);
     }
 
     pub fn text(&self) -> &Cow<'a, [u8]> {
@@ -88,15 +96,18 @@ impl<'a> Line<'a> {
     }
 
     pub fn labels(&self) -> &Arc<Labels> {
-        self.labels.as_ref().unwrap_or(&self.origin.labels)
+        self.labels.as_ref().unwrap_or(self.base)
     }
 
     pub fn set_labels(&mut self, labels: Arc<Labels>) {
-        self.labels = (!Arc::ptr_eq(&labels, &self.origin.labels)).then_some(labels);
+        self.labels = (!Arc::ptr_eq(&labels, self.base)).then_some(labels);
     }
 
     /// A later value of the same name wins.
     pub fn set_metadata(&mut self, name: &Arc<str>, value: &str) {
+        if self.metadata.is_empty() {
+            self.metadata.extend_from_slice(self.base_metadata);
+        }
         self.metadata.retain(|(known, _)| known != name);
         self.metadata.push((name.clone(), value.into()));
     }

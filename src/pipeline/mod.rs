@@ -203,6 +203,7 @@ impl Pipeline {
         for index in 0..lines.len() {
             let mut through = || {
                 line.begin(lines.first_line + index as u64, lines.text(index));
+                line.set_base(lines.labels(index), lines.metadata(index));
                 stages.iter_mut().position(|stage| stage.active && stage.drops(&mut line))
             };
             let dropped_by = match care {
