@@ -7,6 +7,10 @@
 //! per share, never two, never none. A share that is dropped without a verdict says so in its receipt
 //! (`not_delivered`), and whether that was meant ([`Share::let_go`]) or a fault of ours (`Drop`).
 //!
+//! A part knows where its lines stand: between the end of the part that was split off before it and its own end.
+//! So what ends without a verdict is named by its bytes, and only those are read again. Lines that a rule has
+//! dropped may lie between those of a part: they are dropped once more if it is read again.
+//!
 //! Not here: what a receipt means for a position (the ledger), who holds the memory (the budget).
 
 use std::ops::{AddAssign, Range};
@@ -123,10 +127,24 @@ pub struct Receipt {
     pub range: Range<u64>,
     pub sink: SinkId,
     pub tally: Tally,
-    /// Lines without a verdict. Above zero, the range counts as not delivered as a whole: it is read again.
-    pub not_delivered: u64,
+    /// Without a verdict.
+    pub not_delivered: Count,
+    /// Where those stand, in bytes of the generation: rising, disjoint, not touching. All else of the range was
+    /// answered for.
+    pub undelivered: Vec<Range<u64>>,
     /// Some of them were forgotten rather than let go: a fault of ours, unless the agent is aborting.
     pub fault: bool,
+    /// Of records that were spooled before, and answered for by that.
+    pub from_spool: bool,
+}
+
+impl Receipt {
+    /// What was answered for, rising.
+    pub fn answered(&self) -> impl Iterator<Item = Range<u64>> {
+        let starts = std::iter::once(self.range.start).chain(self.undelivered.iter().map(|gap| gap.end));
+        let ends = self.undelivered.iter().map(|gap| gap.start).chain(std::iter::once(self.range.end));
+        starts.zip(ends).map(|(start, end)| start..end).filter(|range| !range.is_empty())
+    }
 }
 
 /// Where receipts go. Called by whoever ends the last part of a share: may wait for the ledger, must not panic,
@@ -149,16 +167,43 @@ impl Ack {
         sinks: SinkSet,
         receipts: &Arc<dyn Receipts>,
     ) -> Ack {
+        Ack::made(generation, range, count, sinks, receipts, false)
+    }
+
+    /// For records that come out of a spool: their receipt moves them in the account and no position, and what is
+    /// not delivered stays in the spool.
+    pub fn from_spool(
+        generation: GenerationId,
+        range: Range<u64>,
+        count: Count,
+        sink: SinkId,
+        receipts: &Arc<dyn Receipts>,
+    ) -> Ack {
+        let mut sinks = SinkSet::EMPTY;
+        sinks.insert(sink);
+        Ack::made(generation, range, count, sinks, receipts, true)
+    }
+
+    fn made(
+        generation: GenerationId,
+        range: Range<u64>,
+        count: Count,
+        sinks: SinkSet,
+        receipts: &Arc<dyn Receipts>,
+        from_spool: bool,
+    ) -> Ack {
         assert!(count.lines > 0, "a chunk without lines has nothing to answer for");
         let share = |sink| Share {
             claim: Arc::new(Claim {
                 generation,
                 range: range.clone(),
                 sink,
+                from_spool,
                 receipts: receipts.clone(),
                 open: Mutex::new(Open { lines: count.lines, ..Open::default() }),
             }),
             count,
+            range: range.clone(),
         };
         Ack { shares: sinks.iter().map(share).collect() }
     }
@@ -188,6 +233,8 @@ pub const SHARE_BYTES: usize =
 pub struct Share {
     claim: Arc<Claim>,
     count: Count,
+    /// Where its lines stand.
+    range: Range<u64>,
 }
 
 /// What all parts of one share have in common.
@@ -195,6 +242,7 @@ struct Claim {
     generation: GenerationId,
     range: Range<u64>,
     sink: SinkId,
+    from_spool: bool,
     receipts: Arc<dyn Receipts>,
     open: Mutex<Open>,
 }
@@ -205,7 +253,9 @@ struct Open {
     /// Still without an end; at zero the receipt goes out.
     lines: u64,
     tally: Tally,
-    not_delivered: u64,
+    not_delivered: Count,
+    /// In the order in which they ended; they may touch or overlap.
+    undelivered: Vec<Range<u64>>,
     fault: bool,
 }
 
@@ -224,27 +274,37 @@ impl Share {
         self.count
     }
 
-    /// Takes the first `part` off this share.
-    pub fn split(&mut self, part: Count) -> Share {
+    /// Takes the first `part` off this share: its lines end at `upto`, in bytes of the generation, and all that
+    /// are left begin there or behind it.
+    pub fn split(&mut self, part: Count, upto: u64) -> Share {
+        assert!(self.range.contains(&upto) || upto == self.range.end, "a part ends within its share");
         self.take(part);
-        Share { claim: self.claim.clone(), count: part }
+        let range = self.range.start..upto;
+        self.range.start = upto;
+        Share { claim: self.claim.clone(), count: part, range }
     }
 
-    /// Settles a part of this share and keeps the rest.
+    /// Takes lines that stand at `range` out of the middle; what is left keeps its place around them.
+    pub fn pick(&mut self, part: Count, range: Range<u64>) -> Share {
+        self.take(part);
+        Share { claim: self.claim.clone(), count: part, range }
+    }
+
+    /// Settles some lines of this share, wherever they stand, and keeps the rest.
     pub fn settle_part(&mut self, part: Count, verdict: &Verdict) {
         self.take(part);
-        self.claim.end(part, End::Settled(verdict));
+        self.claim.end(part, &self.range, End::Settled(verdict));
     }
 
     pub fn settle(mut self, verdict: &Verdict) {
         let count = std::mem::take(&mut self.count);
-        self.claim.end(count, End::Settled(verdict));
+        self.claim.end(count, &self.range, End::Settled(verdict));
     }
 
     /// Ends without a verdict on purpose: the lines stand in their source and will be read again.
     pub fn let_go(mut self) {
         let count = std::mem::take(&mut self.count);
-        self.claim.end(count, End::LetGo);
+        self.claim.end(count, &self.range, End::LetGo);
     }
 
     fn take(&mut self, part: Count) {
@@ -259,12 +319,12 @@ impl Share {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        self.claim.end(self.count, End::Forgotten);
+        self.claim.end(self.count, &self.range, End::Forgotten);
     }
 }
 
 impl Claim {
-    fn end(&self, count: Count, how: End<'_>) {
+    fn end(&self, count: Count, range: &Range<u64>, how: End<'_>) {
         if count.lines == 0 {
             return;
         }
@@ -272,16 +332,16 @@ impl Claim {
         open.lines -= count.lines;
         match how {
             End::Settled(verdict) => open.tally.add(verdict, count),
-            End::LetGo => open.not_delivered += count.lines,
-            End::Forgotten => {
-                open.not_delivered += count.lines;
-                open.fault = true;
+            End::LetGo | End::Forgotten => {
+                open.not_delivered += count;
+                open.undelivered.push(range.clone());
+                open.fault |= matches!(how, End::Forgotten);
             }
         }
         if open.lines > 0 {
             return;
         }
-        let Open { tally, not_delivered, fault, .. } = std::mem::take(&mut *open);
+        let Open { tally, not_delivered, undelivered, fault, .. } = std::mem::take(&mut *open);
         drop(open); // the ledger may make us wait: not with a lock held
         self.receipts.receipt(Receipt {
             generation: self.generation,
@@ -289,9 +349,24 @@ impl Claim {
             sink: self.sink,
             tally,
             not_delivered,
+            undelivered: merged(undelivered),
             fault,
+            from_spool: self.from_spool,
         });
     }
+}
+
+/// Rising, and without those that touch.
+fn merged(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    ranges.sort_unstable_by_key(|range| range.start);
+    ranges.dedup_by(|next, last| {
+        let joined = next.start <= last.end;
+        if joined {
+            last.end = last.end.max(next.end);
+        }
+        joined
+    });
+    ranges
 }
 
 #[cfg(test)]
@@ -323,7 +398,7 @@ mod tests {
     fn each_share_sends_one_receipt_when_its_last_part_ends() {
         let (ack, kept) = ack(3, 2);
         let mut shares = ack.into_shares();
-        let first = shares[0].split(part(1));
+        let first = shares[0].split(part(1), 110);
         first.settle(&Verdict::Delivered);
         assert!(kept.0.lock().is_empty());
         for share in shares {
@@ -331,17 +406,19 @@ mod tests {
         }
         let receipts = kept.0.lock();
         assert_eq!(receipts.len(), 2);
-        assert!(receipts.iter().all(|r| r.tally.delivered == part(3) && !r.fault && r.not_delivered == 0));
+        assert!(
+            receipts.iter().all(|r| r.tally.delivered == part(3) && !r.fault && r.undelivered.is_empty())
+        );
     }
 
     #[test]
     fn a_forgotten_share_is_a_fault_and_a_share_let_go_is_not() {
         let (first, kept) = ack(2, 1);
         drop(first);
-        assert!(kept.0.lock()[0].fault && kept.0.lock()[0].not_delivered == 2);
+        assert!(kept.0.lock()[0].fault && kept.0.lock()[0].not_delivered == part(2));
         let (second, kept) = ack(2, 1);
         second.into_shares().into_iter().for_each(Share::let_go);
-        assert!(!kept.0.lock()[0].fault && kept.0.lock()[0].not_delivered == 2);
+        assert!(!kept.0.lock()[0].fault && kept.0.lock()[0].not_delivered == part(2));
     }
 
     #[test]
@@ -387,24 +464,50 @@ mod tests {
         fn no_line_is_lost_or_counted_twice(lines in 1u64..200, acts in acts()) {
             let (ack, kept) = ack(lines, 1);
             let mut parts = ack.into_shares();
+            let (mut lacking, mut vague) = (Vec::new(), false);
             for (at, act) in acts {
                 if parts.is_empty() { break; }
                 let at = at % parts.len();
                 let size = |n: u8, share: &Share| part(u64::from(n) % (share.count().lines + 1));
                 match act {
-                    Act::Split(n) => { let n = size(n, &parts[at]); let new = parts[at].split(n); parts.push(new); }
-                    Act::SettlePart(n, v) => { let n = size(n, &parts[at]); parts[at].settle_part(n, &verdict(v)); }
+                    Act::Split(n) => {
+                        let n = size(n, &parts[at]);
+                        let upto = parts[at].range.start + n.bytes;
+                        let new = parts[at].split(n, upto);
+                        parts.push(new);
+                    }
+                    Act::SettlePart(n, v) => {
+                        let n = size(n, &parts[at]);
+                        parts[at].settle_part(n, &verdict(v));
+                        // The model cannot say which lines of the part those were: all of it may be read again.
+                        vague |= n.lines > 0;
+                    }
                     Act::Settle(v) => parts.swap_remove(at).settle(&verdict(v)),
-                    Act::LetGo => parts.swap_remove(at).let_go(),
-                    Act::Forget => drop(parts.swap_remove(at)),
+                    Act::LetGo => {
+                        lacking.push((parts[at].range.clone(), parts[at].count.lines));
+                        parts.swap_remove(at).let_go();
+                    }
+                    Act::Forget => {
+                        lacking.push((parts[at].range.clone(), parts[at].count.lines));
+                        drop(parts.swap_remove(at));
+                    }
                 }
                 let open: u64 = parts.iter().map(|p| p.count().lines).sum();
                 prop_assert_eq!(kept.0.lock().len(), usize::from(open == 0));
             }
+            lacking.extend(parts.iter().map(|part| (part.range.clone(), part.count.lines)));
             drop(parts);
             let receipts = kept.0.lock();
             prop_assert_eq!(receipts.len(), 1);
-            prop_assert_eq!(receipts[0].tally.total().lines + receipts[0].not_delivered, lines);
+            let receipt = &receipts[0];
+            prop_assert_eq!(receipt.tally.total().lines + receipt.not_delivered.lines, lines);
+            for byte in receipt.range.clone() {
+                let model = lacking.iter().any(|(range, lines)| *lines > 0 && range.contains(&byte));
+                prop_assert_eq!(receipt.undelivered.iter().any(|range| range.contains(&byte)), model);
+                prop_assert_eq!(receipt.answered().any(|range| range.contains(&byte)), !model);
+            }
+            let bytes: u64 = receipt.undelivered.iter().map(|range| range.end - range.start).sum();
+            prop_assert!(bytes == receipt.not_delivered.bytes || (vague && bytes > receipt.not_delivered.bytes));
         }
     }
 }
@@ -434,7 +537,7 @@ mod model {
             let ack = Ack::new(GenerationId(1), 0..30, count, SinkSet::all(1), &receipts);
             let mut rest = ack.into_shares().remove(0);
             let line = Count { lines: 1, bytes: 10 };
-            let parts = [rest.split(line), rest.split(line)];
+            let parts = [rest.split(line, 10), rest.split(line, 20)];
             let mut threads = Vec::new();
             for (part, end) in parts.into_iter().zip(ends) {
                 threads.push(loom::thread::spawn(move || end(part)));
@@ -443,7 +546,7 @@ mod model {
             threads.into_iter().for_each(|thread| thread.join().expect("no end panics"));
             let kept = kept.0.lock();
             assert_eq!(kept.len(), 1, "one receipt, whoever was last");
-            assert_eq!(kept[0].tally.total().lines + kept[0].not_delivered, 3);
+            assert_eq!(kept[0].tally.total().lines + kept[0].not_delivered.lines, 3);
             expected(&kept[0]);
         });
     }
@@ -451,10 +554,12 @@ mod model {
     #[test]
     fn parts_that_end_at_once_make_one_receipt() {
         let delivered: fn(Share) = |share| share.settle(&Verdict::Delivered);
-        check([delivered; 3], |receipt| assert_eq!(receipt.not_delivered, 0));
-        check([delivered, Share::let_go, delivered], |receipt| assert!(!receipt.fault));
+        check([delivered; 3], |receipt| assert_eq!(receipt.undelivered, []));
+        check([delivered, Share::let_go, delivered], |receipt| {
+            assert!(!receipt.fault && receipt.undelivered == [10..20])
+        });
         check([delivered, drop, Share::let_go], |receipt| {
-            assert!(receipt.fault && receipt.not_delivered == 2)
+            assert!(receipt.fault && receipt.not_delivered.lines == 2 && receipt.undelivered == [10..30])
         });
     }
 }

@@ -7,6 +7,9 @@
 //! names that were made, moved or removed before a `sync_folder` that succeeded stand as they stood then. Nothing
 //! else is promised, not even the order of two writes.
 
+#[cfg(test)]
+pub mod model;
+
 use std::fs::{DirBuilder, File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};

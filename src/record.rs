@@ -311,6 +311,13 @@ impl Records {
         }
     }
 
+    /// Where the last of some records ends in its generation, in bytes: all that follow stand behind it.
+    ///
+    /// `range` is not empty.
+    pub fn end(&self, range: &Range<u32>) -> u64 {
+        self.lines.start + u64::from(self.lines.ends[self.entry(range.end - 1).0])
+    }
+
     fn entry(&self, index: u32) -> (usize, Option<&Changed>) {
         match &self.kept {
             Kept::All => (index as usize, None),
@@ -431,6 +438,11 @@ impl Slice {
 
     pub fn count(&self) -> Count {
         self.records.count(self.range.clone())
+    }
+
+    /// Where it ends in its generation, in bytes. Not for one without records.
+    pub fn end(&self) -> u64 {
+        self.records.end(&self.range)
     }
 }
 

@@ -44,7 +44,7 @@ impl Batcher {
             let range = first..first + fits;
             self.records += fits as usize;
             self.weight += records.weight(range.clone());
-            let part = share.split(records.count(range.clone()));
+            let part = share.split(records.count(range.clone()), records.end(&range));
             self.parts.push((Slice { records: records.clone(), range }, part));
             self.opened.get_or_insert(now);
             first += fits;
@@ -88,7 +88,7 @@ pub fn halves(batch: Batch) -> (Sealed, Sealed) {
         let middle = slice.range.start + taken;
         if taken > 0 {
             let left = Slice { records: slice.records.clone(), range: slice.range.start..middle };
-            first.push((left.clone(), share.split(left.count())));
+            first.push((left.clone(), share.split(left.count(), left.end())));
         }
         second.push((Slice { range: middle..slice.range.end, ..slice }, share));
     }
@@ -107,7 +107,7 @@ pub fn each_record(batch: Batch, guilty: &[usize], mut take: impl FnMut(Slice, S
                 for (range, is_guilty) in [(from..at, false), (at..at + 1, true)] {
                     if !range.is_empty() {
                         let part = Slice { records: slice.records.clone(), range };
-                        let its_share = share.split(part.count());
+                        let its_share = share.split(part.count(), part.end());
                         take(part, its_share, is_guilty);
                     }
                 }
@@ -215,7 +215,7 @@ mod tests {
             }
             prop_assert_eq!(seen, all);
             prop_assert_eq!(found, guilty);
-            prop_assert!(kept.0.lock().iter().all(|receipt| !receipt.fault && receipt.not_delivered == 0));
+            prop_assert!(kept.0.lock().iter().all(|receipt| !receipt.fault && receipt.undelivered.is_empty()));
         }
     }
 }

@@ -445,7 +445,7 @@ impl Lane {
                 log::error!("{name}: {} lines of {source} are lost: {cause}", share.count().lines);
                 return share.let_go();
             }
-            share.split(records.count(some.clone())).settle(&Verdict::Kept);
+            share.split(records.count(some.clone()), records.end(&some)).settle(&Verdict::Kept);
             left.start = some.end;
         }
     }

@@ -53,7 +53,10 @@ impl House {
     /// Lines delivered and dead-lettered; every line has an answer.
     fn answered(&self) -> (u64, u64) {
         let receipts = self.kept.0.lock();
-        assert!(receipts.iter().all(|receipt| !receipt.fault && receipt.not_delivered == 0), "{receipts:?}");
+        assert!(
+            receipts.iter().all(|receipt| !receipt.fault && receipt.undelivered.is_empty()),
+            "{receipts:?}"
+        );
         let sum = |of: fn(&crate::ack::Tally) -> u64| receipts.iter().map(|receipt| of(&receipt.tally)).sum();
         (sum(|tally| tally.delivered.lines), sum(|tally| tally.dead_lettered.lines))
     }

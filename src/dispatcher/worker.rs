@@ -54,7 +54,8 @@ impl Worker {
 
     fn dead_letter(&self, records: &Records, poisoned: &Poisoned, share: &mut Share) {
         let record = records.as_read(poisoned.line);
-        let part = share.split(Count { lines: 1, bytes: record.raw.map_or(0, <[u8]>::len) as u64 });
+        let count = Count { lines: 1, bytes: record.len };
+        let part = share.pick(count, record.offset..record.offset + record.len);
         let reason = format!("the pipeline panicked: {}", poisoned.panic);
         match self.dead_letters.put(&Letter::of(&record, &self.sinks[share.sink().0 as usize], &reason)) {
             Ok(()) => {

@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Identity, Progress};
+use super::page::High;
+use super::{Identity, KeptStamp, Progress};
 use crate::durable::{self, FileId};
 use crate::error::{Context, Error, Result};
 
@@ -33,12 +34,12 @@ pub struct SavedGeneration {
     pub filename: Option<AnyPath>,
     pub identity: Option<Identity>,
     pub lineage: u64,
-    /// Of the least position over the sinks.
-    pub line: u64,
-    pub continues: bool,
+    pub high: High,
     pub given_up: Vec<(String, u64)>,
     /// By the name of the sink, those that left the configuration too.
     pub sinks: Vec<(String, Progress)>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stamps: Vec<KeptStamp>,
 }
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -185,8 +186,8 @@ mod tests {
                 filename: Some(path),
                 identity: None,
                 lineage: 9,
-                line: 4,
-                continues: true,
+                high: High { to: 70, line: 4, continues: true, before: None, cursor: None },
+                stamps: Vec::new(),
                 given_up: vec![("truncated".into(), 7)],
                 sinks: vec![("loki".into(), Progress::starting_at(40))],
             }],

@@ -12,7 +12,9 @@
 //! Not here yet, but the place is: the journal of stamps ([`Stamp`] already travels ahead of its chunk), so that
 //! a replay after a crash carries the same times; the write journals of outputs; the spool's cursor.
 
+mod books;
 mod checkpoint;
+mod page;
 mod progress;
 mod state;
 #[cfg(test)]
@@ -27,15 +29,15 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::ack::{GenerationId, Receipt, Receipts, SinkSet};
+use crate::ack::{Count, GenerationId, Receipt, Receipts, SinkSet};
 use crate::durable::{OwnFiles, Unsynced};
 use crate::error::Result;
 use crate::metrics::Registry;
 use crate::tasks::{Post, Stop, Task, Wires};
 
+pub use books::{Books, GenerationView, SinkBooks};
 pub use progress::Progress;
 use state::State;
-pub use state::{Books, GenerationView, SinkBooks};
 
 /// Which file a generation is, whatever it is called. Compared field by field by the file monitor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,7 +77,7 @@ impl Note {
     /// with thousands of files has no time to save the same again.
     fn changes_the_state(&self) -> bool {
         match self {
-            Note::Receipt(receipt) => receipt.not_delivered == 0,
+            Note::Receipt(receipt) => receipt.answered().next().is_some(),
             Note::Unread { .. } | Note::Unseen { .. } => false,
             _ => true,
         }
@@ -102,6 +104,31 @@ pub struct Stamp {
     pub cursor: Option<Cursor>,
 }
 
+impl Stamp {
+    pub fn count(&self) -> Count {
+        Count { lines: self.lines, bytes: self.end - self.start }
+    }
+}
+
+/// A stamp that some sink has not answered for, kept so that the same bytes are cut and timed the same again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptStamp {
+    pub start: u64,
+    pub end: u64,
+    /// Line `first_line + i` has the time `base_ns + i`.
+    pub first_line: u64,
+    pub lines: u64,
+    pub base_ns: i64,
+    pub continues: bool,
+    pub cut: bool,
+    /// Of the bytes in front of its start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<Head>,
+    /// At its start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<Cursor>,
+}
+
 /// How many bytes in front of a position tell whether it is still in the same text.
 pub const BEFORE_BYTES: usize = 64;
 
@@ -123,10 +150,8 @@ pub enum Note {
         identity: Identity,
     },
     Read(Stamp),
-    /// The chunk of the last stamp of this generation was not handed over.
-    TakenBack {
-        generation: GenerationId,
-    },
+    /// The chunk that was read last of this generation was not handed over.
+    TakenBack(Stamp),
     Receipt(Receipt),
     /// Bytes from the read position up to `upto` that will never be read.
     GaveUp {
@@ -157,7 +182,7 @@ pub struct Known {
     pub filename: Option<PathBuf>,
     pub identity: Option<Identity>,
     pub lineage: u64,
-    /// Where to read on: the least over the sinks.
+    /// Where to read on: the least over the sinks, or the start of the stamp that it lies in.
     pub position: u64,
     /// Of the bytes in front of the position, where they are known.
     pub before: Option<Head>,
@@ -166,8 +191,18 @@ pub struct Known {
     /// Number of the line that starts there.
     pub line: u64,
     pub continues: bool,
+    /// How what is read again was cut and timed: rising, disjoint, none ends before the position.
+    pub stamps: Vec<KeptStamp>,
     /// What each sink of the configuration has of it, by [`crate::ack::SinkId`].
     pub progress: Vec<Progress>,
+}
+
+impl Known {
+    /// Up to here it was read: all of this did stand in the source once.
+    pub fn known_to(&self) -> u64 {
+        let edges = self.progress.iter().flat_map(|progress| progress.edges(self.position));
+        edges.chain(self.stamps.last().map(|stamp| stamp.end)).max().unwrap_or(self.position)
+    }
 }
 
 /// What the last life left behind.

@@ -52,6 +52,12 @@ impl Progress {
         offset < self.low || self.ahead.range(..=offset).next_back().is_some_and(|(_, &end)| offset < end)
     }
 
+    /// Whether every byte of a range was answered for.
+    pub fn covers(&self, range: Range<u64>) -> bool {
+        let ahead = || self.ahead.range(..=range.start).next_back().is_some_and(|(_, &end)| range.end <= end);
+        range.is_empty() || range.end <= self.low || ahead()
+    }
+
     /// Offsets above `position` where this sink starts or stops lacking bytes. Chunks do not cross them.
     pub fn edges(&self, position: u64) -> impl Iterator<Item = u64> {
         let ahead = self.ahead.iter().flat_map(|(&start, &end)| [start, end]);
@@ -87,6 +93,8 @@ mod tests {
                 model[start as usize..(start + len) as usize].fill(true);
                 for (byte, known) in model.iter().enumerate() {
                     prop_assert_eq!(progress.contains(byte as u64), *known);
+                    let all = model[byte..].iter().take(len as usize).all(|known| *known);
+                    prop_assert_eq!(progress.covers(byte as u64..byte as u64 + len), all);
                 }
                 prop_assert_eq!(progress.low(), model.iter().position(|known| !known).unwrap() as u64);
             }

@@ -52,8 +52,21 @@ fn receipt(number: u64, sink: u8, delivered: bool, fault: bool) -> Note {
         tally.add(&Verdict::Delivered, Count { lines: 10, bytes: 100 });
     }
     let range = number * 100..number * 100 + 100;
-    let not_delivered = if delivered { 0 } else { 10 };
-    Note::Receipt(Receipt { generation: GENERATION, range, sink: SinkId(sink), tally, not_delivered, fault })
+    let (not_delivered, undelivered) = match delivered {
+        true => Default::default(),
+        false => (Count { lines: 10, bytes: 100 }, vec![range.clone()]),
+    };
+    let (generation, sink) = (GENERATION, SinkId(sink));
+    Note::Receipt(Receipt {
+        generation,
+        range,
+        sink,
+        tally,
+        not_delivered,
+        undelivered,
+        fault,
+        from_spool: false,
+    })
 }
 
 fn state() -> State {
@@ -80,12 +93,41 @@ fn a_forgotten_share_is_a_fault_unless_the_agent_aborts() {
 }
 
 #[test]
+fn a_stop_in_the_middle_of_a_chunk_asks_only_for_the_rest() {
+    let mut state = state();
+    state.apply(opened(0), false).unwrap();
+    (0..2).for_each(|number| state.apply(stamp(number, SinkSet::all(2)), false).unwrap());
+    state.apply(receipt(0, 1, true, false), false).unwrap();
+    // Lines 0, 1, 3 and 5 to 9 were delivered when the stop came.
+    let (mut tally, ten) = (Tally::default(), |lines| Count { lines, bytes: lines * 10 });
+    tally.add(&Verdict::Delivered, ten(8));
+    let receipt = Receipt {
+        generation: GENERATION,
+        range: 0..100,
+        sink: SinkId(0),
+        tally,
+        not_delivered: ten(2),
+        undelivered: vec![20..30, 40..50],
+        fault: false,
+        from_spool: false,
+    };
+    state.apply(Note::Receipt(receipt), false).unwrap();
+    let known = known(&reload(&state));
+    let lacks = |sink: usize| -> Vec<u64> {
+        (0..20).map(|line| line * 10).filter(|at| !known.progress[sink].contains(*at)).collect()
+    };
+    assert_eq!(lacks(0), [20, 40, 100, 110, 120, 130, 140, 150, 160, 170, 180, 190]);
+    assert_eq!(lacks(1).len(), 10, "the second chunk");
+}
+
+#[test]
 fn a_chunk_taken_back_was_never_read() {
     let mut state = state();
     state.apply(opened(0), false).unwrap();
     state.apply(stamp(0, SinkSet::all(2)), false).unwrap();
     state.apply(stamp(1, SinkSet::all(2)), false).unwrap();
-    state.apply(Note::TakenBack { generation: GENERATION }, false).unwrap();
+    let Note::Read(second) = stamp(1, SinkSet::all(2)) else { unreachable!() };
+    state.apply(Note::TakenBack(second), false).unwrap();
     let books = state.books();
     assert_eq!((books.read.lines, books.sinks[0].pending, books.sinks[1].read), (10, 10, 10));
     state.apply(stamp(1, SinkSet::all(2)), false).unwrap();
@@ -241,7 +283,8 @@ fn the_gauges_say_what_is_open_and_what_is_finished() {
     check(opened(0), 0, 0, 1);
     check(stamp(0, SinkSet::all(2)), 1, 0, 1);
     check(stamp(1, SinkSet::all(2)), 2, 0, 1);
-    check(Note::TakenBack { generation: GENERATION }, 1, 0, 1);
+    let Note::Read(second) = stamp(1, SinkSet::all(2)) else { unreachable!() };
+    check(Note::TakenBack(second), 1, 0, 1);
     check(stamp(1, SinkSet::all(2)), 2, 0, 1);
     check(receipt(0, 0, true, false), 2, 0, 1);
     check(receipt(0, 1, true, false), 1, 0, 1);
@@ -270,8 +313,10 @@ fn what_a_stop_kept_is_not_delivered() {
         range: 0..100,
         sink: SinkId(0),
         tally,
-        not_delivered: 0,
+        not_delivered: Count::default(),
+        undelivered: Vec::new(),
         fault: false,
+        from_spool: false,
     };
     state.apply(Note::Receipt(receipt), false).unwrap();
     let books = state.books();

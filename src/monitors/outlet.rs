@@ -6,6 +6,7 @@
 //!
 //! Always true: `Stream::position` moves only when a chunk was handed over or given up.
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,7 +18,9 @@ use super::SourceOptions;
 use crate::ack::{Ack, Count, GenerationId, Receipts, SHARE_BYTES, SinkId, SinkSet};
 use crate::budget::{Budget, Credit, Door, Holder, Refused};
 use crate::clock::{Clock, StampClock};
-use crate::ledger::{BEFORE_BYTES, Book, Head, Identity, Known, Note, Opened, Progress, Restored, Stamp};
+use crate::ledger::{
+    BEFORE_BYTES, Book, Head, Identity, KeptStamp, Known, Note, Opened, Progress, Restored, Stamp,
+};
 use crate::record::{Chunk, Labels, Lines, Origin};
 use crate::tasks::Stop;
 
@@ -53,10 +56,7 @@ impl Supply {
         intakes: Vec<Sender<Chunk>>,
     ) -> Supply {
         Supply {
-            stamps: Arc::new(Mutex::new(StampClock::new(stamp_floor(
-                restored.last_stamp_ns,
-                clock.wall_ns(),
-            )))),
+            stamps: Arc::new(Mutex::new(StampClock::new(restored.last_stamp_ns))),
             budget,
             clock,
             stop,
@@ -71,13 +71,6 @@ impl Supply {
     pub fn outlet(&self) -> Outlet {
         Outlet { door: self.budget.door(), supply: self.clone() }
     }
-}
-
-/// Stamps of the last life that no checkpoint has seen lie within seconds after the last one that it has. If
-/// the wall clock is past that, it is above them all by itself.
-fn stamp_floor(last_stamp_ns: i64, wall_ns: i64) -> i64 {
-    const UNSEEN_NS: i64 = 60_000_000_000;
-    if wall_ns > last_stamp_ns { last_stamp_ns } else { last_stamp_ns + UNSEEN_NS }
 }
 
 /// One monitor thread's door. Dropping all of them is how the path learns that nothing more comes.
@@ -110,6 +103,8 @@ pub struct Stream {
     holder: Holder,
     /// What each sink had when we began; empty once the position is past all of it.
     progress: Vec<Progress>,
+    /// How an earlier life cut and timed what is read again: those that end behind the position, rising.
+    stamps: VecDeque<KeptStamp>,
 }
 
 /// The agent is stopping: nothing was handed over, the position has not moved.
@@ -122,9 +117,41 @@ impl Stream {
         self.position
     }
 
-    /// A chunk must not cross this offset: some sink has what follows, or lacks it.
+    /// A chunk must not cross this offset: some sink has what follows, or lacks it, or what follows was cut and
+    /// timed by another stamp. What ends here without a line end was cut here before.
     pub fn read_limit(&self) -> Option<u64> {
-        self.progress.iter().flat_map(|progress| progress.edges(self.position)).min()
+        let edges = self.progress.iter().flat_map(|progress| progress.edges(self.position));
+        let stamp = self.stamps.front().map(|stamp| match self.position < stamp.start {
+            true => stamp.start,
+            false => stamp.end,
+        });
+        edges.chain(stamp).min()
+    }
+
+    /// Of the line at the position, if an earlier life has given it one.
+    fn time_again(&self) -> Option<i64> {
+        let stamp = self.stamps.front().filter(|stamp| stamp.start <= self.position)?;
+        Some(stamp.base_ns + self.next_line.saturating_sub(stamp.first_line) as i64)
+    }
+
+    /// Moves the position, and takes numbers from the stamps where they begin and end: they are what they were,
+    /// even if lines are cut at another length now.
+    fn move_to(&mut self, position: u64, lines: u64, cut: bool) {
+        self.position = position;
+        self.next_line += lines;
+        self.continues = cut;
+        while let Some(stamp) = self.stamps.front().filter(|stamp| stamp.end <= position) {
+            if stamp.end == position {
+                (self.next_line, self.continues) = (stamp.first_line + stamp.lines, stamp.cut);
+            }
+            self.stamps.pop_front();
+        }
+        if let Some(stamp) = self.stamps.front().filter(|stamp| stamp.start == position) {
+            (self.next_line, self.continues) = (stamp.first_line, stamp.continues);
+        }
+        if self.progress.iter().all(|progress| progress.edges(position).next().is_none()) {
+            self.progress.clear(); // from here on every sink lacks everything
+        }
     }
 
     pub fn generation(&self) -> GenerationId {
@@ -194,6 +221,7 @@ impl Outlet {
             next_line: 0,
             continues: false,
             progress: Vec::new(),
+            stamps: VecDeque::new(),
         }
     }
 
@@ -208,6 +236,7 @@ impl Outlet {
             next_line: known.line,
             continues: known.continues,
             progress: known.progress.clone(),
+            stamps: known.stamps.iter().filter(|stamp| stamp.end > known.position).copied().collect(),
         }
     }
 
@@ -238,10 +267,14 @@ impl Outlet {
         let count = Count { lines: ends.len() as u64, bytes: data.len() as u64 };
         let range = stream.position..stream.position + count.bytes;
         debug_assert!(stream.read_limit().is_none_or(|limit| range.end <= limit), "read across an edge");
-        let base_ns = self.supply.stamps.lock().reserve(count.lines, self.supply.clock.wall_ns());
+        let base_ns = match stream.time_again() {
+            Some(base_ns) => base_ns,
+            None if sinks.is_empty() => 0, // nobody will see it
+            None => self.supply.stamps.lock().reserve(count.lines, self.supply.clock.wall_ns()),
+        };
         let generation = stream.origin.generation;
         let cut = !data.ends_with(b"\n");
-        self.supply.book.note(Note::Read(Stamp {
+        let stamp = Stamp {
             generation,
             start: range.start,
             end: range.end,
@@ -253,7 +286,8 @@ impl Outlet {
             sinks,
             before: Head::of(&data[data.len().saturating_sub(BEFORE_BYTES)..]),
             cursor: None,
-        }));
+        };
+        self.supply.book.note(Note::Read(stamp.clone()));
         if !sinks.is_empty() {
             credit.shrink_to(data.len() + cost_besides(ends.len(), sinks.iter().count()));
             let lines = Lines {
@@ -268,21 +302,15 @@ impl Outlet {
                 credit,
             };
             let ack = Ack::new(generation, range.clone(), count, sinks, &self.supply.receipts);
-            self.hand_over(Chunk { lines, ack })?;
+            self.hand_over(Chunk { lines, ack }, stamp)?;
         }
-        stream.position = range.end;
-        stream.next_line += count.lines;
-        stream.continues = cut;
-        if stream.progress.iter().all(|progress| progress.edges(stream.position).next().is_none()) {
-            stream.progress.clear(); // from here on every sink lacks everything
-        }
+        stream.move_to(range.end, count.lines, cut);
         Ok(())
     }
 
-    fn hand_over(&self, chunk: Chunk) -> Result<(), Stopped> {
+    fn hand_over(&self, chunk: Chunk, stamp: Stamp) -> Result<(), Stopped> {
         let intakes = &self.supply.intakes;
         let intake = &intakes[(chunk.lines.origin.lineage % intakes.len() as u64) as usize];
-        let generation = chunk.lines.origin.generation;
         let mut select = Select::new_biased();
         let room = select.send(intake);
         select.recv(self.supply.stop.stop.channel());
@@ -294,7 +322,7 @@ impl Outlet {
         }
         let _ = ready.recv(self.supply.stop.stop.channel());
         chunk.ack.take_back();
-        self.supply.book.note(Note::TakenBack { generation });
+        self.supply.book.note(Note::TakenBack(stamp));
         Err(Stopped)
     }
 
@@ -302,7 +330,7 @@ impl Outlet {
     pub fn give_up(&mut self, stream: &mut Stream, upto: u64, why: &str) {
         let generation = stream.origin.generation;
         self.supply.book.note(Note::GaveUp { generation, upto, why: why.into() });
-        stream.position = stream.position.max(upto);
+        stream.move_to(stream.position.max(upto), 0, false);
     }
 
     /// The head of the file has grown.
@@ -389,6 +417,9 @@ pub mod fixture {
         Below { switch, ledger, restored, supply, chunks, metrics, own_files }
     }
 }
+
+#[cfg(test)]
+mod replay;
 
 #[cfg(test)]
 mod tests {

@@ -128,6 +128,7 @@ mod tests {
             cursor: None,
             line: 0,
             continues: false,
+            stamps: Vec::new(),
             progress: Vec::new(),
         }
     }

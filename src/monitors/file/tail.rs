@@ -29,7 +29,7 @@ use crate::monitors::{Outlet, SourceOptions, Stream};
 use crate::tasks::Task;
 
 /// With what the Outlet adds for the ends of its lines, this is one [`READ_BYTES`] of credit.
-const TURN_BYTES: usize = READ_BYTES - CHUNK_LINES * size_of::<u32>() - 1024;
+const TURN_BYTES: usize = READ_BYTES - CHUNK_LINES * size_of::<u32>() - 2048;
 
 /// How long a file that no pattern leads to any more is followed after its last change: a writer that was not
 /// told of a rotation writes on for a while.
@@ -303,10 +303,13 @@ impl Tail {
         let position = stream.position();
         let there = usize::try_from(size.saturating_sub(position)).unwrap_or(usize::MAX);
 
+        let limit = stream.read_limit().unwrap_or(u64::MAX);
         let mut want = TURN_BYTES.min(there);
         if self.scanned > position && end == End::More {
             // The line that begins here is longer than what was read so far: look for its end only.
-            if there >= longest {
+            if limit <= size && limit - position <= longest as u64 {
+                want = (limit - position) as usize; // it was cut there in another life
+            } else if there >= longest {
                 want = longest;
             } else if rewritten {
                 return Turn::Truncated { seen: 0 };
@@ -327,7 +330,6 @@ impl Tail {
         } else if end == End::Final {
             want = there.min(longest.max(TURN_BYTES));
         }
-        let limit = stream.read_limit().unwrap_or(u64::MAX);
         want = want.min(usize::try_from(limit - position).unwrap_or(usize::MAX));
 
         let credit = match outlet.take(stream, want) {

@@ -226,8 +226,8 @@ impl Files {
         };
         let mut stream = self.outlet.reopen(source, &known);
         // What one sink has and another lacks did stand there once.
-        if let Some(lost) = known.progress.iter().flat_map(|progress| progress.edges(known.position)).max() {
-            self.outlet.give_up(&mut stream, lost, why);
+        if known.known_to() > known.position {
+            self.outlet.give_up(&mut stream, known.known_to(), why);
         }
         self.outlet.finish(stream);
     }

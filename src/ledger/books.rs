@@ -1,0 +1,234 @@
+//! The account: what became of the lines since the agent started, for people and for its own laws.
+//!
+//! Always true, per sink and in lines as in bytes: read = delivered + dropped + dead-lettered + kept + spooled +
+//! let go + pending.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::page::Page;
+use crate::ack::{Count, GenerationId, Receipt, SinkId};
+use crate::metrics::{Counter, Gauge, Registry};
+
+/// The account of one sink since the agent started, and what it owes.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct SinkBooks {
+    pub name: String,
+    /// Lines that were handed to the pipeline for this sink, or that an earlier life had spooled for it.
+    pub read: u64,
+    pub read_bytes: u64,
+    pub delivered: Count,
+    pub dead_lettered: Count,
+    /// Not delivered when the agent stopped, and written to the dead letters since nobody can read it again.
+    pub kept: Count,
+    /// Safe in the spool; counted as delivered once it was.
+    pub spooled: Count,
+    pub dropped: Vec<(String, Count)>,
+    /// Lines that ended without an answer: read again after the next start.
+    pub let_go: u64,
+    pub let_go_bytes: u64,
+    pub pending: u64,
+    pub pending_bytes: u64,
+}
+
+impl SinkBooks {
+    pub fn adds_up(&self) -> bool {
+        let mut settled = Count { lines: self.let_go, bytes: self.let_go_bytes };
+        for count in [self.delivered, self.dead_lettered, self.kept, self.spooled] {
+            settled += count;
+        }
+        self.dropped.iter().for_each(|(_, count)| settled += *count);
+        settled += Count { lines: self.pending, bytes: self.pending_bytes };
+        settled == Count { lines: self.read, bytes: self.read_bytes }
+    }
+
+    /// Lines that the spool held are delivered, or whatever else became of them. Those of an earlier life were
+    /// not read in this one: they are now.
+    fn leave_spool(&mut self, count: Count) {
+        let (lines, bytes) = (self.spooled.lines.min(count.lines), self.spooled.bytes.min(count.bytes));
+        self.spooled.lines -= lines;
+        self.spooled.bytes -= bytes;
+        self.read += count.lines - lines;
+        self.read_bytes += count.bytes - bytes;
+    }
+}
+
+/// What the ledger shows to others.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Books {
+    pub read: Count,
+    pub given_up: u64,
+    pub unread: u64,
+    /// Folders that could not be looked into.
+    pub unseen: u64,
+    pub sinks: Vec<SinkBooks>,
+    pub generations: usize,
+    /// The first thousand.
+    pub pages: Vec<GenerationView>,
+    /// Why the state cannot be written, if so.
+    pub ill: Option<String>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct GenerationView {
+    pub generation: u64,
+    pub source: String,
+    pub filename: Option<String>,
+    pub read_to: u64,
+    pub position: u64,
+    pub lines: u64,
+    pub given_up: u64,
+    pub finished: bool,
+}
+
+impl Books {
+    /// Nothing is pending, unread or given up: everything was answered for.
+    pub fn all_delivered(&self) -> bool {
+        self.unread == 0
+            && self.unseen == 0
+            && self.given_up == 0
+            && self.sinks.iter().all(|sink| sink.pending == 0 && sink.let_go == 0 && sink.kept.lines == 0)
+    }
+
+    /// Rises with every line that was read or answered for: stands still when nothing moves.
+    pub fn movement(&self) -> u64 {
+        self.read.bytes + self.sinks.iter().map(|sink| sink.read - sink.pending).sum::<u64>()
+    }
+
+    pub(super) fn owe(&mut self, sink: SinkId, count: Count, meters: &Meters) {
+        let books = &mut self.sinks[sink.0 as usize];
+        books.read += count.lines;
+        books.read_bytes += count.bytes;
+        books.pending += count.lines;
+        books.pending_bytes += count.bytes;
+        meters.sinks[sink.0 as usize].pending.set(books.pending as i64);
+    }
+
+    pub(super) fn owe_no_more(&mut self, sink: SinkId, count: Count, meters: &Meters) {
+        let books = &mut self.sinks[sink.0 as usize];
+        books.read -= count.lines;
+        books.read_bytes -= count.bytes;
+        books.pending -= count.lines;
+        books.pending_bytes -= count.bytes;
+        meters.sinks[sink.0 as usize].pending.set(books.pending as i64);
+    }
+
+    /// Enters what became of some lines.
+    pub(super) fn settle(&mut self, receipt: &Receipt, meters: &Meters) {
+        let sink = receipt.sink.0 as usize;
+        let (books, meters, tally) = (&mut self.sinks[sink], &meters.sinks[sink], &receipt.tally);
+        books.delivered += tally.delivered;
+        books.dead_lettered += tally.dead_lettered;
+        books.kept += tally.kept;
+        books.spooled += tally.spooled;
+        meters.delivered_lines.add(tally.delivered.lines);
+        meters.delivered_bytes.add(tally.delivered.bytes);
+        meters.dead_lettered.add(tally.dead_lettered.lines);
+        for (reason, count) in &tally.dropped {
+            meters.dropped.add(count.lines);
+            match books.dropped.iter_mut().find(|(known, _)| **known == **reason) {
+                Some((_, sum)) => *sum += *count,
+                None => books.dropped.push((reason.to_string(), *count)),
+            }
+        }
+        let total = tally.total();
+        if receipt.from_spool {
+            // What was not delivered stays where it is.
+            return books.leave_spool(total);
+        }
+        let gone = receipt.not_delivered;
+        books.let_go += gone.lines;
+        books.let_go_bytes += gone.bytes;
+        books.pending = books.pending.saturating_sub(total.lines + gone.lines);
+        books.pending_bytes = books.pending_bytes.saturating_sub(total.bytes + gone.bytes);
+        meters.pending.set(books.pending as i64);
+    }
+}
+
+pub fn view(id: GenerationId, page: &Page) -> GenerationView {
+    GenerationView {
+        generation: id.0,
+        source: page.source.to_string(),
+        filename: page.filename.as_ref().map(|path| path.to_string_lossy().into_owned()),
+        read_to: page.read_to,
+        position: page.position(),
+        lines: page.high.line,
+        given_up: page.given_up.iter().map(|(_, bytes)| bytes).sum(),
+        finished: page.finished,
+    }
+}
+
+/// The series that the books move.
+pub struct Meters {
+    pub read_lines: Arc<Counter>,
+    pub read_bytes: Arc<Counter>,
+    pub generations: Arc<Gauge>,
+    pub finished: Arc<Gauge>,
+    pub open_chunks: Arc<Gauge>,
+    pub faults: Arc<Counter>,
+    /// By [`SinkId`].
+    pub sinks: Vec<SinkMeters>,
+}
+
+pub struct SinkMeters {
+    pub delivered_lines: Arc<Counter>,
+    pub delivered_bytes: Arc<Counter>,
+    pub dropped: Arc<Counter>,
+    pub dead_lettered: Arc<Counter>,
+    pub replayed: Arc<Counter>,
+    pub pending: Arc<Gauge>,
+}
+
+impl Meters {
+    pub fn new(names: &[Arc<str>], metrics: &Registry) -> Meters {
+        let sink = |name: &Arc<str>| {
+            let label: &[(&str, &str)] = &[("sink", name)];
+            SinkMeters {
+                delivered_lines: metrics.counter(
+                    "delivered_lines_total",
+                    "Lines that a sink has accepted.",
+                    label,
+                ),
+                delivered_bytes: metrics.counter(
+                    "delivered_bytes_total",
+                    "Bytes of those lines in their source, line ends included.",
+                    label,
+                ),
+                dropped: metrics.counter(
+                    "dropped_lines_total",
+                    "Lines that a rule of the configuration dropped.",
+                    label,
+                ),
+                dead_lettered: metrics.counter(
+                    "dead_lettered_lines_total",
+                    "Lines that were refused, kept in the dead-letter file.",
+                    label,
+                ),
+                replayed: metrics.counter(
+                    "replayed_lines_total",
+                    "Lines of an earlier life that were handed to a sink again, since it had not answered for them.",
+                    label,
+                ),
+                pending: metrics.gauge(
+                    "pending_lines",
+                    "Lines that were read and not answered for yet.",
+                    label,
+                ),
+            }
+        };
+        Meters {
+            read_lines: metrics.counter("read_lines_total", "Lines that were read from all sources.", &[]),
+            read_bytes: metrics.counter("read_bytes_total", "Bytes of those lines, line ends included.", &[]),
+            generations: metrics.gauge("generations", "Generations of sources in the ledger.", &[]),
+            finished: metrics.gauge(
+                "generations_finished",
+                "Generations that are gone and that some sink has not answered for.",
+                &[],
+            ),
+            open_chunks: metrics.gauge("open_chunks", "Chunks that some sink has not answered for.", &[]),
+            faults: metrics.counter("faults_total", "Shares that were forgotten: a fault of the agent.", &[]),
+            sinks: names.iter().map(sink).collect(),
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! One generation's page: how far it was read, how far each sink has answered, and how what is not answered for
+//! was cut and timed. Pure.
+//!
+//! Always true: the kept stamps are disjoint, and each of them lies below `high`. A stamp goes once every sink of
+//! the configuration has answered for all of it. A restart begins at the start of a stamp, never within one, so
+//! the same bytes get the same numbers and times again.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::checkpoint::{AnyPath, SavedGeneration};
+use super::{Cursor, Head, Identity, KeptStamp, Known, Opened, Progress, Stamp};
+use crate::ack::GenerationId;
+
+pub struct Page {
+    pub source: Arc<str>,
+    pub filename: Option<PathBuf>,
+    pub identity: Option<Identity>,
+    pub lineage: u64,
+    /// How far the monitor of this life has come.
+    pub read_to: u64,
+    /// How far any life has come.
+    pub high: High,
+    /// `high` as the last life left it: what is read below was read before.
+    pub known_to: u64,
+    pub given_up: Vec<(Arc<str>, u64)>,
+    /// Of the sinks of the configuration, by [`crate::ack::SinkId`].
+    pub sinks: Vec<Progress>,
+    /// Of sinks that left the configuration: kept for their return, and without a say.
+    pub former: Vec<(Arc<str>, Progress)>,
+    /// That somebody has not answered for, by their start.
+    pub stamps: BTreeMap<u64, KeptStamp>,
+    pub finished: bool,
+    pub unread: u64,
+}
+
+/// The end of what was read, and what is known of that place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct High {
+    pub to: u64,
+    /// Number of the line that starts there.
+    pub line: u64,
+    pub continues: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<Head>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<Cursor>,
+}
+
+impl Page {
+    pub fn opened(opened: Opened, sinks: usize) -> Page {
+        Page {
+            source: opened.source,
+            filename: opened.filename,
+            identity: opened.identity,
+            lineage: opened.lineage,
+            read_to: opened.start,
+            high: High { to: opened.start, line: 0, continues: false, before: None, cursor: None },
+            known_to: opened.start,
+            given_up: Vec::new(),
+            sinks: vec![Progress::starting_at(opened.start); sinks],
+            former: Vec::new(),
+            stamps: BTreeMap::new(),
+            finished: false,
+            unread: 0,
+        }
+    }
+
+    /// As it was saved, for the sinks of this configuration. One that is new starts at the position of the others.
+    pub fn restored(saved: SavedGeneration, names: &[Arc<str>]) -> Page {
+        let mut sinks: Vec<(Arc<str>, Progress)> =
+            saved.sinks.into_iter().map(|(name, progress)| (name.into(), progress)).collect();
+        let low = |which: &dyn Fn(&Arc<str>) -> bool| {
+            sinks.iter().filter(|(name, _)| which(name)).map(|(_, progress)| progress.low()).min()
+        };
+        let start = low(&|name| names.contains(name)).or_else(|| low(&|_| true)).unwrap_or(0);
+        let progress = names.iter().map(|name| {
+            let known = sinks.iter().position(|(known, _)| known == name);
+            known.map_or_else(|| Progress::starting_at(start), |at| sinks.swap_remove(at).1)
+        });
+        let progress: Vec<Progress> = progress.collect();
+        let mut page = Page {
+            source: saved.source.into(),
+            filename: saved.filename.map(|path| path.0),
+            identity: saved.identity,
+            lineage: saved.lineage,
+            read_to: 0,
+            high: saved.high,
+            known_to: saved.high.to,
+            given_up: saved.given_up.into_iter().map(|(why, bytes)| (why.into(), bytes)).collect(),
+            sinks: progress,
+            former: sinks,
+            stamps: saved.stamps.into_iter().map(|stamp| (stamp.start, stamp)).collect(),
+            finished: false,
+            unread: 0,
+        };
+        page.drop_answered();
+        page.read_to = page.position();
+        page
+    }
+
+    pub fn saved(&self, id: GenerationId, names: &[Arc<str>]) -> SavedGeneration {
+        let named =
+            names.iter().zip(&self.sinks).map(|(name, progress)| (name.to_string(), progress.clone()));
+        let former = self.former.iter().map(|(name, progress)| (name.to_string(), progress.clone()));
+        SavedGeneration {
+            id: id.0,
+            source: self.source.to_string(),
+            filename: self.filename.clone().map(AnyPath),
+            identity: self.identity,
+            lineage: self.lineage,
+            high: self.high,
+            given_up: self.given_up.iter().map(|(why, bytes)| (why.to_string(), *bytes)).collect(),
+            sinks: named.chain(former).collect(),
+            stamps: self.stamps.values().copied().collect(),
+        }
+    }
+
+    pub fn known(&self, generation: GenerationId) -> Known {
+        let position = self.position();
+        let at = match self.stamps.get(&position) {
+            Some(KeptStamp { first_line: line, continues, before, cursor, .. }) => {
+                High { to: position, line: *line, continues: *continues, before: *before, cursor: *cursor }
+            }
+            None if position == self.high.to => self.high,
+            // Answered for by everybody who had a say; a sink that came back has not. Nobody kept its lines' numbers.
+            None => High { to: position, line: 0, continues: false, before: None, cursor: None },
+        };
+        Known {
+            generation,
+            source: self.source.clone(),
+            filename: self.filename.clone(),
+            identity: self.identity,
+            lineage: self.lineage,
+            position,
+            before: at.before,
+            cursor: at.cursor,
+            line: at.line,
+            continues: at.continues,
+            stamps: self.stamps.values().copied().collect(),
+            progress: self.sinks.clone(),
+        }
+    }
+
+    /// Where a restart would begin: the least over the sinks, or the start of the stamp that it lies in.
+    pub fn position(&self) -> u64 {
+        let low = self.sinks.iter().map(Progress::low).min().unwrap_or(self.high.to);
+        self.stamp_at(low).map_or(low, |stamp| stamp.start)
+    }
+
+    /// The kept stamp that covers `offset`.
+    pub fn stamp_at(&self, offset: u64) -> Option<&KeptStamp> {
+        let (_, stamp) = self.stamps.range(..=offset).next_back()?;
+        (offset < stamp.end).then_some(stamp)
+    }
+
+    /// Keeps a stamp, unless all of it was answered for or it is kept already. Whether that is a chunk of this
+    /// life alone, which [`Page::drop_answered_in`] will count.
+    pub fn keep(&mut self, stamp: &Stamp) -> bool {
+        let answered = self.sinks.iter().all(|progress| progress.covers(stamp.start..stamp.end));
+        let overlaps =
+            self.stamps.range(..stamp.end).next_back().is_some_and(|(_, kept)| kept.end > stamp.start);
+        let (before, cursor) = match self.high.to == stamp.start {
+            true => (self.high.before, self.high.cursor),
+            false => (None, None),
+        };
+        if !answered && !overlaps {
+            let Stamp { start, end, first_line, lines, base_ns, continues, cut, .. } = *stamp;
+            let kept = KeptStamp { start, end, first_line, lines, base_ns, continues, cut, before, cursor };
+            self.stamps.insert(start, kept);
+        }
+        if stamp.end > self.high.to {
+            self.high = High {
+                to: stamp.end,
+                line: stamp.first_line + stamp.lines,
+                continues: stamp.cut,
+                before: Some(stamp.before),
+                cursor: stamp.cursor,
+            };
+        }
+        !answered && !overlaps && stamp.start >= self.known_to
+    }
+
+    /// Undoes [`Page::keep`] for the newest stamp, and returns what that returned; what was read before stays known.
+    pub fn take_back(&mut self, stamp: &Stamp) -> bool {
+        self.read_to = stamp.start;
+        if stamp.start < self.known_to || stamp.end != self.high.to {
+            return false;
+        }
+        let kept = self.stamps.remove(&stamp.start);
+        let (before, cursor) = kept.map_or((None, None), |kept| (kept.before, kept.cursor));
+        let (line, continues) = (stamp.first_line, stamp.continues);
+        self.high = High { to: stamp.start, line, continues, before, cursor };
+        kept.is_some()
+    }
+
+    /// Drops the stamps among those that overlap `range` that every sink has answered for; says how many
+    /// of them are of this life alone.
+    pub fn drop_answered_in(&mut self, range: Range<u64>) -> usize {
+        let first = self.stamp_at(range.start).map_or(range.start, |stamp| stamp.start);
+        let sinks = &self.sinks;
+        let answered = |stamp: &KeptStamp| sinks.iter().all(|sink| sink.covers(stamp.start..stamp.end));
+        let over: Vec<u64> = self
+            .stamps
+            .range(first..range.end.max(first))
+            .filter(|(_, stamp)| answered(stamp))
+            .map(|(start, _)| *start)
+            .collect();
+        over.iter().for_each(|start| {
+            self.stamps.remove(start);
+        });
+        over.iter().filter(|start| **start >= self.known_to).count()
+    }
+
+    fn drop_answered(&mut self) {
+        self.drop_answered_in(0..u64::MAX);
+    }
+
+    /// No sink is asked for what stands up to `upto`. Says how many bytes some sink lacked.
+    pub fn give_up(&mut self, from: u64, upto: u64, why: Arc<str>) -> u64 {
+        let range = from..upto.max(from);
+        let bytes = self.lacking(range.clone());
+        self.sinks.iter_mut().for_each(|progress| progress.add(range.clone()));
+        self.read_to = range.end;
+        if range.end > self.high.to {
+            let High { line, .. } = self.high;
+            self.high = High { to: range.end, line, continues: false, before: None, cursor: None };
+        }
+        match self.given_up.iter_mut().find(|(known, _)| *known == why) {
+            Some((_, sum)) => *sum += bytes,
+            None => self.given_up.push((why, bytes)),
+        }
+        bytes
+    }
+
+    /// How many bytes of a range some sink has not answered for.
+    pub fn lacking(&self, range: Range<u64>) -> u64 {
+        let edges =
+            self.sinks.iter().flat_map(|sink| sink.edges(range.start)).filter(|edge| *edge < range.end);
+        let mut edges: Vec<u64> = edges.chain([range.start, range.end]).collect();
+        edges.sort_unstable();
+        let lacked = |part: &&[u64]| !self.sinks.iter().all(|sink| sink.contains(part[0]));
+        edges.windows(2).filter(lacked).map(|part| part[1] - part[0]).sum()
+    }
+
+    pub fn is_settled(&self) -> bool {
+        self.stamps.is_empty() && self.position() >= self.high.to
+    }
+}

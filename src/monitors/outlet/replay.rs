@@ -1,0 +1,161 @@
+//! Many lives of one file against a model: whatever each life did, a sink gets every byte once if the stops were
+//! orderly, and the same bytes always with the same number and time.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::Path;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::super::SourceKind;
+use super::super::file::framing::{End, frame};
+use super::fixture::{Below, below};
+use super::*;
+use crate::ack::{Share, Verdict};
+use crate::budget::READ_BYTES;
+use crate::tasks::{self, Spec, Table};
+
+/// As long as the shortest lines are cut at.
+const LONGEST: usize = 8;
+
+const SINKS: usize = 2;
+
+/// What becomes of one chunk at each sink: how many lines are delivered before the rest is let go.
+type Fate = [u8; SINKS];
+
+#[derive(Clone, Debug)]
+struct Life {
+    /// How much each turn reads, whether a half line at its end is shipped, and what becomes of the chunk.
+    turns: Vec<(usize, bool, Fate)>,
+}
+
+/// What stands at one place of the file: where the line ends, its number and its time.
+type Line = (u64, u64, i64);
+
+#[derive(Default)]
+struct Model {
+    /// As each was first handed over, by its start. Those after a stop that came too early are found out anew.
+    lines: BTreeMap<u64, Line>,
+    /// How often each sink got each byte.
+    got: [Vec<u8>; SINKS],
+}
+
+impl Model {
+    fn hand_over(&mut self, chunk: &Lines) {
+        let mut start = chunk.start;
+        for (at, end) in chunk.ends.iter().enumerate() {
+            let end = chunk.start + u64::from(*end);
+            let line = (end, chunk.first_line + at as u64, chunk.base_ns + at as i64);
+            let known = *self.lines.entry(start).or_insert(line);
+            assert_eq!(known, line, "the line at {start} is what it was");
+            start = end;
+        }
+    }
+
+    /// Delivers the first `lines` and lets the rest go.
+    fn answer(&mut self, chunk: &Lines, mut share: Share, lines: u8) {
+        let lines = usize::from(lines).min(chunk.len());
+        if lines > 0 {
+            let end = u64::from(chunk.ends[lines - 1]);
+            let part = share.split(Count { lines: lines as u64, bytes: end }, chunk.start + end);
+            let got = &mut self.got[part.sink().0 as usize];
+            (chunk.start..chunk.start + end).for_each(|byte| got[byte as usize] += 1);
+            part.settle(&Verdict::Delivered);
+        }
+        share.let_go();
+    }
+}
+
+fn source() -> SourceOptions {
+    SourceOptions {
+        name: "files".into(),
+        labels: Labels::default(),
+        max_line_bytes: LONGEST,
+        idle: Duration::from_secs(5),
+        kind: SourceKind::Stdin, // whatever: nobody asks here
+    }
+}
+
+/// One life: goes on where the last one was, and ends with a stop in good order.
+fn live(state: &Path, data: &[u8], life: &Life, model: &mut Model) {
+    let Below { switch, ledger, restored, supply, chunks, .. } = below(state, SINKS, READ_BYTES);
+    let source = source();
+    let mut outlet = supply.outlet();
+    drop(supply);
+    let mut stream = match restored.known.first() {
+        Some(known) => outlet.reopen(&source, known),
+        None => outlet.open(Opening {
+            source: &source,
+            generation: None,
+            filename: Some(Path::new("/var/log/a")),
+            identity: None,
+            start: 0,
+            lineage: 0,
+        }),
+    };
+    let table = Arc::new(Table::new(Clock::real()));
+    tasks::run(table.clone(), |tasks| {
+        let _switch = switch;
+        let spec = Spec::carrier("ledger", Duration::from_secs(10));
+        tasks.spawn(spec, |task| ledger.run(task)).unwrap();
+        for (bytes, half, fate) in &life.turns {
+            let Range { start, end } = stream.position()..data.len() as u64;
+            let limit = stream.read_limit().unwrap_or(u64::MAX);
+            let upto = end.min(limit).min(start + *bytes as u64);
+            let fresh = &data[start as usize..upto as usize];
+            // What an earlier life has read stands there, so nobody takes it for the end of the file.
+            let at_end = *half && limit == u64::MAX;
+            let end = if upto == limit || at_end { End::Final } else { End::More };
+            let mut ends = Vec::new();
+            let len = frame(fresh, LONGEST, end, CHUNK_LINES, &mut ends);
+            if len == 0 {
+                continue;
+            }
+            let credit = outlet.take(&stream, len).unwrap();
+            outlet.send(&mut stream, &fresh[..len], &ends, credit).unwrap();
+            // None: every sink has had it.
+            let Ok(Chunk { lines, ack }) = chunks.try_recv() else { continue };
+            model.hand_over(&lines);
+            for share in ack.into_shares() {
+                let fate = fate[share.sink().0 as usize];
+                model.answer(&lines, share, fate);
+            }
+        }
+        drop(outlet);
+    })
+    .unwrap();
+    assert_eq!(table.fault(true), None);
+}
+
+fn lives() -> impl Strategy<Value = Vec<Life>> {
+    let fate = [0u8..6, 0u8..6].prop_map(|fate| fate.map(|lines| if lines == 5 { u8::MAX } else { lines }));
+    let turn = (1usize..40, proptest::bool::weighted(0.2), fate);
+    let life = proptest::collection::vec(turn, 0..8).prop_map(|turns| Life { turns });
+    proptest::collection::vec(life, 1..5)
+}
+
+/// The last one: reads everything, and every sink takes everything.
+fn good_life() -> Life {
+    Life { turns: vec![(1000, true, [u8::MAX; SINKS]); 200] }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+    #[test]
+    fn stops_in_good_order_double_nothing_and_change_nothing(
+        data in proptest::collection::vec(prop_oneof![Just(b'\n'), Just(b'a'), Just(b'\r'), any::<u8>()], 1..150),
+        lives in lives(),
+    ) {
+        let state = tempfile::tempdir().unwrap();
+        let mut model = Model { got: [vec![0; data.len()], vec![0; data.len()]], ..Model::default() };
+        for life in lives.iter().chain([&good_life()]) {
+            live(state.path(), &data, life, &mut model);
+        }
+        for (sink, got) in model.got.iter().enumerate() {
+            prop_assert!(got.iter().all(|times| *times == 1), "sink {sink} got {got:?}");
+        }
+        let times: Vec<i64> = model.lines.values().map(|(_, _, time)| *time).collect();
+        prop_assert!(times.windows(2).all(|pair| pair[0] < pair[1]), "{times:?}");
+    }
+}
