@@ -31,6 +31,7 @@ pub struct SourceOptions {
 #[derive(Clone, Debug)]
 pub enum SourceKind {
     File(FileSourceOptions),
+    Docker(Box<container::ContainerSourceOptions>),
     Stdin,
 }
 

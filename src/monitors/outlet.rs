@@ -6,6 +6,8 @@
 //!
 //! Always true: `Stream::position` moves only when a chunk was handed over or given up.
 
+mod timed;
+
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,6 +25,8 @@ use crate::ledger::{
 };
 use crate::record::{Chunk, Labels, Lines, Origin};
 use crate::tasks::Stop;
+
+pub use timed::{Gathered, Timekeeper};
 
 /// Lines in one chunk at most: their ends then cost no more than a quarter of a read.
 pub const CHUNK_LINES: usize = 16 * 1024;
@@ -211,6 +215,7 @@ impl Outlet {
             identity: opening.identity,
             lineage: opening.lineage,
             start: opening.start,
+            cursor: None,
         })));
         let origin = Arc::new(origin(opening.source, opening.filename, generation, opening.lineage));
         Stream {
@@ -418,8 +423,7 @@ pub mod fixture {
     }
 }
 
-#[cfg(test)]
-mod replay;
+
 
 #[cfg(test)]
 mod tests {
@@ -462,3 +466,6 @@ mod tests {
         assert_eq!(cost(64) - one, 63 * SHARE_BYTES);
     }
 }
+
+#[cfg(test)]
+mod replay;

@@ -21,6 +21,9 @@ const STAMP_BYTES_MAX: usize = 40;
 
 const HEAD_BYTES: usize = 8;
 
+/// The largest number of a stream: the engine's own.
+const STREAM_MAX: u8 = 3;
+
 /// What a container wrote to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
@@ -97,9 +100,13 @@ impl Frames {
         Frames { form: Form::Unknown, stamp: Gathered::EMPTY, stamped: false }
     }
 
-    /// The container has a terminal; false as long as nothing has come.
-    pub fn is_plain(&self) -> bool {
-        matches!(self.form, Form::Plain { .. })
+    /// The container has a terminal, as far as is known when `next` has come.
+    pub fn is_plain_from(&self, next: &[u8]) -> bool {
+        match self.form {
+            Form::Unknown => next.first().is_some_and(|first| *first > STREAM_MAX),
+            Form::Framed { .. } => false,
+            Form::Plain { .. } => true,
+        }
     }
 
     pub fn feed(&mut self, mut input: &[u8], each: &mut impl FnMut(Event<'_>)) -> Result<(), Broken> {
@@ -108,7 +115,7 @@ impl Frames {
                 Form::Unknown => {
                     let framed =
                         Form::Framed { head: Gathered::EMPTY, left: 0, from: From::Container(Side::Stdout) };
-                    self.form = if *first <= 3 { framed } else { Form::Plain { run: Some(0), again: None } };
+                    self.form = if *first <= STREAM_MAX { framed } else { Form::Plain { run: Some(0), again: None } };
                     input
                 }
                 Form::Framed { .. } => self.framed(input, each)?,
