@@ -6,6 +6,8 @@
 # make soak   two minutes of everything at once: rotations, a Loki with moods, signals; shows what leaks
 # make model   every interleaving of our own locks, by loom (part of make test)
 # make stops   how long a stop takes in every phase of the work, with three values of stop_timeout; a table
+# make crash   a hundred lives that end by SIGKILL, anywhere; a Loki that lies and a file sink, compared; a table
+# make corrupt   every byte of the state flipped, every file of it cut everywhere; nothing may be lost; figures
 # make figures  size of the binary, time to start, time to stop
 
 export PATH := $(HOME)/.cargo/bin:$(PATH)
@@ -13,7 +15,7 @@ SHELL := bash
 BINARY := target/release/log-capturer
 BIG_LINES ?= 6000000
 
-.PHONY: run test big outage soak cycles model stops figures clean
+.PHONY: run test big outage soak cycles model stops crash corrupt figures clean
 
 run: $(BINARY)
 	@echo "What it captures appears below ./captured; its status is at http://127.0.0.1:8401/. Ctrl-C ends it."
@@ -52,6 +54,14 @@ soak:
 
 stops:
 	bash scripts/stop-times.sh
+
+# More rounds, or those of a seed again: scripts/crash-test.sh --help
+crash:
+	bash scripts/crash-test.sh --rounds 100
+
+# The short form is part of make test.
+corrupt:
+	LOG_CAPTURER_CORRUPT_ALL=1 cargo test --locked --release --test it -- --exact corrupt::a_damaged_state_loses_nothing --nocapture
 
 figures: $(BINARY)
 	bash scripts/figures.sh $(BINARY)

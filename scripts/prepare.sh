@@ -4,6 +4,7 @@
 #   make              the Makefile
 #   gcc, libc6-dev    the linker of Rust, and the C parts of the TLS library
 #   util-linux        setpriv: a test starts the agent as somebody who may not read every file
+#   strace            the crash test kills the agent in front of chosen system calls; does without, and says so
 #   rustfmt, clippy   the format and the lints (components of Rust, through rustup)
 set -euo pipefail
 
@@ -11,6 +12,7 @@ packages=()
 command -v make >/dev/null || packages+=(make)
 command -v cc >/dev/null || packages+=(gcc libc6-dev)
 command -v setpriv >/dev/null || packages+=(util-linux)
+command -v strace >/dev/null || packages+=(strace)
 
 if ((${#packages[@]})); then
     if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then

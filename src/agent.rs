@@ -7,16 +7,19 @@
 //! Always true: every channel is made here, beside the two threads it joins, and nobody else keeps a copy of
 //! its sending end; so the end of the monitors is the end of everybody, in path order.
 
+mod lives;
 mod scale;
+mod signals;
 mod vigil;
 
-use std::path::Path;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, bounded};
-use signal_hook::iterator::Signals;
-use vigil::{Vigil, catch_signals, start_signals};
+use crossbeam_channel::Receiver;
+use lives::Lives;
+pub use lives::Load;
+use vigil::Vigil;
 
 use crate::ack::SinkId;
 use crate::budget::Budget;
@@ -28,7 +31,7 @@ use crate::dispatcher::lane::{self, Lane};
 use crate::dispatcher::retry::{Patient, REQUESTS_PER_LANE, Retry};
 use crate::dispatcher::sender::SenderLoop;
 use crate::dispatcher::worker::Worker;
-use crate::durable::{self, LockError, OwnFiles, Unsynced};
+use crate::durable::{OwnFiles, Unsynced};
 use crate::error::{Error, Result};
 use crate::ledger::{self, Books, BooksView, Ledger};
 use crate::metrics::Registry;
@@ -42,9 +45,6 @@ use crate::tasks::{self, Closed, Post, Spec, StopPlan, Switch, Table, TaskManage
 
 /// Chunks on their way to one worker: enough to keep it busy while the monitor reads the next ones.
 const INTAKE_CHUNKS: usize = 4;
-
-/// Signals on their way to `main`; more than these at once say nothing new.
-const SIGNALS: usize = 4;
 
 /// Parcels on their way to one lane, which empties its inlet whatever its sink does.
 const INLET_PARCELS: usize = 16;
@@ -84,41 +84,77 @@ pub struct Orders<'a> {
     pub once: bool,
     /// With `once`: stop after this long.
     pub max_time: Option<Duration>,
-    /// Obey SIGTERM and SIGINT; SIGHUP, which would end us, is only answered in the log.
+    /// Obey SIGTERM and SIGINT, and SIGHUP, which would end us, as far as `reload` goes.
     pub signals: bool,
+    /// What a reload reads. `None`: there is none.
+    pub reload: Option<Load>,
     /// With `once`: told every now and then how far it is.
     pub progress: Option<&'a (dyn Fn(&Books) + Sync)>,
     /// Another way to stop, for those who run an agent inside of their own process: a message, or its end.
     pub stop: Option<Receiver<()>>,
 }
 
-/// Runs an agent to its end. Everything it starts has ended when it returns, but for a look-up that hangs.
+/// Runs an agent to its end, through as many lives as it is reloaded. Everything it starts has ended when it
+/// returns, but for a look-up that hangs.
 pub fn run(config: Config, orders: &Orders<'_>) -> Exit {
     // Before anything else: what comes while it starts waits until it is up. A signal that nobody catches would
     // end it without a word, and process 1 of a container would never hear of it.
-    let caught = match orders.signals.then(catch_signals).transpose() {
-        Ok(caught) => caught,
+    let mut lives = match Lives::new(orders) {
+        Ok(lives) => lives,
         Err(error) => {
             log::error!("{error}");
             return Exit::Fault;
         }
     };
-    match Agent::prepare(config, orders) {
-        Ok(agent) => agent.live(orders, caught),
-        Err(NotStarted::AnotherInstance(sentence)) => {
-            log::error!("{sentence}");
-            Exit::AnotherInstance
-        }
-        Err(NotStarted::Failed(error)) => {
-            log::error!("{error}");
-            Exit::Fault
-        }
+    let (mut config, mut before) = (config, None);
+    loop {
+        let (exit, next) = match (Agent::prepare(&config, orders, &mut lives), before.take()) {
+            (Ok(agent), before) => {
+                if before.is_some() {
+                    lives.desk.count_done();
+                    log::info!("reload: runs with the new configuration: {}", config.summary());
+                }
+                agent.live(orders, &mut lives)
+            }
+            (Err(cause), None) => {
+                log::error!("{cause}");
+                return cause.exit();
+            }
+            (Err(cause), Some(before)) => {
+                log::error!(
+                    "reload: could not start with the new configuration: {cause}; going back to the one before"
+                );
+                lives.desk.count_failed();
+                config = before;
+                continue;
+            }
+        };
+        let Some(next) = next.filter(|_| !lives.are_over()) else { return exit };
+        before = Some(std::mem::replace(&mut config, next));
     }
 }
 
 enum NotStarted {
     AnotherInstance(String),
     Failed(Error),
+}
+
+impl NotStarted {
+    fn exit(&self) -> Exit {
+        match self {
+            NotStarted::AnotherInstance(_) => Exit::AnotherInstance,
+            NotStarted::Failed(_) => Exit::Fault,
+        }
+    }
+}
+
+impl fmt::Display for NotStarted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NotStarted::AnotherInstance(sentence) => f.write_str(sentence),
+            NotStarted::Failed(error) => error.fmt(f),
+        }
+    }
 }
 
 impl From<Error> for NotStarted {
@@ -140,8 +176,6 @@ struct Agent {
     stdout_closed: Receiver<()>,
     /// Every channel of the path, for those who ask who waits for whom.
     wires: Wires,
-    /// Held for the life of the agent.
-    _lock: durable::Lock,
 }
 
 /// What runs: those who take before those who give, so the path from its end.
@@ -161,12 +195,17 @@ struct Parts {
 }
 
 impl Agent {
-    fn prepare(config: Config, orders: &Orders<'_>) -> std::result::Result<Agent, NotStarted> {
+    fn prepare(
+        config: &Config,
+        orders: &Orders<'_>,
+        lives: &mut Lives,
+    ) -> std::result::Result<Agent, NotStarted> {
         let clock = Clock::real();
         let at_start = stats::Footprint::read();
-        let lock = lock(&config.agent.data_dir)?;
+        lives.lock(&config.agent.data_dir)?;
         let descriptors = raise_descriptor_limit();
         let metrics = Arc::new(Registry::default());
+        lives.desk.count_in(&metrics);
         let table = Arc::new(Table::new(clock.clone()));
         let (mut switch, stop) = Switch::new()?;
         let plan = StopPlan::new(config.agent.stop_timeout);
@@ -247,7 +286,7 @@ impl Agent {
                 wires.downhill("chunks", &[Post::Monitor], Post::Worker, INTAKE_CHUNKS);
             intakes.push(intake);
             let (inlets, stop, dead_letters) = (inlets.clone(), stop.clone(), dead_letters.clone());
-            let pipeline = pipeline(&config, &metrics)?;
+            let pipeline = pipeline(config, &metrics)?;
             workers.push(Worker {
                 intake: intake_end,
                 inlets,
@@ -299,7 +338,11 @@ impl Agent {
                 metrics: metrics.clone(),
             };
             // One engine is the rule; threads of several are told apart by their sources.
-            let name = if containers.is_empty() { "containers".into() } else { format!("containers/{}", source.name) };
+            let name = if containers.is_empty() {
+                "containers".into()
+            } else {
+                format!("containers/{}", source.name)
+            };
             containers.push((name, monitors::container::wire(settings)?));
         }
         drop((supply, resolve));
@@ -318,18 +361,21 @@ impl Agent {
         };
         let connections = lanes.iter().map(|(_, senders, _)| senders.len()).sum();
         let actual = scale::Actual { at_start, connections, open_files_max, known };
-        let stats = Stats::new(watched, scale::of(&config, orders, actual), stop.stop);
-        let server =
-            match config.status.listen.map(|at| status::Server::bind(at, config.status.token.clone())) {
-                None => None,
-                Some(Ok(server)) => Some(server),
-                // A job of cron beside an agent that runs: to deliver is what it is there for.
-                Some(Err(cause)) if orders.once => {
-                    log::warn!("{cause}; going on without a status server");
-                    None
-                }
-                Some(Err(cause)) => return Err(cause.into()),
-            };
+        let stats = Stats::new(watched, scale::of(config, orders, actual), stop.stop);
+        let bind = |at| status::Server::bind(at, config.status.token.clone(), lives.door.as_ref());
+        let server = match config.status.listen.map(bind) {
+            None => None,
+            Some(Ok(server)) => Some(server),
+            // A job of cron beside an agent that runs: to deliver is what it is there for.
+            Some(Err(cause)) if orders.once => {
+                log::warn!("{cause}; going on without a status server");
+                None
+            }
+            Some(Err(cause)) => return Err(cause.into()),
+        };
+        let door = server.as_ref().filter(|_| orders.reload.is_some()).map(status::Server::door);
+        lives.settle(&config.agent.data_dir, door.transpose()?);
+        let desk = lives.desk.clone();
         let status = server.map(|mut server| {
             log::info!("status: listening on http://{}", server.local_addr());
             server.count_in(&metrics);
@@ -344,32 +390,46 @@ impl Agent {
                 stats: stats.view(),
                 started: clock.now(),
                 clock: clock.clone(),
+                reload: Box::new(move || desk.ask("POST /api/v1/reload")),
             };
             (server, rooms)
         });
-        let parts = Parts { resolver, ledger, retry, lanes, workers, files, containers, stdin, stats, status };
-        Ok(Agent { table, clock, switch, plan, books, parts, ended, stdout_closed, wires, _lock: lock })
+        let parts =
+            Parts { resolver, ledger, retry, lanes, workers, files, containers, stdin, stats, status };
+        Ok(Agent { table, clock, switch, plan, books, parts, ended, stdout_closed, wires })
     }
 
-    fn live(self, orders: &Orders<'_>, caught: Option<Signals>) -> Exit {
+    /// To its end. With the configuration of the next life, if there is to be one.
+    fn live(self, orders: &Orders<'_>, lives: &mut Lives) -> (Exit, Option<Config>) {
         log::debug!("channels: {}", self.wires);
         let Agent { table, clock, switch, plan, books, parts, ended: (ender, ended), stdout_closed, .. } =
             self;
-        let (signals, signals_end) = bounded(SIGNALS);
+        let Lives { caught, signals: (signals, signals_end), desk, .. } = lives;
         let outcome = tasks::run(table.clone(), |tasks| {
-            let mut main =
-                Vigil { table: &table, clock: &clock, switch, plan, books: &books, faults: Vec::new() };
-            // Signals first: from the first thread on, a stop is heard.
-            let heard = match caught {
-                Some(caught) => start_signals(&tasks, caught, signals).map(|end| main.switch.on_abort(end)),
-                None => Ok(()),
+            let main = Vigil {
+                table: &table,
+                clock: &clock,
+                switch,
+                plan,
+                books: &books,
+                desk,
+                next: None,
+                read_again: false,
+                faults: Vec::new(),
             };
+            // Signals first: from the first thread on, a stop is heard.
+            let heard = caught.as_mut().map_or(Ok(()), |caught| {
+                let (signals, told) = (signals.clone(), ended.clone());
+                tasks.spawn(Spec::keeper("signals", SILENCE_MAX), move |task| {
+                    signals::listen(caught, &signals, task, &told)
+                })
+            });
             let started = heard.and_then(|()| parts.start(&tasks, &ended));
             main.wait(started, signals_end, stdout_closed, orders, &tasks, ender)
         });
         outcome.unwrap_or_else(|error| {
             log::error!("{error}");
-            Exit::Fault
+            (Exit::Fault, None)
         })
     }
 }
@@ -422,16 +482,6 @@ impl Parts {
     }
 }
 
-fn lock(data_dir: &Path) -> std::result::Result<durable::Lock, NotStarted> {
-    durable::lock_dir(data_dir).map_err(|error| match error {
-        LockError::Held { by } => NotStarted::AnotherInstance(format!(
-            "another instance is running on {}: {by}",
-            data_dir.display()
-        )),
-        LockError::Io(error) => NotStarted::Failed(error),
-    })
-}
-
 /// The same for each worker.
 fn pipeline(config: &Config, metrics: &Registry) -> Result<Pipeline> {
     let mut pipeline = Pipeline::compile(&config.pipeline).map_err(|complaints| {
@@ -465,8 +515,10 @@ mod tests {
     fn wires_of(config: &str) -> Vec<tasks::Wire> {
         let folder = tempfile::tempdir().unwrap();
         let config = Config::parse(config, folder.path(), &|_| None).unwrap();
-        let orders = Orders { once: false, max_time: None, signals: false, progress: None, stop: None };
-        let agent = Agent::prepare(config, &orders).unwrap_or_else(|_| panic!("the agent can be made"));
+        let orders =
+            Orders { once: false, max_time: None, signals: false, reload: None, progress: None, stop: None };
+        let mut lives = Lives::new(&orders).unwrap();
+        let agent = Agent::prepare(&config, &orders, &mut lives).unwrap_or_else(|cause| panic!("{cause}"));
         agent.wires.iter().copied().collect()
     }
 

@@ -58,8 +58,9 @@
 //!
 //! ## Threads
 //!
-//! All are spawned by [`tasks::TaskManager`] in one scope (`resolver` outside of it: a look-up may hang, so it
-//! may be left behind, by name). One law: **downhill may wait, uphill never waits**: a thread waits for room only
+//! All are spawned by [`tasks::TaskManager`] in one scope, but for those that may be left behind, by name, since
+//! they may hang in a call that nobody can interrupt (`resolver`, `reload`), and those that come and go
+//! ([`tasks::Helpers`]). One law: **downhill may wait, uphill never waits**: a thread waits for room only
 //! in front of a higher rank, so nobody waits in a circle.
 //!
 //! | thread | rank | waits for | ends when |
@@ -76,6 +77,7 @@
 //! | `retry` | 4 | resting sinks | the lanes are gone |
 //! | `ledger` | 5 | notes | the last carrier is gone |
 //! | `resolver` | - | names | told so, at the end; at once if no sink looks one up |
+//! | `reload` | - | the disk; after SIGHUP only | it has read the configuration |
 //! | `stats` | - | the next sample, every 5 s | told so, last of all |
 //! | `status` | - | clients | told so, last of all |
 //!
@@ -90,6 +92,16 @@
 //! [`tasks::Stop`] is two things that close once: `stop` for those who bring data in, `abort` for everyone who
 //! may wait. [`tasks::StopPlan`] (pure) says when. With nothing pending the whole stop takes milliseconds: the
 //! monitors end, and everybody downhill ends because the channel above is closed.
+//!
+//! ## The reload
+//!
+//! A new configuration (SIGHUP, or `POST /api/v1/reload`) is read and checked beside the running house; a wrong one
+//! changes nothing. For a right one the house stops as it always does, within `stop_timeout`, and [`agent::run`]
+//! begins another life in the same process: positions are in the ledger, so nothing is lost. Signals stay caught, the
+//! lock of `data_dir` is held and the address of the status server stays open in between. If the new life cannot be
+//! made (a port that is taken), the configuration before it runs again. A stop that comes meanwhile wins; a thread
+//! that hangs ends the process with 4, as in every stop. Counters and the last quarter of an hour begin anew with
+//! each life, but for `log_capturer_reloads_total`; a half line that was read from standard input is shipped as a line.
 //!
 //! ## Where this differs from the first design, and why
 //!
@@ -109,7 +121,7 @@
 //!
 //! The journal of stamps, for replays with equal times (`ledger/`; [`ledger::Stamp`] travels already). Write
 //! journals of outputs (`sinks/file`). The spool (`spool/`, called by the lane between inlet and batches).
-//! Containers (`monitors/container`). Elasticsearch and others (`sinks/`). Reload (`agent.rs`).
+//! Containers (`monitors/container`). Elasticsearch and others (`sinks/`).
 
 #![forbid(unsafe_code)]
 

@@ -95,6 +95,17 @@ impl Registry {
         )
     }
 
+    /// Shows a counter that outlives this registry.
+    pub fn adopt(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        labels: &[(&str, &str)],
+        counter: &Arc<Counter>,
+    ) {
+        self.series(name, help, labels, || Value::Counter(counter.clone()), |_| Some(()));
+    }
+
     /// What the series of this name and with these labels says now. `None`: nobody has made it.
     pub fn value(&self, name: &str, labels: &[(&str, &str)]) -> Option<u64> {
         let key = label_text(labels);

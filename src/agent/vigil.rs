@@ -6,15 +6,16 @@
 
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, at, never, select};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
+use crossbeam_channel::{Receiver, at, never, select};
 
+use super::lives::Desk;
+use super::signals::Signal;
 use super::{Exit, Orders, SILENCE_MAX};
 use crate::clock::Clock;
-use crate::error::{Context, Result};
+use crate::config::Config;
+use crate::error::Result;
 use crate::ledger::{Books, BooksView};
-use crate::tasks::{self, Action, Event, Spec, StopPlan, Switch, Table, TaskManager};
+use crate::tasks::{self, Action, Event, Kind, Spec, StopPlan, Switch, Table, TaskManager};
 
 /// How often `main` looks for tasks that are silent although they are busy.
 const WATCH_INTERVAL: Duration = Duration::from_secs(5);
@@ -25,11 +26,8 @@ const STANDSTILL_MAX: Duration = Duration::from_secs(30);
 /// How often `run --once` looks whether something has moved, and reports it.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 
-#[derive(Debug)]
-pub(super) enum Signal {
-    Stop(&'static str),
-    Reload,
-}
+/// The helper that reads the configuration after SIGHUP.
+const RELOAD: &str = "reload";
 
 /// What `main` does once everything runs: wait for ends, and see to it that they come.
 pub(super) struct Vigil<'a> {
@@ -38,6 +36,11 @@ pub(super) struct Vigil<'a> {
     pub switch: Switch,
     pub plan: StopPlan,
     pub books: &'a BooksView,
+    pub desk: &'a Desk,
+    /// The configuration of the next life: this stop is a reload.
+    pub next: Option<Config>,
+    /// SIGHUP came, and the configuration was not read since.
+    pub read_again: bool,
     /// Each once: whoever dies takes others along, and the cause may be seen after its effects.
     pub faults: Vec<String>,
 }
@@ -45,6 +48,7 @@ pub(super) struct Vigil<'a> {
 enum Wake {
     Signal(Signal),
     Stop(&'static str),
+    NewConfig,
     TaskEnded,
     Due,
 }
@@ -53,12 +57,12 @@ impl Vigil<'_> {
     pub fn wait(
         mut self,
         started: Result<()>,
-        mut signals: Receiver<Signal>,
+        signals: &Receiver<Signal>,
         mut stdout_closed: Receiver<()>,
         orders: &Orders<'_>,
         tasks: &TaskManager<'_, '_>,
         ender: tasks::Closer,
-    ) -> Exit {
+    ) -> (Exit, Option<Config>) {
         if let Err(error) = started {
             self.fault(error.to_string());
         }
@@ -85,10 +89,9 @@ impl Vigil<'_> {
             let due = at(due.into_iter().min().unwrap_or(watch_at));
             let wake = select! {
                 recv(self.table.changed()) -> _ => Wake::TaskEnded,
-                recv(signals) -> signal => match signal {
-                    Ok(signal) => Wake::Signal(signal),
-                    Err(_) => { signals = never(); continue }
-                },
+                // Whoever calls holds the other ends of these two.
+                recv(signals) -> signal => signal.map_or(Wake::Due, Wake::Signal),
+                recv(self.desk.bell()) -> _ => Wake::NewConfig,
                 recv(stdout_closed) -> gone => match gone {
                     Ok(()) => Wake::Stop("stdout was closed"),
                     Err(_) => { stdout_closed = never(); continue }
@@ -100,14 +103,18 @@ impl Vigil<'_> {
             match wake {
                 Wake::Signal(Signal::Stop(name)) => self.stop(name),
                 Wake::Signal(Signal::Reload) => {
-                    log::warn!(
-                        "SIGHUP: the configuration cannot be reloaded in this version; restart to change it"
-                    );
+                    self.read_again = true;
+                    self.read_config(tasks);
                 }
+                Wake::NewConfig => self.desk.take().into_iter().for_each(|config| self.reload(config)),
                 // Unlike a second signal, nobody asks for haste here.
-                Wake::Stop(why) if !self.plan.is_stopping() => self.stop(why),
+                Wake::Stop(why) if !self.is_ending() => self.stop(why),
                 Wake::Stop(_) => {}
-                Wake::TaskEnded => self.look_for_faults(),
+                Wake::TaskEnded => {
+                    self.look_for_faults();
+                    tasks.join_loose();
+                    self.read_config(tasks);
+                }
                 Wake::Due => {
                     if now >= watch_at {
                         watch_at = now + WATCH_INTERVAL;
@@ -137,7 +144,12 @@ impl Vigil<'_> {
     }
 
     /// Everybody on the path has ended: now those who served them.
-    fn leave(mut self, leave_by: Instant, tasks: &TaskManager<'_, '_>, ender: tasks::Closer) -> Exit {
+    fn leave(
+        mut self,
+        leave_by: Instant,
+        tasks: &TaskManager<'_, '_>,
+        ender: tasks::Closer,
+    ) -> (Exit, Option<Config>) {
         self.switch.abort(); // nobody waits any more; ends idle connections
         drop(ender);
         let deadline = at(leave_by);
@@ -148,10 +160,12 @@ impl Vigil<'_> {
             }
         }
         for name in tasks.leave_loose() {
-            log::warn!("{name}: left behind in a look-up that does not return; it holds no data");
+            log::warn!("{name}: left behind in a call that does not return; it holds no data");
         }
         self.look_for_faults(); // the last one to end may have been the one that failed
-        self.exit()
+        let exit = self.exit();
+        // Who was at fault once is not let loose again.
+        (exit, self.next.filter(|_| self.faults.is_empty()))
     }
 
     fn exit(&self) -> Exit {
@@ -183,15 +197,59 @@ impl Vigil<'_> {
 
     /// On the path, and still alive.
     fn alive(&self) -> Vec<String> {
-        self.table.alive(|name| !matches!(name, "stats" | "status" | "signals" | "resolver"))
+        self.table.alive(|name| !matches!(name, "stats" | "status" | "signals" | "resolver" | RELOAD))
     }
 
+    /// For good: no reload.
+    fn is_ending(&self) -> bool {
+        self.plan.is_stopping() && self.next.is_none()
+    }
+
+    /// In a helper, since a file can hang: one at a time, however many signals come.
+    fn read_config(&mut self, tasks: &TaskManager<'_, '_>) {
+        if !self.read_again || self.table.is_there(RELOAD) {
+            return;
+        }
+        self.read_again = false;
+        let desk = self.desk.clone();
+        let spec = Spec { kind: Kind::Helper, ..Spec::carrier(RELOAD, SILENCE_MAX) };
+        let spawned = tasks.spawn_loose(spec, move |task| {
+            task.doing("reading the configuration");
+            let _ = desk.ask("SIGHUP"); // the log knows what is wrong
+            Ok(())
+        });
+        if let Err(error) = spawned {
+            log::error!("SIGHUP: {error}; nothing is reloaded");
+        }
+    }
+
+    /// An orderly stop, with another life to come. A newer configuration takes the place of the one before it.
+    fn reload(&mut self, config: Config) {
+        if self.is_ending() {
+            return log::warn!("reload: the agent is stopping; nothing is reloaded");
+        }
+        self.next = Some(config);
+        if !self.plan.is_stopping() {
+            log::info!("reload: the new configuration is right; stopping, to start anew with it");
+            self.begin();
+        }
+    }
+
+    /// The stop wins over a reload that is under way; its time began with it.
     fn stop(&mut self, why: &str) {
+        self.desk.close();
+        if self.next.take().is_some() {
+            return log::info!("stopping: {why}; the reload is given up");
+        }
         if self.plan.is_stopping() {
             log::warn!("{why}: ending now, without waiting for what is under way");
         } else {
             log::info!("stopping: {why}");
         }
+        self.begin();
+    }
+
+    fn begin(&mut self) {
         if let Some(action) = self.plan.handle(Event::Stop, self.clock.now()) {
             self.act(action);
         }
@@ -251,34 +309,4 @@ impl Progress {
         }
         now.saturating_duration_since(self.moved) > STANDSTILL_MAX
     }
-}
-
-/// From here on they do nothing until [`start_signals`], which hears those that came before it, too.
-pub(super) fn catch_signals() -> Result<Signals> {
-    Signals::new([SIGTERM, SIGINT, SIGHUP]).context(|| "could not catch signals".into())
-}
-
-/// SIGTERM and SIGINT stop, SIGHUP reloads. Returns what ends the thread.
-pub(super) fn start_signals(
-    tasks: &TaskManager<'_, '_>,
-    mut signals: Signals,
-    to_main: Sender<Signal>,
-) -> Result<Box<dyn Fn() + Send + Sync>> {
-    let handle = signals.handle();
-    tasks.spawn(Spec::keeper("signals", SILENCE_MAX), move |task| {
-        task.waits_for("signals");
-        for signal in signals.forever() {
-            let signal = match signal {
-                SIGTERM => Signal::Stop("SIGTERM"),
-                SIGINT => Signal::Stop("SIGINT"),
-                _ => Signal::Reload,
-            };
-            // Reloads never take the place of a stop. Full of stops: main has enough to do with those.
-            if matches!(signal, Signal::Stop(_)) || to_main.is_empty() {
-                let _ = to_main.try_send(signal);
-            }
-        }
-        Ok(())
-    })?;
-    Ok(Box::new(move || handle.close()))
 }

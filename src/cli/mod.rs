@@ -62,8 +62,9 @@ enum Asked {
 /// Capture and deliver (the default: `log-capturer --config FILE` does the same).
 #[derive(Args)]
 #[command(after_help = "\
-SIGTERM or SIGINT stops it within agent.stop_timeout (10s); a second one at once. Where it stands is kept in
-agent.data_dir: the next start goes on there. RUST_LOG=debug shows more of what it does.")]
+SIGTERM or SIGINT stops it within agent.stop_timeout (10s); a second one at once. SIGHUP reads the configuration
+again and starts anew with it; a wrong one changes nothing. Where it stands is kept in agent.data_dir: the next
+start goes on there. RUST_LOG=debug shows more of what it does.")]
 struct RunArguments {
     /// The configuration, JSON
     #[arg(short, long, value_name = "FILE")]

@@ -2,11 +2,12 @@
 
 use std::io::{IsTerminal, Write};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{Exit, Once, check};
-use crate::agent::{self, Orders};
-use crate::config::{Config, figure};
+use crate::agent::{self, Load, Orders};
+use crate::config::{Complaint, Config, figure};
 use crate::ledger::Books;
 
 pub fn run(path: &Path, once: Option<Once>) -> Exit {
@@ -29,6 +30,7 @@ pub fn run(path: &Path, once: Option<Once>) -> Exit {
             once: once.is_some(),
             max_time: once.and_then(|once| once.max_time),
             signals: true,
+            reload: once.is_none().then(|| again(path)),
             progress,
             stop: None,
         },
@@ -37,6 +39,18 @@ pub fn run(path: &Path, once: Option<Once>) -> Exit {
         let _ = writeln!(std::io::stderr());
     }
     exit
+}
+
+/// Reads the configuration for a reload. Not from a pipe: it was read to its end at the start.
+fn again(path: &Path) -> Load {
+    let path = path.to_owned();
+    Arc::new(move || match std::fs::metadata(&path) {
+        Ok(metadata) if !metadata.is_file() => {
+            let says = "is no file that could be read again; restart to change the configuration";
+            Err(vec![Complaint::new(path.display().to_string(), says)])
+        }
+        _ => Config::load(&path),
+    })
 }
 
 /// The last thing on the terminal is a line of progress without an end.

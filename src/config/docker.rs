@@ -27,7 +27,9 @@ pub fn read(reader: &Reader<'_>) -> ContainerSourceOptions {
     };
     let address = address.unwrap_or_else(|| Address::Socket(SOCKET.into()));
     if let (Address::Socket(_), Some(item)) = (&address, reader.item("tls")) {
-        item.complain("has no effect on a socket of this host; leave it out, or write socket as tcp://host:2376");
+        item.complain(
+            "has no effect on a socket of this host; leave it out, or write socket as tcp://host:2376",
+        );
     }
     let opt_in = reader.one_of("enable", &[("all", false), ("labelled", true)]);
     ContainerSourceOptions {
@@ -52,7 +54,9 @@ fn address(item: &Item<'_>, text: &str, has_tls: bool) -> Option<Address> {
         "tcp" | "http" if authority => "http",
         "https" if authority => "https",
         _ => {
-            item.complain("is not where an engine listens; write \"/var/run/docker.sock\" or \"tcp://host:2376\"");
+            item.complain(
+                "is not where an engine listens; write \"/var/run/docker.sock\" or \"tcp://host:2376\"",
+            );
             return None;
         }
     };
@@ -110,11 +114,12 @@ fn labels(reader: &Reader<'_>) -> Vec<(String, From)> {
         None => LABELS_FROM.to_vec(),
     };
     let mut labels: Vec<(String, From)> = chosen.iter().filter_map(named).collect();
-    for (key, from) in [("container_labels", From::Label as fn(String) -> From), ("container_env", From::Env)] {
+    for (key, from) in [("container_labels", From::Label as fn(String) -> From), ("container_env", From::Env)]
+    {
         for (name, item) in reader.pairs(key) {
             let taken = labels.iter().any(|(known, _)| known == name) || RESERVED.contains(&name);
-            let wrong = values::label_name_complaint(name)
-                .or((taken || ["host", "source"].contains(&name)).then_some("is taken already; choose another name"));
+            let wrong = values::label_name_complaint(name).or((taken || ["host", "source"].contains(&name))
+                .then_some("is taken already; choose another name"));
             if let Some(says) = wrong {
                 item.complain(format_args!("{} {says}", quoted(name)));
             } else if let Some(text) = item.string() {

@@ -20,10 +20,13 @@ use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use super::{Disk, DiskFile, Durable, FileId, Open};
-use crate::durable::folder_of;
 
 /// What a disk writes as a whole or not at all, in bytes.
 const SECTOR: usize = 512;
+
+fn parent(path: &Path) -> &Path {
+    path.parent().unwrap_or(path)
+}
 
 #[derive(Clone, Default)]
 pub struct ModelDisk(Arc<Mutex<State>>);
@@ -79,7 +82,7 @@ impl Change {
     fn folder(&self) -> &Path {
         match self {
             Change::Link { path, .. } | Change::Remove(path) | Change::Rename { to: path, .. } => {
-                folder_of(path)
+                parent(path)
             }
         }
     }
@@ -199,7 +202,7 @@ impl Disk for ModelDisk {
         let mut state = self.0.lock();
         let inode = match state.names.get(path) {
             Some(inode) => *inode,
-            None if how == Open::Existing || !state.folders.contains(folder_of(path)) => {
+            None if how == Open::Existing || !state.folders.contains(parent(path)) => {
                 return Err(Errno::NOENT.into());
             }
             None if state.full => return Err(Errno::NOSPC.into()),
@@ -225,7 +228,7 @@ impl Disk for ModelDisk {
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut state = self.0.lock();
         let Some(inode) = state.names.get(from).copied() else { return Err(Errno::NOENT.into()) };
-        assert_eq!(folder_of(from), folder_of(to), "renames stay in their folder");
+        assert_eq!(parent(from), parent(to), "renames stay in their folder");
         state.change()?;
         state.rename_now(Change::Rename { from: from.to_owned(), to: to.to_owned(), inode });
         Ok(())
@@ -243,7 +246,7 @@ impl Disk for ModelDisk {
 
     fn list(&self, folder: &Path) -> io::Result<Vec<PathBuf>> {
         let state = self.0.lock();
-        Ok(state.names.keys().filter(|path| folder_of(path) == folder).cloned().collect())
+        Ok(state.names.keys().filter(|path| parent(path) == folder).cloned().collect())
     }
 
     fn sync_folder(&self, folder: &Path) -> io::Result<()> {

@@ -423,8 +423,6 @@ pub mod fixture {
     }
 }
 
-
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;

@@ -17,8 +17,9 @@ use crate::sinks::file::{OPEN_MAX, UNSYNCED_MAX};
 /// Samples in a row above the bound.
 pub const PATIENCE: u32 = 3;
 
-/// The lock of `data_dir`, the pipes of `stop`, `abort` and `ended`, inotify, and the listener.
-const OWN_DESCRIPTORS: u64 = 1 + 3 * 2 + 1 + 1;
+/// The lock of `data_dir`, the pipes of `stop`, `abort` and `ended`, inotify, the listener, and what keeps it open
+/// for the next life.
+const OWN_DESCRIPTORS: u64 = 1 + 3 * 2 + 1 + 1 + 1;
 
 /// Open for a moment: a checkpoint and its folder, the dead letters and theirs, a folder in a sweep, a file that
 /// is being looked at, what a look-up reads, and a client that has just come.
@@ -29,6 +30,9 @@ const DESCRIPTORS_PER_CONNECTION: u64 = 2;
 
 /// Readers of containers that have just gone, on their way out.
 const PASSING_HELPERS: u64 = 8;
+
+/// The bell of its readers, its events, and a call.
+const DESCRIPTORS_PER_ENGINE: u64 = 3;
 
 /// Code that was not touched yet when the agent started (the binary has some 6 MiB), tables of expressions, TLS,
 /// and a few answers of the status server on their way.
@@ -63,6 +67,8 @@ pub struct Scale {
     pub open_files_max: u64,
     /// Sources that are streams.
     pub streams: u64,
+    /// Sources that are engines.
+    pub engines: u64,
     /// Generations that the last life has left.
     pub known: u64,
     pub memory_budget: u64,
@@ -158,7 +164,8 @@ pub static THINGS: [Thing; COUNT] = [
             let held = n(sample.files_open) + n(sample.outputs_open) + n(sample.outputs_unsynced);
             let connections = scale.connections + n(sample.helpers);
             let sockets = DESCRIPTORS_PER_CONNECTION * connections + n(sample.status_clients);
-            Some(scale.at_start?.descriptors + OWN_DESCRIPTORS + PASSING_DESCRIPTORS + held + sockets)
+            let own = OWN_DESCRIPTORS + DESCRIPTORS_PER_ENGINE * scale.engines;
+            Some(scale.at_start?.descriptors + own + PASSING_DESCRIPTORS + held + sockets)
         },
     },
     // Twice the budget, since an allocator keeps what was freed in another size; then what grows with the number
@@ -421,6 +428,7 @@ mod tests {
             label_stages: 1,
             open_files_max: 512,
             streams: 1,
+            engines: 0,
             known: 7,
             memory_budget: 16 << 20,
             chunk_bytes: 8 << 20,
@@ -446,8 +454,8 @@ mod tests {
         check("threads", readers.clone(), 18);
         check("tasks", readers.clone(), 17);
         check("helpers", readers.clone(), 12);
-        check("descriptors", readers, 36 + 10);
-        check("descriptors", idle(), 5 + 9 + 16 + 6);
+        check("descriptors", readers, 37 + 10);
+        check("descriptors", idle(), 5 + 10 + 16 + 6);
         let busy = Sample {
             files_open: some(100),
             outputs_open: some(10),
@@ -455,7 +463,7 @@ mod tests {
             status_clients: some(4),
             ..idle()
         };
-        check("descriptors", busy, 36 + 134);
+        check("descriptors", busy, 37 + 134);
         let mib = 1 << 20;
         check("resident_bytes", idle(), (4 + 32 + 32 + 3 + 1) * mib + 7 * 8192);
         let files = Sample { files_followed: some(1280), generations: some(1300), ..idle() };

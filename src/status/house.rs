@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::House;
+use super::{House, NoReload};
 use crate::budget::Budget;
 use crate::clock::Clock;
 use crate::dispatcher::lane::{HealthView, Mood};
@@ -30,6 +30,7 @@ pub struct Rooms {
     pub stats: StatsView,
     pub started: Instant,
     pub clock: Clock,
+    pub reload: Box<dyn Fn() -> Result<(), NoReload> + Send + Sync>,
 }
 
 impl House for Rooms {
@@ -133,5 +134,9 @@ impl House for Rooms {
 
     fn ledger(&self) -> Value {
         json!(**self.books.lock())
+    }
+
+    fn reload(&self) -> Result<(), NoReload> {
+        (self.reload)()
     }
 }

@@ -32,7 +32,14 @@ use serde_json::Value;
 use crate::tasks::TaskView;
 
 pub use house::Rooms;
-pub use server::{MAX_CLIENTS, Server};
+pub use server::{Door, MAX_CLIENTS, Server};
+
+/// Why nothing is reloaded.
+pub enum NoReload {
+    /// The new configuration is; what is wrong with it, for the client.
+    Wrong(Value),
+    NotNow(String),
+}
 
 /// What the pages read. Every answer is a snapshot: made at once, from what is in memory, without waiting for
 /// another thread longer than for a short lock. Called in the thread `status` only.
@@ -63,4 +70,8 @@ pub trait House: Send + Sync {
 
     /// `/api/v1/ledger`.
     fn ledger(&self) -> Value;
+
+    /// `POST /api/v1/reload`: reads the configuration, and has the agent start anew with it if it is right. The one
+    /// answer that waits for the disk.
+    fn reload(&self) -> std::result::Result<(), NoReload>;
 }

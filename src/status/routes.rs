@@ -6,11 +6,12 @@
 use std::io::Cursor;
 
 use serde::Serialize;
+use serde_json::json;
 use tiny_http::{HTTPVersion, Header, Response};
 
-use super::House;
 use super::process;
 use super::request::{Refusal, Request};
+use super::{House, NoReload};
 use crate::error::Result;
 
 type Answer = Response<Cursor<Vec<u8>>>;
@@ -79,9 +80,7 @@ fn page(request: &Request<'_>, house: &dyn House, token: Option<&str>) -> Answer
     }
     if request.path == RELOAD {
         return match request.method {
-            "POST" => {
-                text(501, "reload is not available in this version: restart to apply a new configuration\n")
-            }
+            "POST" => reload(house),
             _ => text(405, "only POST works here\n").with_header(header("Allow", "POST")),
         };
     }
@@ -118,6 +117,15 @@ fn ready(house: &dyn House) -> Answer {
     text(503, reasons.iter().map(|reason| process::one_line(reason) + "\n").collect::<String>())
 }
 
+/// 202, since the stop is still to come. The answer leaves before it does: this thread ends last of all.
+fn reload(house: &dyn House) -> Answer {
+    match house.reload() {
+        Ok(()) => json(&json!({ "reload": "begins" })).with_status_code(202),
+        Err(NoReload::Wrong(why)) => json(&why).with_status_code(400),
+        Err(NoReload::NotNow(why)) => text(409, why + "\n"),
+    }
+}
+
 fn metrics(house: &dyn House) -> Answer {
     let all = house.metrics() + &process::metrics(&house.tasks());
     text(200, all).with_header(header("Content-Type", "text/plain; version=0.0.4; charset=utf-8"))
@@ -126,7 +134,8 @@ fn metrics(house: &dyn House) -> Answer {
 fn index() -> String {
     let line = |path: &str, about: &str| format!("{path:<20}  {about}\n");
     let pages: String = PAGES.iter().map(|page| line(page.path, page.about)).collect();
-    let reload = line(&format!("POST {RELOAD}"), "not available in this version");
+    let about = "read the configuration and start anew with it; if it is wrong, 400 and why";
+    let reload = line(&format!("POST {RELOAD}"), about);
     format!("log-capturer {}\n\n{pages}{reload}", env!("CARGO_PKG_VERSION"))
 }
 

@@ -20,7 +20,7 @@ use rustix::net::{SocketFlags, accept_with, listen};
 use super::House;
 use super::client::Client;
 use super::routes;
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::metrics::{Gauge, Registry};
 use crate::tasks::{Closed, Task};
 
@@ -48,9 +48,18 @@ pub(super) const RESTING: &str = "waiting to accept again";
 /// Trouble is told once in this time, not once per try.
 const TROUBLE_SAID_EVERY: Duration = Duration::from_secs(60);
 
+/// Where a server listens, held open for the next one: whoever knocks meanwhile waits.
+pub struct Door {
+    /// As it was configured.
+    asked: SocketAddr,
+    listener: TcpListener,
+}
+
 /// Bound, and not yet running: clients may connect already and wait.
 pub struct Server {
     listener: TcpListener,
+    /// As it was configured, and as it is: port 0 is any.
+    asked: SocketAddr,
     address: SocketAddr,
     token: Option<String>,
     clients: Vec<Client>,
@@ -67,8 +76,9 @@ struct Turn {
 }
 
 impl Server {
-    /// With a `token`, every page but `/healthz` asks for it. Without one, only loopback is served.
-    pub fn bind(addr: SocketAddr, token: Option<String>) -> Result<Server> {
+    /// With a `token`, every page but `/healthz` asks for it. Without one, only loopback is served. `door`: used if
+    /// it is the one that is asked for.
+    pub fn bind(addr: SocketAddr, token: Option<String>, door: Option<&Door>) -> Result<Server> {
         let refused = |why: String, remedy: &str| {
             Error::new(format!("status: could not listen on {addr}: {why}; {remedy}"))
         };
@@ -83,7 +93,10 @@ impl Server {
             _ => {}
         }
         let bound = || -> std::io::Result<(TcpListener, SocketAddr)> {
-            let listener = TcpListener::bind(addr)?;
+            let listener = match door.filter(|door| door.asked == addr) {
+                Some(door) => door.listener.try_clone()?,
+                None => TcpListener::bind(addr)?,
+            };
             listener.set_nonblocking(true)?;
             listen(&listener, BACKLOG)?; // std has listened already, with 128: this only widens it
             let address = listener.local_addr()?;
@@ -97,6 +110,7 @@ impl Server {
         })?;
         Ok(Server {
             listener,
+            asked: addr,
             address,
             token,
             clients: Vec::new(),
@@ -109,6 +123,13 @@ impl Server {
     /// Tells there from now on how many clients there are.
     pub fn count_in(&mut self, registry: &Registry) {
         self.clients_gauge = registry.gauge("status_clients", "Clients of the status server.", &[]);
+    }
+
+    /// For the server after this one. Errors: no descriptor is left.
+    pub fn door(&self) -> Result<Door> {
+        let listener = self.listener.try_clone();
+        let listener = listener.context(|| format!("status: could not keep {} open", self.address))?;
+        Ok(Door { asked: self.asked, listener })
     }
 
     /// The real port where port 0 was asked for.

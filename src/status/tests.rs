@@ -12,7 +12,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::server::{ANSWERING_MAX, PAUSE, RESTING};
-use super::{House, MAX_CLIENTS, Server};
+use super::{Door, House, MAX_CLIENTS, NoReload, Server};
 use crate::clock::Clock;
 use crate::tasks::{self, Closer, Spec, Table, TaskView, closing};
 
@@ -55,6 +55,13 @@ impl House for Fake {
     fn ledger(&self) -> Value {
         json!({ "generations": 0 })
     }
+    fn reload(&self) -> Result<(), NoReload> {
+        match &self.status["reload"] {
+            Value::Null => Ok(()),
+            Value::String(why) => Err(NoReload::NotNow(why.clone())),
+            wrong => Err(NoReload::Wrong(wrong.clone())),
+        }
+    }
 }
 
 /// What a test sees of the running server.
@@ -70,13 +77,16 @@ struct Setup {
     token: Option<&'static str>,
     unready: &'static [&'static str],
     status: Value,
+    door: Option<Door>,
 }
 
 /// Runs a server, then `test`, then sees that the thread ends as told, whatever clients are still there.
 fn serve(setup: Setup, test: impl FnOnce(&Site) -> Vec<TcpStream>) {
     let clock = Clock::by_hand(0);
     let table = Arc::new(Table::new(clock.clone()));
-    let server = Server::bind(([127, 0, 0, 1], 0).into(), setup.token.map(str::to_owned)).unwrap();
+    let server =
+        Server::bind(([127, 0, 0, 1], 0).into(), setup.token.map(str::to_owned), setup.door.as_ref())
+            .unwrap();
     let address = server.local_addr();
     let (closer, ended) = closing().unwrap();
     let unready = setup.unready.iter().map(|reason| (*reason).to_owned()).collect();
@@ -206,10 +216,42 @@ fn routes() {
         check("POST /healthz", "405", "text/plain", "only GET");
         check("HEAD /healthz", "200", "text/plain", "");
         check("DELETE /api/v1/tasks", "405", "text/plain", "only GET");
-        check("POST /api/v1/reload", "501", "text/plain", "is not available in this version");
+        check("POST /api/v1/reload", "202", "application/json", "\"reload\": \"begins\"");
         check("GET /api/v1/reload", "405", "text/plain", "only POST");
         Vec::new()
     });
+}
+
+#[test]
+fn a_reload_that_cannot_be_says_why() {
+    for (reload, code, body) in [
+        (json!("stopping"), "409", "stopping\n"),
+        (json!({ "complaints": [] }), "400", "{\n  \"complaints\": []\n}\n"),
+    ] {
+        serve(Setup { status: json!({ "reload": reload }), ..Setup::default() }, |site| {
+            let (head, found) = ask(site.address, "POST /api/v1/reload HTTP/1.1\r\n\r\n");
+            assert!(head.starts_with(&format!("HTTP/1.1 {code} ")), "{head}");
+            assert_eq!(found, body);
+            Vec::new()
+        });
+    }
+}
+
+#[test]
+fn the_next_server_behind_the_same_door_answers_those_who_have_waited() {
+    let any = ([127, 0, 0, 1], 0).into();
+    let first = Server::bind(any, None, None).unwrap();
+    let (address, door) = (first.local_addr(), first.door().unwrap());
+    drop(first);
+    let waiting = connect(address, "GET /healthz HTTP/1.1\r\n\r\n");
+    serve(Setup { door: Some(door), ..Setup::default() }, |site| {
+        assert_eq!(site.address, address);
+        assert_eq!(read_answer(waiting).1, "ok\n");
+        Vec::new()
+    });
+    let first = Server::bind(any, None, None).unwrap();
+    let other = Server::bind(([127, 0, 0, 2], 0).into(), None, Some(&first.door().unwrap())).unwrap();
+    assert_ne!(other.local_addr().ip(), first.local_addr().ip(), "another address is another door");
 }
 
 #[test]
@@ -277,7 +319,7 @@ fn what_is_no_request_gets_an_answer_and_the_next_client_too() {
         check(b"GET /healthz HTTP/1.1\r\n\r\n\0\0garbage\r\n\r\n", "200");
         check(b"GET /healthz HTTP/1.1\r\n\r\nGET / HTTP/1.1\r\n\r\n", "200");
         check(&[b"GET / HTTP/1.1\r\nFiller: ".as_slice(), &[b'x'; 100_000]].concat(), "431");
-        check(&[b"POST /api/v1/reload HTTP/1.1\r\n\r\n".as_slice(), &[b'x'; 100_000]].concat(), "501");
+        check(&[b"POST /api/v1/reload HTTP/1.1\r\n\r\n".as_slice(), &[b'x'; 100_000]].concat(), "202");
         check(&[b"GET / HTTP/1.1\r\n".as_slice(), &b"A: b\r\n".repeat(100)].concat(), "431");
         Vec::new()
     });
@@ -371,9 +413,10 @@ fn it_ends_when_told_whatever_the_clients_do() {
 
 #[test]
 fn an_address_that_cannot_be_had_is_a_sentence_with_a_remedy() {
-    let taken = Server::bind(([127, 0, 0, 1], 0).into(), None).unwrap();
+    let taken = Server::bind(([127, 0, 0, 1], 0).into(), None, None).unwrap();
     let check = |address: SocketAddr, token: Option<&str>, why: &str, remedy: &str| {
-        let error = Server::bind(address, token.map(str::to_owned)).err().expect("is refused").to_string();
+        let error =
+            Server::bind(address, token.map(str::to_owned), None).err().expect("is refused").to_string();
         assert!(error.starts_with(&format!("status: could not listen on {address}: ")), "{error}");
         assert!(error.contains(why) && error.contains(remedy), "{error}");
     };

@@ -80,6 +80,11 @@ impl<'env> TaskManager<'_, 'env> {
         self.table.spawn_outside(Spec { abandonable: true, ..spec }, body, |_| ()).map(drop)
     }
 
+    /// Joins the threads outside of the scope that have ended.
+    pub fn join_loose(&self) {
+        self.table.join_outside(table::Row::is_over);
+    }
+
     /// Joins the threads outside of the scope that have ended, and returns the names of those that have not.
     pub fn leave_loose(&self) -> Vec<String> {
         self.table.leave_outside()

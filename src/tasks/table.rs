@@ -273,6 +273,11 @@ impl Table {
         self.rows().into_iter().filter(alive).map(|row| row.spec.name.clone()).collect()
     }
 
+    /// Whether one of this name lives.
+    pub fn is_there(&self, name: &str) -> bool {
+        self.rows.lock().values().any(|row| row.spec.name == name && !row.is_over())
+    }
+
     /// Marks the tasks that are busy and have been silent for too long; returns those that were not marked
     /// before. One that beats again is running again.
     pub fn newly_stuck(&self) -> Vec<String> {

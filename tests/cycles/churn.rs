@@ -15,7 +15,7 @@ use log_capturer::agent::Exit;
 use log_capturer::clock::Clock;
 use serde_json::{Value, json};
 
-use crate::house::{Census, Heap, Held, Life, Tally, append, errors, memory_kib, until};
+use crate::house::{Census, Held, Life, ONCE, Tally, append, errors, memory_kib, until};
 use crate::receiver::Receiver;
 
 /// Files that are there at once. Each is deleted when its lines have arrived, since nobody could read it later.
@@ -26,10 +26,6 @@ const QUIET_POINTS: u64 = 10;
 
 /// What is compared with what holds after the second tenth.
 const WARM: usize = 1;
-
-/// What may still come, once each and at any time: a channel takes 96 bytes when somebody first waits at one of
-/// its ends, and a queue doubles when more wait in it than ever before.
-const ONCE: Heap = Heap { bytes: 4096, blocks: 16 };
 
 /// What the agent writes: its output, and where its standard output and error lead if these are files.
 const OWN_FILES: usize = 3;

@@ -8,11 +8,12 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam_channel::{Sender, bounded};
-use log_capturer::agent::{self, Exit, Orders};
+use log_capturer::agent::{self, Exit, Load, Orders};
 use log_capturer::clock::Clock;
 use log_capturer::config::Config;
 use parking_lot::Mutex;
@@ -94,16 +95,26 @@ pub struct Life {
 }
 
 impl Life {
-    /// `config`: JSON, relative paths below `folder`. Returns once it has said where its status server is.
+    /// `config`: JSON, relative paths below `folder`. A reload reads `next.json` there. Returns once it has said where
+    /// its status server is.
     pub fn start(config: &str, folder: &Path) -> Life {
         let config = Config::parse(config, folder, &|_| None).expect("the configuration is right");
+        let home = folder.to_owned();
+        let next = move || {
+            let text = fs::read_to_string(home.join("next.json")).expect("the test has written it");
+            Config::parse(&text, &home, &|_| None)
+        };
         *EAR.address.lock() = None;
         let (stop, stop_end) = bounded(1);
         let (hello, hello_end) = bounded(1);
         let main = std::thread::spawn(move || {
             hello.send(tid()).expect("the test waits for it");
             let stop = Some(stop_end);
-            agent::run(config, &Orders { once: false, max_time: None, signals: false, progress: None, stop })
+            let reload: Option<Load> = Some(Arc::new(next));
+            agent::run(
+                config,
+                &Orders { once: false, max_time: None, signals: false, reload, progress: None, stop },
+            )
         });
         let main_tid = hello_end.recv().expect("a thread says hello");
         until("the status server listens", errors, || EAR.address.lock().is_some());
@@ -119,14 +130,25 @@ impl Life {
 
     /// A page of its status server.
     pub fn get(&self, path: &str) -> String {
+        let (code, body) = self.ask("GET", path);
+        assert_eq!(code, 200, "{path}: {body}");
+        body
+    }
+
+    /// Its status code.
+    pub fn post(&self, path: &str) -> u16 {
+        self.ask("POST", path).0
+    }
+
+    fn ask(&self, method: &str, path: &str) -> (u16, String) {
         let mut stream = TcpStream::connect(&self.address).expect("it listens");
-        let request = format!("GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", self.address);
+        let request = format!("{method} {path} HTTP/1.1\r\nHost: {}\r\n\r\n", self.address);
         stream.write_all(request.as_bytes()).expect("it reads");
         let mut answer = String::new();
         stream.read_to_string(&mut answer).expect("it answers in text");
         let (head, body) = answer.split_once("\r\n\r\n").expect("an answer has a head");
-        assert!(head.starts_with("HTTP/1.1 200"), "{path}: {answer}");
-        body.to_owned()
+        let code = head.split(' ').nth(1).and_then(|code| code.parse().ok());
+        (code.unwrap_or_else(|| panic!("{path}: {answer}")), body.to_owned())
     }
 
     pub fn json(&self, path: &str) -> Value {
@@ -162,6 +184,10 @@ pub struct Heap {
     pub bytes: usize,
     pub blocks: usize,
 }
+
+/// What may still come in one life, once each and at any time: a channel takes 96 bytes when somebody first waits
+/// at one of its ends, and a queue doubles when more wait in it than ever before.
+pub const ONCE: Heap = Heap { bytes: 4096, blocks: 16 };
 
 impl Held {
     pub fn now() -> Held {

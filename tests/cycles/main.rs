@@ -10,6 +10,7 @@ mod churn;
 mod house;
 mod lives;
 mod receiver;
+mod reloads;
 
 use std::alloc::System;
 
@@ -29,5 +30,6 @@ fn nothing_grows() {
     house::listen_to_the_log();
     house::grow_the_parking_lot();
     lives::many_lives_in_one_process(amount("LOG_CAPTURER_CYCLES", 150));
+    reloads::many_reloads(amount("LOG_CAPTURER_RELOADS", 50));
     churn::files_that_come_and_go(amount("LOG_CAPTURER_CHURN", 3_000));
 }

@@ -218,10 +218,21 @@ impl Agent {
     /// Status code and body of a page of the status server.
     #[track_caller]
     pub fn get(&self, path: &str) -> (u16, String) {
+        self.ask("GET", path)
+    }
+
+    /// The same, with an empty body.
+    #[track_caller]
+    pub fn post(&self, path: &str) -> (u16, String) {
+        self.ask("POST", path)
+    }
+
+    #[track_caller]
+    fn ask(&self, method: &str, path: &str) -> (u16, String) {
         let address = self.status_address();
         let mut stream = TcpStream::connect(&address).unwrap_or_else(|cause| panic!("{address}: {cause}"));
         stream.set_read_timeout(Some(DEADLINE)).expect("a socket has a time-out");
-        let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+        let request = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).expect("a request can be sent");
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).expect("an answer comes");

@@ -5,8 +5,11 @@
 
 mod agent;
 mod big;
+mod changes;
 mod config;
 mod core;
+mod corrupt;
+mod crash;
 mod expect;
 mod files;
 mod floors;
@@ -16,6 +19,7 @@ mod path;
 mod phases;
 mod push;
 mod receiver;
+mod reload;
 mod sources;
 mod stats;
 mod stop;

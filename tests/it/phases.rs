@@ -126,6 +126,16 @@ impl Case {
         self.row(clock.now() - began, code, ends, &agent.stderr());
     }
 
+    /// A reload instead of a stop: until it says `words`.
+    #[track_caller]
+    fn measure_until(&self, agent: &Agent, begin: impl FnOnce(), words: &str) {
+        let clock = Clock::real();
+        let began = clock.now();
+        begin();
+        agent.until(words, || agent.stderr().contains(words));
+        self.line(clock.now() - began, "-", self.stop_timeout + SLACK, &agent.stderr());
+    }
+
     /// The line, and what is demanded.
     #[track_caller]
     fn row(&self, took: Duration, code: i32, ends: Ends, stderr: &str) {
@@ -139,15 +149,20 @@ impl Case {
             Ends::NotWritten => (&[1, 3], self.stop_timeout + SLACK),
             Ends::NotWrittenAtOnce => (&[0, 1], NOTHING_PENDING),
         };
+        assert!(codes.contains(&code), "{}: exit code {code}, not {codes:?}\n{stderr}", self.phase);
+        self.line(took, &code.to_string(), budget, stderr);
+    }
+
+    #[track_caller]
+    fn line(&self, took: Duration, exit: &str, budget: Duration, stderr: &str) {
         println!(
-            "stop | {:<52} | {:>5} ms | {:>8.1} ms | exit {code} | {:>5} ms | {}",
+            "stop | {:<52} | {:>5} ms | {:>8.1} ms | exit {exit} | {:>5} ms | {}",
             self.phase,
             self.stop_timeout.as_millis(),
             took.as_secs_f64() * 1000.0,
             budget.as_millis(),
             if took <= budget { "ok" } else { "OVER" },
         );
-        assert!(codes.contains(&code), "{}: exit code {code}, not {codes:?}\n{stderr}", self.phase);
         assert!(took <= budget * PATIENCE, "{}: {took:?}, the budget is {budget:?}\n{stderr}", self.phase);
     }
 }

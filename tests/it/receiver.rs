@@ -34,6 +34,10 @@ pub enum Mood {
     Reset,
     /// Stores and answers 500: the answer that got lost.
     Lie,
+    /// Stores and ends the connection with a reset: the same, by the network.
+    Cut,
+    /// Stores at once and answers so much later.
+    Late(Duration),
     /// 400 for pushes that hold a guilty line. Either stores the others and names the guilty ones, as an
     /// ingester does, or stores nothing and names nobody, as the front door does.
     Refuse { guilty: fn(&str) -> bool, stores_the_rest: bool },
@@ -375,6 +379,15 @@ impl Shared {
                 self.keep(entries);
                 plain(500, "the answer got lost\n".into())
             }
+            Mood::Cut => {
+                self.keep(entries);
+                None
+            }
+            Mood::Late(by) => {
+                self.keep(entries);
+                let _ = self.changed.wait_while_for(&mut self.state.lock(), |state| !state.closing, by);
+                plain(204, String::new())
+            }
             Mood::Refuse { guilty, stores_the_rest } => {
                 let all = entries.len();
                 let (bad, good): (Vec<_>, Vec<_>) =
@@ -469,6 +482,8 @@ fn every_mood_does_what_it_says() {
     check(Mood::Lie, &["two"], Some(500), &["two"]);
     check(Mood::status(503), &["three"], Some(503), &[]);
     check(Mood::Reset, &["four"], None, &[]);
+    check(Mood::Cut, &["four"], None, &["four"]);
+    check(Mood::Late(Duration::from_millis(1)), &["ten"], Some(204), &["ten"]);
     check(Mood::Refuse { guilty, stores_the_rest: false }, &["bad", "five"], Some(400), &[]);
     check(Mood::Refuse { guilty, stores_the_rest: true }, &["bad", "six"], Some(400), &["six"]);
     check(Mood::Refuse { guilty, stores_the_rest: true }, &["seven"], Some(204), &["seven"]);
@@ -476,7 +491,7 @@ fn every_mood_does_what_it_says() {
     check(Mood::Slow { bytes_per_second: 2_000 }, &["nine"], Some(204), &["nine"]);
     assert_eq!(receiver.stored().len(), receiver.raw().len() - 1, "the repeat is seen as Loki sees it");
     assert_eq!(receiver.raw()[0].tenant.as_deref(), Some("me"));
-    assert_eq!(receiver.requests(), 9);
+    assert_eq!(receiver.requests(), 11);
 
     for mood in [Mood::Hang, Mood::HangInAccept] {
         let before = receiver.requests();

@@ -9,7 +9,7 @@ use crate::expect::Arrived;
 use crate::files::{Writer, put};
 
 /// Everything that is watched, so that a gauge that was renamed does not silently drop out of the watch.
-const WATCHED: [&str; 23] = [
+const WATCHED: [&str; 24] = [
     "budget_used_bytes",
     "dead_letter_bytes",
     "descriptors",
@@ -21,6 +21,7 @@ const WATCHED: [&str; 23] = [
     "files_rested",
     "generations",
     "generations_finished",
+    "helpers",
     "label_sets_bytes",
     "lineages",
     "metric_series",

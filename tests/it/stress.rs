@@ -15,7 +15,7 @@
 
 mod drawing;
 mod figures;
-mod load;
+pub mod load;
 mod report;
 mod sample;
 

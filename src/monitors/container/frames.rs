@@ -115,7 +115,8 @@ impl Frames {
                 Form::Unknown => {
                     let framed =
                         Form::Framed { head: Gathered::EMPTY, left: 0, from: From::Container(Side::Stdout) };
-                    self.form = if *first <= STREAM_MAX { framed } else { Form::Plain { run: Some(0), again: None } };
+                    self.form =
+                        if *first <= STREAM_MAX { framed } else { Form::Plain { run: Some(0), again: None } };
                     input
                 }
                 Form::Framed { .. } => self.framed(input, each)?,

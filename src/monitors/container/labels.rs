@@ -172,7 +172,12 @@ impl Labeller {
     }
 
     /// Those of the source, and those of the container. Of a value too many the label's name is told, each once.
-    pub fn label(&mut self, of_the_source: &Labels, facts: &Facts, too_many: &mut impl FnMut(&str)) -> Labels {
+    pub fn label(
+        &mut self,
+        of_the_source: &Labels,
+        facts: &Facts,
+        too_many: &mut impl FnMut(&str),
+    ) -> Labels {
         let mut labels = of_the_source.clone();
         for (name, from) in &self.rules {
             let Some(value) = from.value(facts).filter(|value| !value.is_empty()) else { continue };

@@ -82,7 +82,10 @@ enum State {
     /// Read to its end; nothing more comes until it is started.
     Quiet,
     /// To be asked for again.
-    Broken { why: String, again: Instant },
+    Broken {
+        why: String,
+        again: Instant,
+    },
     Unreadable(String),
 }
 
@@ -149,7 +152,8 @@ pub struct Monitor {
 
 impl Monitor {
     pub(super) fn new(settings: Settings) -> Result<Monitor> {
-        let Settings { source, options, known, first_start, once, supply, helpers, resolve, metrics } = settings;
+        let Settings { source, options, known, first_start, once, supply, helpers, resolve, metrics } =
+            settings;
         let outlet = supply.outlet();
         let stop = outlet.stop().stop.clone();
         let engine = Engine::new(&options.address, &options.tls, resolve, stop, outlet.clock().clone())?;
@@ -251,16 +255,18 @@ impl Monitor {
         let mut heard = task.now();
         let stop = self.outlet.stop().stop.clone();
         loop {
-            while let Some(event) = events.next().map_err(|cause| {
-                End::Ill(format!("the stream of events ended: {cause}"))
-            })? {
+            while let Some(event) =
+                events.next().map_err(|cause| End::Ill(format!("the stream of events ended: {cause}")))?
+            {
                 heard = task.now();
                 self.happened(&event, task);
             }
             self.take_reports(task);
             self.start_waiting(task);
             self.show();
-            if self.once && self.slots.values().all(|slot| !matches!(slot.state, State::Waiting | State::Reading)) {
+            if self.once
+                && self.slots.values().all(|slot| !matches!(slot.state, State::Waiting | State::Reading))
+            {
                 return Ok(End::Done);
             }
             let now = task.now();
@@ -306,7 +312,8 @@ impl Monitor {
         for listed in listed {
             there.insert(listed.id.clone());
             let alive = listed.is_alive();
-            let name = listed.names.iter().flatten().next().map(|name| name.trim_start_matches('/').to_owned());
+            let name =
+                listed.names.iter().flatten().next().map(|name| name.trim_start_matches('/').to_owned());
             let facts = Facts {
                 id: listed.id,
                 name: name.unwrap_or_default(),
@@ -346,7 +353,8 @@ impl Monitor {
             }
             "destroy" | "remove" => self.removed(id),
             "rename" => {
-                if let (Some(slot), Some(name)) = (self.slots.get_mut(id), event.actor.attributes.get("name")) {
+                if let (Some(slot), Some(name)) = (self.slots.get_mut(id), event.actor.attributes.get("name"))
+                {
                     slot.facts.name = name.trim_start_matches('/').to_owned();
                 }
             }
@@ -508,7 +516,8 @@ impl Monitor {
         let Some(slot) = self.slots.remove(id) else { return };
         self.said_unreadable.remove(id);
         if !complete {
-            let since = slot.read_ns.or(slot.place.as_ref().and_then(|place| place.cursor).map(|cursor| cursor.ns));
+            let since =
+                slot.read_ns.or(slot.place.as_ref().and_then(|place| place.cursor).map(|cursor| cursor.ns));
             self.lost(&slot.facts.called(), since);
         }
         match slot.place {

@@ -42,7 +42,11 @@ mod tests {
         for (cgroup, mountinfo, found) in [
             (format!("12:pids:/docker/{id}\n0::/\n"), String::new(), true),
             (format!("0::/system.slice/docker-{id}.scope\n"), String::new(), true),
-            ("0::/\n".into(), format!("1 2 8:1 /var/lib/docker/containers/{id}/hostname /etc/hostname rw\n"), true),
+            (
+                "0::/\n".into(),
+                format!("1 2 8:1 /var/lib/docker/containers/{id}/hostname /etc/hostname rw\n"),
+                true,
+            ),
             ("0::/user.slice/session-1.scope\n".into(), "1 2 8:1 / / rw\n".into(), false),
             (String::new(), "1 2 8:1 /srv/containers/images /mnt rw\n".into(), false),
         ] {

@@ -155,7 +155,12 @@ impl Reader {
     }
 
     /// Reads the log once, from the place on, to the end that the engine gives it.
-    fn round(&mut self, opened: &mut Option<Opened>, follow: bool, task: &Task) -> std::result::Result<(), How> {
+    fn round(
+        &mut self,
+        opened: &mut Option<Opened>,
+        follow: bool,
+        task: &Task,
+    ) -> std::result::Result<(), How> {
         task.doing("asking for the log");
         let from = match (&opened, &self.begin) {
             (Some(opened), _) => opened.place.cursor,
@@ -189,7 +194,8 @@ impl Reader {
             stopped: false,
             gap: false,
         };
-        let mut text = Text { frames: Frames::new(), joiner: Joiner::new(max_line_bytes, parts_share_a_time) };
+        let mut text =
+            Text { frames: Frames::new(), joiner: Joiner::new(max_line_bytes, parts_share_a_time) };
         let how = shipper.pump(log, &mut text);
         if shipper.gap {
             log::warn!(
@@ -271,7 +277,11 @@ impl Text {
             Event::Message { side, ns } => joiner.message(side, ns, &mut |line| shipper.line(&line)),
             Event::Text { side, bytes } => joiner.text(side, bytes, plain, &mut |line| shipper.line(&line)),
             Event::Complaint(said) => {
-                log::warn!("{}: the engine says: {}", shipper.task.name(), String::from_utf8_lossy(said).trim());
+                log::warn!(
+                    "{}: the engine says: {}",
+                    shipper.task.name(),
+                    String::from_utf8_lossy(said).trim()
+                );
             }
         };
         self.frames.feed(bytes, each).is_ok()

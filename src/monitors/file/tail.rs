@@ -14,15 +14,13 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use xxhash_rust::xxh3::xxh3_64;
-
 use super::discovery::Found;
 use super::framing::{End, frame};
-use super::identity::{HEAD_BYTES, identity, read_at, read_head};
+use super::identity::{HEAD_BYTES, begins_with, identity, read_at};
 use crate::ack::GenerationId;
 use crate::budget::{READ_BYTES, Refused};
 use crate::durable::FileId;
-use crate::ledger::Head;
+use crate::ledger::{BEFORE_BYTES, Head};
 use crate::metrics::Counter;
 use crate::monitors::outlet::CHUNK_LINES;
 use crate::monitors::{Outlet, SourceOptions, Stream};
@@ -33,10 +31,7 @@ const TURN_BYTES: usize = READ_BYTES - CHUNK_LINES * size_of::<u32>() - 2048;
 
 /// How long a file that no pattern leads to any more is followed after its last change: a writer that was not
 /// told of a rotation writes on for a while.
-const GRACE: Duration = Duration::from_secs(60);
-
-/// What is compared to find out that a file was rewritten: the end of a line, its date included as a rule.
-const BEFORE_BYTES: usize = 128;
+pub(super) const GRACE: Duration = Duration::from_secs(60);
 
 /// What is known of a file at one moment.
 #[derive(Clone, Copy, Debug)]
@@ -112,6 +107,8 @@ pub(super) struct Tail {
     modified: (i64, i64),
     pub scanned: u64,
     pub changed: Instant,
+    /// When it was found.
+    pub since: Instant,
     pub gone_since: Option<Instant>,
     pub deleted: bool,
     /// The size it was seen with, if it was larger before: a copy that lacks the last lines of its original.
@@ -128,8 +125,8 @@ pub(super) struct Tail {
     pub queued: bool,
     /// Could not be opened or read, which was said; tried again with every sweep.
     pub trouble: bool,
-    /// Hash and length of what stands right before the position.
-    pub before: Option<(u64, usize)>,
+    /// Of what stands right before the position, up to [`BEFORE_BYTES`].
+    pub before: Option<Head>,
     /// When it was last put aside, in turns.
     pub rested: u64,
 }
@@ -184,6 +181,7 @@ impl Tail {
             modified: (0, 0),
             scanned: 0,
             changed: now,
+            since: now,
             gone_since: None,
             deleted: false,
             seen: 0,
@@ -229,14 +227,16 @@ impl Tail {
         metadata.len() == self.size && modified == self.modified && (metadata.nlink() == 0) == self.deleted
     }
 
-    /// Takes in what the file looks like now.
-    pub fn refresh(&mut self, metadata: &Metadata, now: Instant) {
-        if !self.looks_like(metadata) {
+    /// Takes in what the file looks like now, and says whether it looked otherwise before.
+    pub fn refresh(&mut self, metadata: &Metadata, now: Instant) -> bool {
+        let changed = !self.looks_like(metadata);
+        if changed {
             self.size = metadata.len();
             self.modified = (metadata.mtime(), metadata.mtime_nsec());
             self.deleted = metadata.nlink() == 0;
             self.changed = now;
         }
+        changed
     }
 
     pub fn step(&self, idle: Duration, now: Instant) -> Step {
@@ -269,15 +269,16 @@ impl Tail {
     pub fn turn(&mut self, reading: &mut Reading<'_>) -> Turn {
         let (Some(file), Some(_)) = (&self.descriptor, &self.stream) else { return Turn::Rest };
         let seen = self.size;
-        match file.metadata() {
+        let changed = match file.metadata() {
             Ok(metadata) => self.refresh(&metadata, reading.now),
             Err(cause) => return Turn::Failed(cause),
-        }
+        };
         match self.step(reading.options.idle, reading.now) {
             Step::Truncated => Turn::Truncated { seen },
             Step::Wait if self.was_rewritten() => Turn::Truncated { seen: 0 },
             Step::Wait => Turn::Rest,
             Step::Finish => Turn::Finish,
+            Step::Read if changed && self.begins_otherwise() => Turn::Truncated { seen: 0 },
             Step::Read => self.read(reading, End::More),
             Step::ShipHalf => self.read(reading, End::Final),
         }
@@ -286,11 +287,20 @@ impl Tail {
     /// Truncated and grown beyond the position between two looks: something else stands before it now. A read
     /// of what follows finds out by itself.
     fn was_rewritten(&self) -> bool {
-        let (Some(file), Some((hash, len))) = (&self.descriptor, self.before) else { return false };
-        let mut before = [0; BEFORE_BYTES];
-        let before = &mut before[..len];
+        let Some(file) = &self.descriptor else { return false };
         // An error is met again by the read that follows.
-        read_at(file, before, self.position() - len as u64).is_ok() && xxh3_64(before) != hash
+        let before =
+            self.before.is_none_or(|head| stands_before(file, head, self.position()).unwrap_or(true));
+        !before || self.begins_otherwise()
+    }
+
+    /// What stands before the position may be what stood there before, in a log of equal lines. Within the head
+    /// a read finds out by itself.
+    fn begins_otherwise(&self) -> bool {
+        let Some(file) = &self.descriptor else { return false };
+        let mut head = [0; HEAD_BYTES];
+        let head = &mut head[..self.head.len as usize];
+        read_at(file, head, 0).is_ok_and(|_| Head::of(head) != self.head)
     }
 
     fn read(&mut self, reading: &mut Reading<'_>, end: End) -> Turn {
@@ -336,16 +346,26 @@ impl Tail {
             Ok(credit) => credit,
             Err(refused) => return Turn::NoCredit(refused),
         };
-        // What stands before comes with it, in one read, so that nothing can be exchanged in between.
-        let (hash, back) = self.before.unwrap_or((xxh3_64(b""), 0));
+        // What stands before comes with it, in one read, so that nothing can be exchanged in between; at the
+        // beginning all of it, so that the head is of the same bytes too.
+        let before = self.before.unwrap_or_default();
+        let back = if position < HEAD_BYTES as u64 { position as usize } else { before.len as usize };
         data.resize(back + want, 0);
         let read = match read_at(file, data, position - back as u64) {
             Ok(read) => read,
             Err(cause) => return Turn::Failed(cause),
         };
         let Some(len) = read.checked_sub(back) else { return Turn::Rest };
-        if xxh3_64(&data[..back]) != hash {
+        let from_start = back as u64 == position;
+        let known = from_start && read >= self.head.len as usize;
+        if self.before.is_some() && Head::of(&data[back - before.len as usize..back]) != before
+            || known && !begins_with(&data[..read], self.head)
+        {
             return Turn::Truncated { seen: 0 };
+        }
+        if known && (self.head.len as usize) < read.min(HEAD_BYTES) {
+            self.head = Head::of(&data[..read.min(HEAD_BYTES)]);
+            outlet.identify(stream, identity(self.file, self.head));
         }
         let fresh = &data[back..];
         // Up to the limit the pieces are those of the last life, the cut one at its end included.
@@ -363,13 +383,11 @@ impl Tail {
             }
             task.beat();
             let before = &data[..back + consumed];
-            let before = &before[before.len().saturating_sub(BEFORE_BYTES)..];
-            self.before = Some((xxh3_64(before), before.len()));
+            self.before = Some(Head::of(&before[before.len().saturating_sub(BEFORE_BYTES)..]));
         }
-        if data.capacity() > TURN_BYTES + BEFORE_BYTES {
+        if data.capacity() > TURN_BYTES + HEAD_BYTES {
             *data = Vec::new(); // a long line was here
         }
-        self.note_head(outlet);
         self.after_read(len, options.idle, *now)
     }
 
@@ -377,18 +395,14 @@ impl Tail {
     fn after_read(&self, len: usize, idle: Duration, now: Instant) -> Turn {
         if len > 0 && self.step(idle, now) != Step::Wait { Turn::Again } else { Turn::Rest }
     }
+}
 
-    /// A head that was short when the file was opened becomes whole.
-    fn note_head(&mut self, outlet: &mut Outlet) {
-        let (Some(file), Some(stream)) = (&self.descriptor, &self.stream) else { return };
-        if (self.head.len as usize) < HEAD_BYTES && u64::from(self.head.len) < self.size {
-            // An error says nothing new: the read that follows meets it too.
-            if let Ok(head) = read_head(file) {
-                self.head = Head::of(&head);
-                outlet.identify(stream, identity(self.file, self.head));
-            }
-        }
-    }
+/// Whether the bytes in front of `position` are those of `before`.
+pub(super) fn stands_before(file: &File, before: Head, position: u64) -> io::Result<bool> {
+    let mut bytes = vec![0; before.len as usize];
+    let Some(from) = position.checked_sub(bytes.len() as u64) else { return Ok(false) };
+    let read = read_at(file, &mut bytes, from)?;
+    Ok(read == bytes.len() && Head::of(&bytes) == before)
 }
 
 #[cfg(test)]

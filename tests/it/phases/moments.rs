@@ -1,5 +1,5 @@
 //! Stopped at a certain moment: while it starts, in the first sweep of a large tree, in the middle of a giant,
-//! and while it stops already.
+//! during a reload, and while it stops already.
 
 use std::fs;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use log_capturer::clock::Clock;
 use serde_json::json;
 
-use super::{Ends, arrives_at_last, each, each_waiting, is_in_the_file_at_last, loki, out, room};
+use super::{Ends, arrives_at_last, each, each_waiting, is_in_the_file_at_last, loki, out, room, written};
 use crate::agent::{Agent, DEADLINE, Signal, pause};
 use crate::files::Writer;
 use crate::receiver::{Mood, Receiver};
@@ -66,13 +66,14 @@ fn whoever_holds_the_lock_catches_signals() {
     });
 }
 
-/// Whether SIGHUP has a handler, and so all of them, since it is the last one: bit 0 of `SigCgt`, see proc(5). With
-/// the bit of SIGTERM this would look into the microseconds between the handler and what it does: there
-/// signal-hook (registry 1.4.8) swallows a signal.
+/// Whether SIGTERM has a handler: bit 14 of `SigCgt`, see proc(5). It is the first to have one, so this looks into
+/// the microseconds before the others do, and before the handler does anything: what comes there must wait.
 fn catches_signals(agent: &Agent) -> bool {
     let status = fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap_or_default();
     let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
-    caught.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 != 0)
+    caught
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .is_some_and(|mask| mask & (1 << 14) != 0)
 }
 
 /// 20 000 folders, made once.
@@ -122,6 +123,48 @@ fn in_the_middle_of_a_giant() {
         agent.until("some of it is there", || output() > 2_000_000);
         case.stop(&agent, Ends::Pending);
         is_in_the_file_at_last(&room, &[&writer]);
+    });
+}
+
+/// The old life waits for a sink that hangs. What it could not deliver is the next one's.
+#[test]
+fn while_it_reloads() {
+    let check = |phase, ends: Option<Ends>, more: fn(&Agent)| {
+        each_waiting(phase, |case| {
+            let receiver = Receiver::start();
+            receiver.set(Mood::Hang);
+            let room = room(&case.config(json!([loki(&receiver.url())])));
+            let mut writer = Writer::new(1, room.path("logs/app.log"));
+            writer.write(1_000);
+            let agent = room.run();
+            agent.until("a request hangs", || receiver.requests() > 0);
+            let healthy = Receiver::start();
+            room.configure(&case.config(json!([loki(&healthy.url())])).to_string());
+            let reload = || {
+                assert_eq!(agent.post("/api/v1/reload").0, 202);
+                agent.until("it reloads", || {
+                    agent.stderr().contains("reload: the new configuration is right")
+                });
+            };
+            let Some(ends) = ends else {
+                case.measure_until(&agent, reload, "reload: runs with the new configuration");
+                agent.until("the next life delivers", || healthy.count() == 1_000);
+                assert_eq!(agent.stop(), 0, "{}", agent.stderr());
+                return healthy.arrived().compare(&written(&[&writer])).assert_exact();
+            };
+            case.measure(&agent, ends, || {
+                reload();
+                more(&agent);
+            });
+            arrives_at_last(case, &room, &[], &[&writer]);
+        });
+    };
+    check("a reload, until the next life begins", None, |_| ());
+    check("during a reload", Some(Ends::Pending), |agent| agent.signal(Signal::TERM));
+    check("during a reload, and a second signal", Some(Ends::PendingAtOnce), |agent| {
+        agent.signal(Signal::TERM);
+        agent.until("it obeys", || agent.stderr().contains("the reload is given up"));
+        agent.signal(Signal::TERM);
     });
 }
 

@@ -16,8 +16,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::super::discovery::Found;
-use super::super::identity::{HEAD_BYTES, begins_with, identity, read_at, read_head};
-use super::super::tail::Tail;
+use super::super::identity::{HEAD_BYTES, begins_with, identity, read_head};
+use super::super::tail::{self, Tail};
 use super::opening::open_for_reading;
 use super::{Files, file_options};
 use crate::durable::FileId;
@@ -31,6 +31,9 @@ const LOOKS_MAX: usize = 3;
 
 /// A file is emptied as soon as its copy is whole; and we hear of it within two polls.
 const TRUNCATION_FOLLOWS: Duration = Duration::from_secs(1);
+
+/// And if it grows for longer than this, it is no copy but a log that says the same as another.
+const COPYING_MAX: Duration = Duration::from_secs(60);
 
 impl Files {
     /// The file was emptied: its generation goes on in its copy, if there is one. `seen`: its size before.
@@ -108,23 +111,37 @@ impl Files {
     /// When it was looked at long enough it is not.
     pub(super) fn may_be_copy(&self, tail: &Tail, file: &File, head: &[u8], now: Instant) -> bool {
         let poll = file_options(&self.sources[tail.source]).map_or(Duration::ZERO, |file| file.poll_interval);
-        if self.once || !tail.is_late || tail.deleted || now >= tail.changed + TRUNCATION_FOLLOWS + 2 * poll {
+        let until = (tail.changed + TRUNCATION_FOLLOWS + 2 * poll).min(tail.since + COPYING_MAX);
+        if self.once || !tail.is_late || tail.deleted || now >= until {
             return false;
         }
         // Nearly all heads are equally long, and hashing them is what takes time.
         let mut begin = Head::of(head);
         self.tails.values().any(|other| {
-            let nothing = other.stream.is_none() || other.deleted || other.head.len == 0;
-            if nothing || !is_named_after(&other.path, &tail.path) {
+            if other.deleted || !is_named_after(&other.path, &tail.path) {
                 return false;
             }
-            if begin.len != other.head.len {
-                let Some(head) = head.get(..other.head.len as usize) else { return false };
-                begin = Head::of(head);
-            }
-            begin == other.head
+            let len = other.head.len as usize;
+            if other.stream.is_some() && 0 < len && len <= head.len() {
+                if begin.len != other.head.len {
+                    begin = Head::of(&head[..len]);
+                }
                 // One that is still being written has not come so far.
-                && (tail.size < other.position() || stands_before(other, file).unwrap_or(false))
+                let here = || tail.size < other.position() || stands_before(other, file).unwrap_or(false);
+                if begin == other.head && here() {
+                    return true;
+                }
+            }
+            // Nothing was read of it since it was made, or rewritten, or the copy is just being written: then the
+            // bytes themselves tell.
+            let original = other.descriptor.as_ref().filter(|file| {
+                let looks_like = |metadata| other.looks_like(&metadata);
+                other.stream.is_none() || head.len() < len || !file.metadata().is_ok_and(looks_like)
+            });
+            original.and_then(|file| read_head(file).ok()).is_some_and(|original| {
+                let both = original.len().min(head.len());
+                both > 0 && original[..both] == head[..both]
+            })
         })
     }
 }
@@ -148,10 +165,8 @@ fn is_copy(tail: &Tail, file: &File) -> io::Result<Option<fs::Metadata>> {
 /// Whether what `tail` has read before its position stands there in `file` as well. Where nothing was noted, a
 /// whole head has to do.
 fn stands_before(tail: &Tail, file: &File) -> io::Result<bool> {
-    let Some((hash, len)) = tail.before else {
-        return Ok(tail.position() <= u64::from(tail.head.len) || tail.head.len as usize == HEAD_BYTES);
-    };
-    let mut before = vec![0; len];
-    let read = read_at(file, &mut before, tail.position() - len as u64)?;
-    Ok(read == len && Head::of(&before).hash == hash)
+    match tail.before {
+        Some(before) => tail::stands_before(file, before, tail.position()),
+        None => Ok(tail.position() <= u64::from(tail.head.len) || tail.head.len as usize == HEAD_BYTES),
+    }
 }
