@@ -429,6 +429,7 @@ mod tests {
             open_files_max: 512,
             streams: 1,
             engines: 0,
+            engines: 0,
             known: 7,
             memory_budget: 16 << 20,
             chunk_bytes: 8 << 20,

@@ -10,6 +10,7 @@ mod config;
 mod core;
 mod corrupt;
 mod crash;
+mod docker;
 mod expect;
 mod files;
 mod floors;
