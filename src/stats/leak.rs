@@ -86,6 +86,8 @@ pub struct Sample {
     pub tasks: Option<u64>,
     pub helpers: Option<u64>,
     pub containers_followed: Option<u64>,
+    /// That may have a page in the ledger.
+    pub containers_known: Option<u64>,
     /// Of the file monitor: these at the moment of its last view.
     pub files_shown: Option<u64>,
     pub files_matching: Option<u64>,
@@ -245,7 +247,7 @@ pub static THINGS: [Thing; COUNT] = [
         value: |sample| sample.watches,
         bound: |_, sample| sample.folders,
     },
-    // One per file that is followed and per stream, those of the last life that were not met yet, and those that
+    // One per file that is followed, per stream and per container, those of the last life that were not met yet, and those that
     // are finished and not answered for.
     Thing {
         what: "generations",
@@ -253,7 +255,14 @@ pub static THINGS: [Thing; COUNT] = [
         value: |sample| sample.generations,
         bound: |scale, sample| {
             let not_met = sample.not_met.unwrap_or(scale.known);
-            Some(n(sample.files_followed) + scale.streams + not_met + n(sample.generations_finished))
+            let containers = n(sample.containers_known);
+            Some(
+                n(sample.files_followed)
+                    + scale.streams
+                    + containers
+                    + not_met
+                    + n(sample.generations_finished),
+            )
         },
     },
     // Each waits for an answer about at least one chunk.
@@ -428,7 +437,6 @@ mod tests {
             label_stages: 1,
             open_files_max: 512,
             streams: 1,
-            engines: 0,
             engines: 0,
             known: 7,
             memory_budget: 16 << 20,

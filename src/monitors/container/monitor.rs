@@ -21,7 +21,7 @@ use super::labels::{Facts, Labeller, short};
 use super::own::own_id;
 use super::reader::{Begin, How, Reader, Report, Shared};
 use super::view::{ContainerView, EngineView, View};
-use super::{ContainerSourceOptions, Place, Settings, of_place, place_of};
+use super::{ContainerSourceOptions, Settings, of_place, place_of};
 use crate::error::{Context, Result};
 use crate::ledger::{Cursor, Known};
 use crate::metrics::{Counter, Gauge};
@@ -93,8 +93,8 @@ struct Slot {
     facts: Facts,
     alive: bool,
     state: State,
-    /// Where reading goes on; `None` while somebody reads, and before.
-    place: Option<Place>,
+    /// Where reading begins; `None` while somebody reads.
+    next: Option<Begin>,
     /// Happened while it was read.
     started: bool,
     removed: bool,
@@ -147,6 +147,9 @@ pub struct Monitor {
     given_up: u64,
     view: View,
     followed: Arc<Gauge>,
+    /// Those that the ledger may have a page of.
+    known_gauge: Arc<Gauge>,
+    known_here: i64,
     lost: Arc<Counter>,
 }
 
@@ -170,6 +173,12 @@ impl Monitor {
         };
         Ok(Monitor {
             followed: metrics.gauge("containers_followed", "Containers whose logs are being read.", &[]),
+            known_gauge: metrics.gauge(
+                "containers_known",
+                "Containers that have a place in the ledger.",
+                &[],
+            ),
+            known_here: 0,
             lost: metrics.counter("containers_given_up_total", about_lost, &[("source", &name)]),
             view: Arc::default(),
             shared: Arc::new(shared),
@@ -372,7 +381,7 @@ impl Monitor {
             facts: facts.clone(),
             alive,
             state: State::Quiet,
-            place: None,
+            next: None,
             started: false,
             removed: false,
             read_ns: None,
@@ -419,8 +428,8 @@ impl Monitor {
     fn start(&mut self, id: &str, task: &Task) {
         let known = self.known.remove(id);
         let Some(slot) = self.slots.get_mut(id) else { return };
-        let begin = match (slot.place.take(), known) {
-            (Some(place), _) => Begin::Going(place),
+        let begin = match (slot.next.take(), known) {
+            (Some(next), _) => next,
             (None, Some(known)) => Begin::Known(Box::new(known)),
             (None, None) => Begin::New(self.begin_at.map(|ns| Cursor { ns, lines: 0 })),
         };
@@ -457,7 +466,7 @@ impl Monitor {
     fn ended(&mut self, report: Report, task: &Task) {
         let wall_ns = self.outlet.clock().wall_ns();
         let Some(slot) = self.slots.get_mut(&report.id) else { return };
-        slot.place = report.place;
+        slot.next = report.next;
         let called = slot.facts.called();
         match report.how {
             How::Stopped => slot.state = State::Quiet,
@@ -515,20 +524,25 @@ impl Monitor {
     fn conclude(&mut self, id: &str, complete: bool) {
         let Some(slot) = self.slots.remove(id) else { return };
         self.said_unreadable.remove(id);
-        if !complete {
-            let since =
-                slot.read_ns.or(slot.place.as_ref().and_then(|place| place.cursor).map(|cursor| cursor.ns));
-            self.lost(&slot.facts.called(), since);
-        }
-        match slot.place {
-            Some(mut place) => {
+        let mut cursor = None;
+        match slot.next {
+            Some(Begin::Going(mut place)) => {
+                cursor = place.cursor;
                 if !complete {
                     let upto = place.stream.position();
                     self.outlet.give_up(&mut place.stream, upto, "the container was removed");
                 }
                 self.outlet.finish(place.stream);
             }
-            None => self.forget_known(id),
+            Some(Begin::Known(known)) => {
+                self.known.insert(id.to_owned(), *known);
+                return self.forget_known(id);
+            }
+            _ if self.known.contains_key(id) => return self.forget_known(id),
+            _ => {}
+        }
+        if !complete {
+            self.lost(&slot.facts.called(), slot.read_ns.or(cursor.map(|cursor| cursor.ns)));
         }
     }
 
@@ -567,7 +581,9 @@ impl Monitor {
         self.slots.values().filter_map(again).min()
     }
 
-    fn show(&self) {
+    fn show(&mut self) {
+        let known = (self.slots.len() + self.known.len()) as i64;
+        self.known_gauge.add(known - std::mem::replace(&mut self.known_here, known));
         let state = |slot: &Slot| match &slot.state {
             State::Waiting => ("waiting", None),
             State::Reading => ("reading", None),

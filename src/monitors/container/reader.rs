@@ -83,8 +83,8 @@ pub(super) enum How {
 
 pub(super) struct Report {
     pub id: String,
-    /// `None`: it did not come so far as to open it.
-    pub place: Option<Place>,
+    /// Where the next one begins.
+    pub next: Option<Begin>,
     pub how: How,
 }
 
@@ -110,13 +110,9 @@ impl Reader {
     pub fn run(mut self, task: &Task) -> crate::error::Result<()> {
         let mut opened = None;
         let how = self.read(&mut opened, task);
-        let place = opened.map(|opened: Opened| opened.place);
-        let place = place.or(match self.begin {
-            Some(Begin::Going(place)) => Some(place),
-            _ => None,
-        });
+        let next = opened.map(|opened: Opened| Begin::Going(opened.place)).or(self.begin);
         self.outlet.nothing_to_read();
-        self.shared.reports.put(Report { id: self.facts.id, place, how });
+        self.shared.reports.put(Report { id: self.facts.id, next, how });
         Ok(())
     }
 

@@ -97,8 +97,12 @@ impl Daemon {
                 }
                 let inner = inner.clone();
                 inner.state.lock().connections.push(connection.try_clone().unwrap());
-                // An error is a client that went away.
-                std::thread::spawn(move || serve(&inner, life, connection).ok());
+                std::thread::spawn(move || {
+                    let end = connection.try_clone();
+                    // An error is a client that went away.
+                    let _ = serve(&inner, life, connection);
+                    let _ = end.map(|end| end.shutdown(std::net::Shutdown::Both));
+                });
             }
         });
     }
@@ -166,11 +170,6 @@ impl Daemon {
     pub fn say(&self, name: &str, stream: u8, ns: i64, text: impl AsRef<[u8]>) {
         let message = Message { stream, ns, text: text.as_ref().to_vec() };
         self.change(|state| state.containers.get_mut(&id_of(name)).unwrap().log.push(message));
-    }
-
-    /// What it sends of a log from its beginning.
-    pub fn log(&self, name: &str) -> Vec<Message> {
-        self.inner.state.lock().containers[&id_of(name)].log.clone()
     }
 
     /// How often something was asked for: `list`, `logs`, `events`, …
