@@ -461,7 +461,7 @@ impl Events {
     }
 
     /// The next one; `None`: not yet. Errors: the stream is over, in whatever way.
-    pub fn next(&mut self) -> io::Result<Option<Happening>> {
+    pub fn take(&mut self) -> io::Result<Option<Happening>> {
         loop {
             while let Some(end) = memchr::memchr(b'\n', &self.buffer) {
                 let line: Vec<u8> = self.buffer.drain(..=end).collect();

@@ -192,10 +192,12 @@ mod tests {
     }
 
     type Message = (Side, i64, String);
+    /// Its time and its text.
+    type Taken = (i64, Vec<u8>);
 
     /// An engine that filters each message by its time, which is what Docker 20 does; and a reader of it. Lines as
     /// `(time, text)`, the cursor behind each.
-    fn read(log: &[Message], from: Option<Cursor>) -> Vec<((i64, Vec<u8>), Option<Cursor>)> {
+    fn read(log: &[Message], from: Option<Cursor>) -> Vec<(Taken, Option<Cursor>)> {
         let mut track = Track::new(from);
         let (mut joiner, mut all) = (Joiner::new(9, true), Vec::new());
         let mut each = |line: Line<'_>| match track.line(line.ns, line.held) {
@@ -274,7 +276,7 @@ mod tests {
                 bytes.extend((payload.len() as u32).to_be_bytes());
                 bytes.extend(payload.as_bytes());
             }
-            let (mut frames, mut joiner, mut lines) = (Frames::new(), Joiner::new(9, true), Vec::new());
+            let (mut frames, mut joiner, mut lines) = (Frames::default(), Joiner::new(9, true), Vec::new());
             let mut each = |line: Line<'_>| lines.push((line.ns, line.raw.to_vec()));
             for piece in bytes.chunks(piece) {
                 frames.feed(piece, &mut |event| match event {

@@ -95,11 +95,13 @@ pub struct Frames {
     stamped: bool,
 }
 
-impl Frames {
-    pub fn new() -> Frames {
+impl Default for Frames {
+    fn default() -> Frames {
         Frames { form: Form::Unknown, stamp: Gathered::EMPTY, stamped: false }
     }
+}
 
+impl Frames {
     /// The container has a terminal, as far as is known when `next` has come.
     pub fn is_plain_from(&self, next: &[u8]) -> bool {
         match self.form {
@@ -303,7 +305,7 @@ mod tests {
     /// Messages with their whole text: `out 1795…438 text`, `out ? text`, `engine text`.
     fn told(input: &[u8], piece: usize) -> Result<Vec<String>, Broken> {
         let mut all: Vec<String> = Vec::new();
-        let mut frames = Frames::new();
+        let mut frames = Frames::default();
         let name = |side| if side == Side::Stdout { "out" } else { "err" };
         let mut each = |event: Event<'_>| match event {
             Event::Message { side, ns: Some(ns) } => all.push(format!("{} {ns} ", name(side))),

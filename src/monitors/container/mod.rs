@@ -24,6 +24,7 @@ pub mod lines;
 mod monitor;
 mod own;
 mod reader;
+mod reports;
 pub mod view;
 
 use std::sync::Arc;

@@ -8,21 +8,21 @@
 //! state is said once per change.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::select;
 use parking_lot::Mutex;
-use rustix::event::{EventfdFlags, eventfd};
 
 use super::api::{Engine, Events, Failure, Happening, Listed};
 use super::labels::{Facts, Labeller, short};
 use super::own::own_id;
-use super::reader::{Begin, How, Reader, Report, Shared};
+use super::reader::{Reader, Shared};
+use super::reports::{Begin, How, Report, Reports};
 use super::view::{ContainerView, EngineView, View};
 use super::{ContainerSourceOptions, Settings, of_place, place_of};
-use crate::error::{Context, Result};
+use crate::error::Result;
 use crate::ledger::{Cursor, Known};
 use crate::metrics::{Counter, Gauge};
 use crate::monitors::outlet::Timekeeper;
@@ -49,31 +49,6 @@ const READER_SILENCE_MAX: Duration = Duration::from_secs(60);
 
 /// Named in the log; more are only counted.
 const NAMED_MAX: u64 = 20;
-
-/// What readers have to say, and the bell that calls the thread which polls.
-pub(super) struct Reports {
-    list: Mutex<Vec<Report>>,
-    bell: OwnedFd,
-}
-
-impl Reports {
-    fn new() -> Result<Reports> {
-        let bell = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC);
-        let bell = bell.context(|| "could not make an event descriptor".into())?;
-        Ok(Reports { list: Mutex::default(), bell })
-    }
-
-    pub fn put(&self, report: Report) {
-        self.list.lock().push(report);
-        // It can only fail because it rings already.
-        let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
-    }
-
-    fn take(&self) -> Vec<Report> {
-        let _ = rustix::io::read(&self.bell, &mut [0u8; 8]); // it was silent: nothing to take, or soon again
-        std::mem::take(&mut *self.list.lock())
-    }
-}
 
 enum State {
     /// Wants a reader: nobody reads it yet.
@@ -265,7 +240,7 @@ impl Monitor {
         let stop = self.outlet.stop().stop.clone();
         loop {
             while let Some(event) =
-                events.next().map_err(|cause| End::Ill(format!("the stream of events ended: {cause}")))?
+                events.take().map_err(|cause| End::Ill(format!("the stream of events ended: {cause}")))?
             {
                 heard = task.now();
                 self.happened(&event, task);
@@ -287,7 +262,7 @@ impl Monitor {
             let due = self.next_due().unwrap_or(heard + PING_AFTER).min(heard + PING_AFTER);
             let left = due.saturating_duration_since(task.now()).max(Duration::from_millis(1));
             task.waits_for("events");
-            let waited = events.wait(&[stop.as_fd(), self.shared.reports.bell.as_fd()], left);
+            let waited = events.wait(&[stop.as_fd(), self.shared.reports.bell()], left);
             waited.map_err(|cause| End::Ill(format!("could not wait for events: {cause}")))?;
             task.beat();
             if stop.is_closed() {

@@ -18,10 +18,9 @@ use super::cursor::{Step, Track};
 use super::frames::{Event, Frames};
 use super::labels::{Facts, Labeller};
 use super::lines::{Joiner, Line};
-use super::monitor::Reports;
+use super::reports::{Begin, How, Report, Reports};
 use super::{Place, READ_BYTES, StreamAs, place_of};
 use crate::budget::Credit;
-use crate::ledger::{Cursor, Known};
 use crate::monitors::file::identity::lineage;
 use crate::monitors::outlet::{CHUNK_LINES, Gathered, Timekeeper};
 use crate::monitors::{Outlet, SourceOptions};
@@ -54,38 +53,6 @@ impl Shared {
             Err(failure) => matches!(failure, Failure::Gone),
         }
     }
-}
-
-/// Where a reader begins.
-pub(super) enum Begin {
-    /// A container that was never seen before. `None`: at its beginning.
-    New(Option<Cursor>),
-    /// One of an earlier life.
-    Known(Box<Known>),
-    /// One that was read before in this life.
-    Going(Place),
-}
-
-/// How a reader ended.
-pub(super) enum How {
-    /// The container is dead, and its log was read to its end.
-    Dead,
-    /// The container is removed. `complete`: its log was read to its end before.
-    Gone {
-        complete: bool,
-    },
-    /// The engine, or the connection.
-    Broken(String),
-    /// What the engine said.
-    Unreadable(String),
-    Stopped,
-}
-
-pub(super) struct Report {
-    pub id: String,
-    /// Where the next one begins.
-    pub next: Option<Begin>,
-    pub how: How,
 }
 
 pub(super) struct Reader {
@@ -191,7 +158,7 @@ impl Reader {
             gap: false,
         };
         let mut text =
-            Text { frames: Frames::new(), joiner: Joiner::new(max_line_bytes, parts_share_a_time) };
+            Text { frames: Frames::default(), joiner: Joiner::new(max_line_bytes, parts_share_a_time) };
         let how = shipper.pump(log, &mut text);
         if shipper.gap {
             log::warn!(
