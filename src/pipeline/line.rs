@@ -85,6 +85,12 @@ impl<'a> Line<'a> {
         self.replaced = true;
     }
 
+    /// As [`Line::replace_text`], for a part of the text that was there.
+    pub fn keep_text(&mut self, text: Cow<'a, [u8]>) {
+        self.text = text;
+        self.replaced = true;
+    }
+
     /// The text of a string, a number or a boolean; `None` for everything else, and if there is no such field.
     pub fn field(&self, id: FieldId) -> Option<Cow<'_, str>> {
         scalar_text(self.fields[id.0].as_deref()?)

@@ -218,7 +218,7 @@ fn file_sources() {
             "sources[0].type",
             "\"fiel\" is not allowed",
             "did you mean \"file\"?",
-            "allowed are \"file\", \"docker\" or \"stdin\"",
+            "allowed are \"file\" or \"docker\" or \"stdin\"",
         ],
     );
     for (keys, complaint) in [
