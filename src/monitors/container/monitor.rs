@@ -462,7 +462,6 @@ impl Monitor {
                 if self.said_unreadable.insert(report.id.clone()) {
                     log::warn!("{}: {called}: its log cannot be read: {said}", self.shared.source.name);
                 }
-                return;
             }
             How::Broken(why) => {
                 if slot.removed {
