@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::checkpoint::{AnyPath, SavedGeneration};
+use super::saved::{AnyPath, SavedGeneration};
 use super::{Cursor, Head, Identity, KeptStamp, Known, Opened, Progress, Stamp};
 use crate::ack::GenerationId;
 
@@ -145,9 +145,11 @@ impl Page {
         }
     }
 
-    /// Where a restart would begin: the least over the sinks, or the start of the stamp that it lies in.
+    /// Where a restart would begin: the least over the sinks, or the start of the stamp that it lies in. What an
+    /// output says that it has beyond all stamps, which a power cut made us forget, is read over too, for its lines'
+    /// numbers.
     pub fn position(&self) -> u64 {
-        let low = self.sinks.iter().map(Progress::low).min().unwrap_or(self.high.to);
+        let low = self.sinks.iter().map(Progress::low).min().unwrap_or(self.high.to).min(self.high.to);
         self.stamp_at(low).map_or(low, |stamp| stamp.start)
     }
 
@@ -192,6 +194,12 @@ impl Page {
 
     pub fn recall_given_up(&mut self, range: Range<u64>, why: Arc<str>) {
         self.give_up(range.start, range.end, why);
+        self.begin_life();
+    }
+
+    /// What an output of the last life turned out to have.
+    pub fn recovered(&mut self, sink: usize, range: Range<u64>) {
+        self.sinks[sink].add(range);
         self.begin_life();
     }
 
