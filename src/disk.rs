@@ -109,6 +109,10 @@ pub trait Disk: Send + Sync {
     /// Full paths of what is in a folder, sorted. A folder that is not there is empty.
     fn list(&self, folder: &Path) -> io::Result<Vec<PathBuf>>;
     fn sync_folder(&self, folder: &Path) -> io::Result<()>;
+    /// Bytes that we could still write below a folder, as far as that can be known.
+    fn free_bytes(&self, _folder: &Path) -> io::Result<u64> {
+        Ok(u64::MAX)
+    }
 }
 
 /// What can be made durable.
@@ -194,6 +198,11 @@ impl Disk for RealDisk {
 
     fn sync_folder(&self, folder: &Path) -> io::Result<()> {
         File::open(folder)?.sync_all()
+    }
+
+    fn free_bytes(&self, folder: &Path) -> io::Result<u64> {
+        let of = rustix::fs::statvfs(folder)?;
+        Ok(of.f_bavail.saturating_mul(of.f_frsize))
     }
 }
 

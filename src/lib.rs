@@ -143,6 +143,7 @@ pub mod net;
 pub mod pipeline;
 pub mod record;
 pub mod sinks;
+pub mod spool;
 pub mod stats;
 pub mod status;
 pub mod sync;

@@ -147,6 +147,24 @@ pub struct Chunk {
 pub struct Records {
     lines: Lines,
     kept: Kept,
+    /// Of each line, where that cannot be seen from `lines` alone; empty for what was read.
+    places: Vec<Place>,
+    from_spool: bool,
+}
+
+/// What a line that came back from a spool was when it was read: others may have stood in between.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    pub time_ns: i64,
+    /// Counted from [`Lines::start`].
+    pub offset: u32,
+    /// Bytes it has in its source, line end included.
+    pub len: u32,
+    pub partial: bool,
+    /// The rest of a line that was cut.
+    pub continues: bool,
+    /// The bytes in the chunk are what a stage made of its text.
+    pub rewritten: bool,
 }
 
 #[derive(Debug)]
@@ -198,12 +216,29 @@ pub struct Record<'a> {
 impl Records {
     /// An empty pipeline: every line as it is.
     pub fn untouched(lines: Lines) -> Records {
-        Records { lines, kept: Kept::All }
+        Records { lines, kept: Kept::All, places: Vec::new(), from_spool: false }
     }
 
     /// `entries` in rising order of lines. Lines that are not named were dropped and are settled already.
     pub fn kept(lines: Lines, entries: Vec<Entry>) -> Records {
-        Records { lines, kept: Kept::Some(entries) }
+        Records { lines, kept: Kept::Some(entries), places: Vec::new(), from_spool: false }
+    }
+
+    /// What a spool gives back: one entry a line, and one place a line, or none at all if the lines stand as they
+    /// were read, one behind the other.
+    pub fn replayed(lines: Lines, entries: Option<Vec<Entry>>, places: Vec<Place>) -> Records {
+        assert!(places.is_empty() || places.len() == lines.len(), "a place for every line, or for none");
+        Records { lines, kept: entries.map_or(Kept::All, Kept::Some), places, from_spool: true }
+    }
+
+    /// A copy of them is in the spool of their sink until they are answered for.
+    pub fn is_from_spool(&self) -> bool {
+        self.from_spool
+    }
+
+    /// The bytes of the source that all of them stand for, with what was dropped around them.
+    pub fn byte_range(&self) -> Range<u64> {
+        self.lines.byte_range()
     }
 
     pub fn origin(&self) -> &Arc<Origin> {
@@ -236,6 +271,20 @@ impl Records {
     fn view<'a>(&'a self, line: usize, changed: Option<&'a Changed>) -> Record<'a> {
         let raw = self.lines.raw(line);
         let text = changed.and_then(|c| c.text.as_deref());
+        if let Some(place) = self.places.get(line) {
+            return Record {
+                origin: &self.lines.origin,
+                labels: changed.and_then(|c| c.labels.as_ref()).unwrap_or(&self.lines.origin.labels),
+                time_ns: place.time_ns,
+                text: if place.rewritten { raw } else { without_line_end(raw) },
+                raw: (!place.rewritten).then_some(raw),
+                metadata: changed.map_or(&[], |c| &c.metadata),
+                partial: place.partial,
+                continues: place.continues,
+                offset: self.lines.start + u64::from(place.offset),
+                len: u64::from(place.len),
+            };
+        }
         Record {
             origin: &self.lines.origin,
             labels: changed.and_then(|c| c.labels.as_ref()).unwrap_or(&self.lines.origin.labels),
@@ -254,7 +303,12 @@ impl Records {
     ///
     /// `range` is not empty.
     pub fn end(&self, range: &Range<u32>) -> u64 {
-        self.lines.start + u64::from(self.lines.ends[self.entry(range.end - 1).0])
+        let line = self.entry(range.end - 1).0;
+        let end = match self.places.get(line) {
+            Some(place) => place.offset + place.len,
+            None => self.lines.ends[line],
+        };
+        self.lines.start + u64::from(end)
     }
 
     fn entry(&self, index: u32) -> (usize, Option<&Changed>) {
@@ -271,6 +325,9 @@ impl Records {
     pub fn count(&self, range: Range<u32>) -> Count {
         let lines = u64::from(range.end - range.start);
         let bytes = match &self.kept {
+            _ if !self.places.is_empty() => {
+                range.map(|index| u64::from(self.places[self.entry(index).0].len)).sum()
+            }
             Kept::All if range.is_empty() => 0,
             Kept::All => {
                 let first = self.lines.starts_at(range.start as usize);

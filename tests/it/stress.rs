@@ -53,8 +53,8 @@ fn quiet_every(seconds: f64) -> f64 {
     (seconds / 20.0).clamp(8.0, 300.0)
 }
 
-/// So that there is one in half a minute, too.
-const QUIET_POINTS_PER_RELOAD: usize = 2;
+/// The first comes after the second one, so that there is one in half a minute, too.
+const QUIET_POINTS_PER_RELOAD: usize = 5;
 
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
@@ -264,7 +264,7 @@ fn watch(run: &Run<'_>, load: &Load<'_>, seconds: f64, others: usize, lines: &dy
             load.pause();
             quiet_point(run, load, others, lines);
             load.resume();
-            if run.quiet.borrow().len() % QUIET_POINTS_PER_RELOAD == 0 {
+            if run.quiet.borrow().len() % QUIET_POINTS_PER_RELOAD == 2 {
                 reload(run, load);
             }
             load.fall_ill();

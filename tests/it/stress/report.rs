@@ -34,6 +34,10 @@ const OWN_FILES_SWEEP: u64 = 256;
 /// a queue doubles, and files that the agent wrote itself are looked through when there are many.
 const HEAP_ONCE: f64 = 64.0 * 1024.0;
 
+/// A slope is a leak when it is more than so many times the half of its 95 % interval: at 1, one run in forty would be
+/// red by chance.
+const HEAP_SURELY: f64 = 2.0;
+
 /// A line through fewer quiet points is anybody's.
 const QUIET_POINTS_LEAST: usize = 6;
 
@@ -115,7 +119,7 @@ impl Outcome<'_> {
         }
         if let Some(heap) = self.heap()
             && heap.rise() > HEAP_ONCE
-            && heap.slope.per_second > heap.slope.interval
+            && heap.slope.per_second > HEAP_SURELY * heap.slope.interval
         {
             complaints
                 .push(format!("live heap bytes rise from quiet point to quiet point: {}", heap.words()));
