@@ -221,7 +221,7 @@ impl Agent {
             passed: passed.clone(),
         };
         let mut wires = Wires::default();
-        let (ledger, book, restored, journal) =
+        let (mut ledger, book, restored, journal) =
             Ledger::open(settings, stop.clone(), plan.margin(), &metrics, &mut wires);
         let books = ledger.view();
         let dead_letters = DeadLetters::open(
@@ -253,10 +253,8 @@ impl Agent {
         for (number, options) in config.sinks.iter().enumerate() {
             let open = sinks::open(options, &context)?;
             switch.on_abort(open.cancel);
-            if !open.recovered.is_empty() {
-                let (name, ranges) = (&options.name, open.recovered.len());
-                log::info!("{name}: {ranges} ranges that the last life wrote stand in the outputs");
-            }
+            let sink = SinkId(number as u8); // the configuration allows 64
+            ledger.recovered(sink, open.recovered);
             let (inlet, inlet_end) = wires.downhill("parcels", &[Post::Worker], Post::Lane, INLET_PARCELS);
             let (again, again_end) = wires.hint("try again", Post::Retry, Post::Lane);
             let (refused, refusals) = wires.hint("no room", Post::Monitor, Post::Lane);
@@ -278,7 +276,6 @@ impl Agent {
                 again: again_end,
                 refusals,
             };
-            let sink = SinkId(number as u8); // the configuration allows 64
             let lane =
                 Lane::new(sink, options.clone(), ends, stop.clone(), dead_letters.clone(), clock.now());
             patients.push(Patient::new(Backoff::new(options.retry, fastrand::u64(..)), again));
@@ -307,7 +304,8 @@ impl Agent {
         }
         drop(inlets);
 
-        // Where they come from.
+        // Where they come from; what the outputs turned out to have is not read again.
+        let restored = ledger.restored();
         let known = restored.known.len();
         let supply =
             Supply::new(budget.clone(), clock.clone(), stop.clone(), &restored, names.len(), book, intakes);

@@ -393,6 +393,12 @@ impl Ledger {
         ranges.into_iter().for_each(|(generation, range)| self.state.recovered(sink, generation, range));
     }
 
+    /// Enters what is not answered for after all: it was in a spool, and is damaged there. As for
+    /// [`Ledger::recovered`]; what cannot be read any more stays as it is.
+    pub fn damaged(&mut self, sink: SinkId, ranges: Vec<(GenerationId, Range<u64>)>) {
+        ranges.into_iter().for_each(|(generation, range)| self.state.damaged(sink, generation, range));
+    }
+
     pub fn restored(&self) -> Restored {
         self.state.restored(self.first_start)
     }

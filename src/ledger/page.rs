@@ -203,6 +203,12 @@ impl Page {
         self.begin_life();
     }
 
+    /// What a sink has lost again.
+    pub fn damaged(&mut self, sink: usize, range: Range<u64>) {
+        self.sinks[sink].remove(range);
+        self.begin_life();
+    }
+
     /// All there is was read by lives before this one.
     fn begin_life(&mut self) {
         self.known_to = self.high.to;

@@ -47,6 +47,30 @@ impl Progress {
         }
     }
 
+    /// The answer for a range was none.
+    pub fn remove(&mut self, range: Range<u64>) {
+        if range.is_empty() {
+            return;
+        }
+        if range.start < self.low {
+            let known = std::mem::replace(&mut self.low, range.start);
+            self.ahead.insert(range.start, known);
+        }
+        // Of those that overlap it, what sticks out on either side stays.
+        let overlap: Vec<(u64, u64)> = self
+            .ahead
+            .range(..range.end)
+            .filter(|(_, end)| **end > range.start)
+            .map(|(s, e)| (*s, *e))
+            .collect();
+        for (start, end) in overlap {
+            self.ahead.remove(&start);
+            for rest in [start..range.start, range.end..end].into_iter().filter(|rest| !rest.is_empty()) {
+                self.ahead.insert(rest.start, rest.end);
+            }
+        }
+    }
+
     /// Whether the byte at `offset` was answered for.
     pub fn contains(&self, offset: u64) -> bool {
         offset < self.low || self.ahead.range(..=offset).next_back().is_some_and(|(_, &end)| offset < end)
@@ -85,12 +109,14 @@ mod tests {
     proptest! {
         /// The model: a set of bytes.
         #[test]
-        fn ranges_behave_like_a_set_of_bytes(adds in proptest::collection::vec((0u64..120, 0u64..20), 0..40)) {
+        fn ranges_behave_like_a_set_of_bytes(
+            acts in proptest::collection::vec((0u64..120, 0u64..20, proptest::bool::weighted(0.2)), 0..40),
+        ) {
             let mut progress = Progress::starting_at(5);
             let mut model: Vec<bool> = (0..150).map(|byte| byte < 5).collect();
-            for (start, len) in adds {
-                progress.add(start..start + len);
-                model[start as usize..(start + len) as usize].fill(true);
+            for (start, len, remove) in acts {
+                if remove { progress.remove(start..start + len) } else { progress.add(start..start + len) }
+                model[start as usize..(start + len) as usize].fill(!remove);
                 for (byte, known) in model.iter().enumerate() {
                     prop_assert_eq!(progress.contains(byte as u64), *known);
                     let all = model[byte..].iter().take(len as usize).all(|known| *known);

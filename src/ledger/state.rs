@@ -236,6 +236,13 @@ impl State {
         }
     }
 
+    /// What a sink was taken to have of a generation, and has not.
+    pub fn damaged(&mut self, sink: SinkId, generation: GenerationId, range: Range<u64>) {
+        if let Some(page) = self.pages.get_mut(&generation) {
+            page.damaged(sink.0 as usize, range);
+        }
+    }
+
     /// The numbers of generations that a life has given which did not end in good order may not be known here, but
     /// to the outputs and spools that stand on the disk: so they are never given again.
     pub fn skip_generations(&mut self, count: u64) {

@@ -181,6 +181,28 @@ fn what_was_given_up_is_asked_of_no_sink_and_stands_in_the_account() {
 }
 
 #[test]
+fn what_an_output_turned_out_to_have_is_not_asked_again_and_what_it_lost_is() {
+    let mut state = state();
+    state.apply(opened(0), false).unwrap();
+    (0..3).for_each(|number| state.apply(stamp(number, SinkSet::all(2)), false).unwrap());
+    state.apply(receipt(0, 0, true, false), false).unwrap();
+    let mut state = reload(&state);
+    state.recovered(SinkId(1), GENERATION, 0..150);
+    // Another life had it, which nobody knows of: after a power cut.
+    state.recovered(SinkId(1), GenerationId(77), 0..150);
+    let found = known(&state);
+    assert_eq!((found.position, found.progress[0].low(), found.progress[1].low()), (100, 100, 150));
+    state.recovered(SinkId(0), GENERATION, 100..500);
+    state.recovered(SinkId(1), GENERATION, 150..400);
+    let found = known(&state);
+    assert_eq!((found.position, found.line, found.stamps.len()), (300, 30, 0), "read over what has no stamp");
+    state.damaged(SinkId(1), GENERATION, 50..60);
+    let found = known(&state);
+    assert_eq!((found.position, found.progress[1].covers(60..400)), (50, true));
+    assert!(!found.progress[1].contains(50));
+}
+
+#[test]
 fn a_stream_of_an_earlier_life_leaves_no_page() {
     let mut state = state();
     let Note::Opened(opened) = opened(0) else { unreachable!() };
