@@ -9,7 +9,8 @@
 
 mod lives;
 mod scale;
-mod signals;
+pub(crate) mod signals;
+mod spools;
 mod vigil;
 
 use std::fmt;
@@ -19,6 +20,7 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 use lives::Lives;
 pub use lives::Load;
+use spools::Spools;
 use vigil::Vigil;
 
 use crate::ack::SinkId;
@@ -221,7 +223,7 @@ impl Agent {
             passed: passed.clone(),
         };
         let mut wires = Wires::default();
-        let (mut ledger, book, restored, journal) =
+        let (mut ledger, book, journal) =
             Ledger::open(settings, stop.clone(), plan.margin(), &metrics, &mut wires);
         let books = ledger.view();
         let dead_letters = DeadLetters::open(
@@ -230,6 +232,7 @@ impl Agent {
             unsynced.clone(),
             clock.clone(),
         );
+        dead_letters.count_in(&metrics);
 
         // Where lines leave: senders, lanes, and the scheduler that wakes lanes whose sink rests.
         let (resolve, resolver) = net::resolver();
@@ -243,18 +246,31 @@ impl Agent {
             own_files: own_files.clone(),
             disk: Arc::new(RealDisk),
             journals: Some(config.agent.data_dir.join("outputs")),
-            passed,
-            first_start: restored.first_start,
+            passed: passed.clone(),
+            first_start: ledger.is_first_start(),
             stdout_gone,
         };
+        let spools = Spools {
+            config,
+            unsynced: unsynced.clone(),
+            passed,
+            book: book.clone(),
+            budget: budget.clone(),
+            metrics: &metrics,
+        };
+        spools.say_who_is_missing();
         let requests_max = REQUESTS_PER_LANE * config.sinks.len();
         let (requests, requests_end) = wires.room_for_all("requests", Post::Lane, Post::Retry, requests_max);
         let (mut lanes, mut patients, mut inlets) = (Vec::new(), Vec::new(), Vec::new());
         for (number, options) in config.sinks.iter().enumerate() {
+            let sink = SinkId(number as u8); // the configuration allows 64
             let open = sinks::open(options, &context)?;
             switch.on_abort(open.cancel);
-            let sink = SinkId(number as u8); // the configuration allows 64
-            ledger.recovered(sink, open.recovered);
+            ledger.recovered(sink, &open.recovered);
+            if !open.recovered.is_empty() {
+                let (name, ranges) = (&options.name, open.recovered.len());
+                log::info!("{name}: {ranges} ranges that the last life wrote stand in the outputs");
+            }
             let (inlet, inlet_end) = wires.downhill("parcels", &[Post::Worker], Post::Lane, INLET_PARCELS);
             let (again, again_end) = wires.hint("try again", Post::Retry, Post::Lane);
             let (refused, refusals) = wires.hint("no room", Post::Monitor, Post::Lane);
@@ -276,13 +292,14 @@ impl Agent {
                 again: again_end,
                 refusals,
             };
-            let lane =
-                Lane::new(sink, options.clone(), ends, stop.clone(), dead_letters.clone(), clock.now());
+            let spooling = spools.open(sink, connections, &mut ledger);
+            let (letters, now) = (dead_letters.clone(), clock.now());
+            let lane = Lane::new(sink, options.clone(), ends, stop.clone(), letters, spooling, now);
             patients.push(Patient::new(Backoff::new(options.retry, fastrand::u64(..)), again));
             inlets.push(inlet);
             lanes.push((lane, senders, options.timeout));
         }
-        drop(requests);
+        drop((requests, spools));
         let retry = Retry::new(requests_end, patients);
 
         // What they pass.
@@ -304,7 +321,7 @@ impl Agent {
         }
         drop(inlets);
 
-        // Where they come from; what the outputs turned out to have is not read again.
+        // Where they come from: now that outputs and spools have told what they have.
         let restored = ledger.restored();
         let known = restored.known.len();
         let supply =

@@ -171,6 +171,11 @@ impl Budget {
     /// `capacity` in bytes, at least one read.
     pub fn new(capacity: usize) -> Budget {
         assert!(capacity >= READ_BYTES, "the configuration guarantees room for one read");
+        Budget::small(capacity)
+    }
+
+    /// For a stock of one owner, who sees to it himself that what is larger than all of it is granted alone.
+    pub fn small(capacity: usize) -> Budget {
         let fair = Fair { capacity, used: 0, queue: VecDeque::new() };
         let state = Mutex::new(State { fair, doors: Vec::new(), next_door: 0, refusals: Vec::new() });
         Budget(Arc::new(Inner { state, holders: Arc::default() }))

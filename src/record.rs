@@ -262,6 +262,12 @@ impl Records {
         self.view(line, changed)
     }
 
+    /// Of one record; less work than all of it.
+    pub fn labels(&self, index: u32) -> &Arc<Labels> {
+        let (_, changed) = self.entry(index);
+        changed.and_then(|changed| changed.labels.as_ref()).unwrap_or(&self.lines.origin.labels)
+    }
+
     /// A line of the chunk by its place there, as it was read, whether it is among the records or not: for the
     /// dead letters, when a stage could not bear it.
     pub fn as_read(&self, line: u32) -> Record<'_> {
@@ -285,6 +291,7 @@ impl Records {
                 len: u64::from(place.len),
             };
         }
+        let continues = self.lines.goes_on(line);
         Record {
             origin: &self.lines.origin,
             labels: changed.and_then(|c| c.labels.as_ref()).unwrap_or(&self.lines.origin.labels),
@@ -292,8 +299,8 @@ impl Records {
             text: text.unwrap_or_else(|| without_line_end(raw)),
             raw: text.is_none().then_some(raw),
             metadata: changed.map_or(&[], |c| &c.metadata),
-            partial: self.lines.is_partial(line),
-            continues: self.lines.goes_on(line),
+            partial: continues || !raw.ends_with(b"\n"),
+            continues,
             offset: self.lines.start + self.lines.starts_at(line) as u64,
             len: raw.len() as u64,
         }

@@ -8,6 +8,7 @@ use std::path::Path;
 use super::Exit;
 use crate::config::{Complaint, Config, describe_sink, figure, show_duration};
 use crate::monitors::{SourceKind, StartAt};
+use crate::spool::WhenFull;
 
 /// What to print, with a line break at its end, and how to end: to standard output with [`Exit::Delivered`], to
 /// standard error with [`Exit::Usage`].
@@ -43,12 +44,14 @@ fn describe(path: &Path, config: &Config) -> String {
             if file.start_at == StartAt::End {
                 let _ = writeln!(text, "  at the first start, from the end of what is there");
             }
+            let held = figure(usize::try_from(file.hold_deleted.max_bytes).unwrap_or(usize::MAX));
+            let _ = writeln!(text, "  holds deleted files open until they are read, up to {held}");
         } else {
             let _ = writeln!(text, "  captures standard input");
         }
         let _ = writeln!(text, "  lines of up to {} stay whole", figure(source.max_line_bytes));
     }
-    for sink in &config.sinks {
+    for (sink, spool) in config.sinks.iter().zip(&config.spools) {
         let _ = writeln!(
             text,
             "sink {}:\n  delivers to {}\n  in batches of up to {} or {} lines, sent after {} at the latest, over {}",
@@ -63,13 +66,27 @@ fn describe(path: &Path, config: &Config) -> String {
                 format!("{} connections", sink.connections)
             },
         );
+        let _ = match spool {
+            Some(spool) => writeln!(
+                text,
+                "  what it cannot take for {} waits in a spool of up to {}; when that is full, {}",
+                show_duration(spool.after),
+                figure(usize::try_from(spool.max_bytes).unwrap_or(usize::MAX)),
+                match spool.when_full {
+                    WhenFull::Wait => "its sources wait",
+                    WhenFull::DropOldest => "the oldest is dropped",
+                },
+            ),
+            None => writeln!(text, "  has no spool: while it is ill, its sources wait"),
+        };
     }
     let memory = &config.memory;
     let _ = writeln!(
         text,
-        "memory: at most {} under way: {} of lines, {} of encoded batches; the longest record is {}",
+        "memory: at most {} under way: {} of lines, {} out of spools, {} of encoded batches; the longest record is {}",
         figure(memory.budget),
         figure(memory.chunk_bytes),
+        figure(memory.spool_bytes * config.spools.iter().flatten().count()),
         figure(memory.batch_bytes),
         figure(memory.max_record_bytes),
     );

@@ -1,6 +1,6 @@
 //! How `agent.memory_budget` is shared out, so that memory is bounded by construction. Pure.
 //!
-//! Half is for chunks. The other half is for encoded batches: each connection may hold one batch as a payload and
+//! Half is for chunks, and of it up to a quarter for what comes back out of spools. The other half is for encoded batches: each connection may hold one batch as a payload and
 //! once more compressed. A batch is at most `batch.max_bytes`, or one longer record; so a connection is paid for
 //! the larger of the two. What nobody wrote down shrinks until everything fits; what somebody wrote down
 //! never does: it is refused.
@@ -14,6 +14,9 @@ const LEAST_BYTES: usize = 16 * KIB as usize;
 /// Headers, frames and the tables of a compressor, for each connection.
 const CONNECTION_OVERHEAD: usize = 64 * KIB as usize;
 
+/// What a spool may hold in memory of what it reads back: a large batch.
+const SPOOL_BYTES: usize = MIB as usize;
+
 /// The longest record when nobody says anything about it.
 pub const MAX_LINE_BYTES: usize = MIB as usize;
 
@@ -24,12 +27,14 @@ const _: () = assert!(BUDGET_LEAST as usize / 2 >= READ_BYTES, "a budget has roo
 /// How much can be under way at most, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {
-    /// `agent.memory_budget`: never less than the sum of the other two.
+    /// `agent.memory_budget`: never less than the sum of the others.
     pub budget: usize,
     /// For chunks: what [`crate::budget::Budget`] is made with.
     pub chunk_bytes: usize,
     /// For the encoded batches of all connections together.
     pub batch_bytes: usize,
+    /// For each spool: records that it has read back and that its sink has not answered for. 0 without spools.
+    pub spool_bytes: usize,
     /// The longest line that stays whole; no source has a larger `max_line_bytes`.
     pub max_record_bytes: usize,
 }
@@ -42,6 +47,7 @@ pub struct Wish {
     pub set: Option<usize>,
     /// And if nobody did.
     pub default: usize,
+    pub spools: bool,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -67,7 +73,11 @@ pub fn fit(budget: usize, sinks: &[Wish], longest: usize) -> Result<Fit, TooMuch
     if least > half {
         return Err(TooMuch::Connections { connections, budget_least: 2 * least });
     }
-    let longest = longest.min(half / 4);
+    let spools = sinks.iter().filter(|sink| sink.spools).count();
+    let part = (half / 4).checked_div(spools);
+    let spool_bytes = part.map_or(0, |part| longest.max(SPOOL_BYTES).min(part));
+    let chunk_bytes = half - spools * spool_bytes;
+    let longest = longest.min(chunk_bytes / 4).min(if spools > 0 { spool_bytes } else { usize::MAX });
     // A ceiling for everything that nobody wrote down: as it is, then lower step by step.
     let top = sinks.iter().map(|sink| sink.default).fold(longest, usize::max);
     let steps = (1..=top / LEAST_BYTES).rev().map(|step| step * LEAST_BYTES);
@@ -78,7 +88,7 @@ pub fn fit(budget: usize, sinks: &[Wish], longest: usize) -> Result<Fit, TooMuch
         let need = |(sink, bytes): (&Wish, &usize)| sink.connections * credit(max_record_bytes.max(*bytes));
         let batch_bytes: usize = sinks.iter().zip(&batches).map(need).sum();
         if batch_bytes <= half {
-            let memory = Memory { budget, chunk_bytes: half, batch_bytes, max_record_bytes };
+            let memory = Memory { budget, chunk_bytes, batch_bytes, spool_bytes, max_record_bytes };
             return Ok(Fit { memory, batches });
         }
     }
@@ -103,7 +113,7 @@ mod tests {
     const M: usize = 1024 * K;
 
     fn wish(connections: usize, default: usize) -> Wish {
-        Wish { connections, set: None, default }
+        Wish { connections, set: None, default, spools: false }
     }
 
     #[test]
@@ -112,6 +122,20 @@ mod tests {
         assert_eq!(fit.batches, [M, 256 * K]);
         assert_eq!((fit.memory.chunk_bytes, fit.memory.max_record_bytes), (8 * M, M));
         assert_eq!(fit.memory.batch_bytes, 2 * (2 * M + 64 * K), "each may hold a record of 1 MiB");
+    }
+
+    #[test]
+    fn spools_have_a_part_of_what_chunks_would_have() {
+        let spooled = |default| Wish { spools: true, ..wish(1, default) };
+        let two = fit(16 * M, &[spooled(M), spooled(256 * K)], M).unwrap().memory;
+        assert_eq!((two.chunk_bytes, two.spool_bytes, two.max_record_bytes), (6 * M, M, M));
+        let small = fit(M, &[spooled(M)], M).unwrap().memory;
+        assert_eq!(
+            (small.chunk_bytes, small.spool_bytes, small.max_record_bytes),
+            (384 * K, 128 * K, 96 * K)
+        );
+        let long = fit(16 * M, &[spooled(M)], 4 * M).unwrap().memory;
+        assert_eq!((long.chunk_bytes, long.spool_bytes, long.max_record_bytes), (6 * M, 2 * M, 3 * M / 2));
     }
 
     #[test]
@@ -144,20 +168,24 @@ mod tests {
         #[test]
         fn memory_is_bounded_by_construction(
             budget in M..64 * M,
-            wishes in proptest::collection::vec((1usize..17, any::<bool>(), K..4 * M), 1..6),
+            wishes in proptest::collection::vec((1usize..17, any::<bool>(), K..4 * M, any::<bool>()), 1..6),
             longest in 64usize..8 * M,
         ) {
             let sinks: Vec<Wish> = wishes
                 .iter()
-                .map(|(connections, is_set, bytes)| Wish {
+                .map(|(connections, is_set, bytes, spools)| Wish {
                     connections: *connections,
                     set: is_set.then_some(*bytes),
                     default: *bytes,
+                    spools: *spools,
                 })
                 .collect();
             match fit(budget, &sinks, longest) {
                 Ok(Fit { memory, batches }) => {
-                    prop_assert!(memory.chunk_bytes + memory.batch_bytes <= budget);
+                    let spools = sinks.iter().filter(|sink| sink.spools).count() * memory.spool_bytes;
+                    prop_assert!(memory.chunk_bytes + memory.batch_bytes + spools <= budget);
+                    prop_assert!(memory.chunk_bytes >= READ_BYTES);
+                    prop_assert!(spools == 0 || memory.max_record_bytes <= memory.spool_bytes);
                     prop_assert!(memory.max_record_bytes <= longest.min(memory.chunk_bytes / 4));
                     for (sink, bytes) in sinks.iter().zip(batches) {
                         prop_assert!(sink.set.is_none_or(|set| set == bytes));

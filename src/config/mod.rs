@@ -38,9 +38,10 @@ use self::memory::{BUDGET_LEAST, BUDGET_MOST, Fit, TooMuch, Wish};
 use self::reader::{Item, Reader, Room};
 use self::sinks::Sink;
 use self::sources::Source;
-use crate::monitors::SourceOptions;
+use crate::monitors::{SourceKind, SourceOptions};
 use crate::pipeline::StageOptions;
 use crate::sinks::SinkOptions;
+use crate::spool::SpoolOptions;
 
 /// A configuration that was checked.
 #[derive(Clone, Debug)]
@@ -53,6 +54,8 @@ pub struct Config {
     pub pipeline: Vec<StageOptions>,
     /// From 1 to [`crate::ack::SinkSet::MAX`], names unique; `SinkId(i)` is `sinks[i]`.
     pub sinks: Vec<SinkOptions>,
+    /// Of each sink, `None` where it has none.
+    pub spools: Vec<Option<SpoolOptions>>,
     pub memory: Memory,
 }
 
@@ -160,7 +163,9 @@ fn whole(reader: Reader<'_>, room: &Room<'_>) -> Config {
     );
     let known: Vec<&SourceOptions> = sources.iter().map(|source| &source.options).collect();
     let pipeline = stages::read(&reader.list("pipeline"), &known);
-    let sinks = sinks::read(&entries("sinks", r#"[ { "type": "loki", "url": "http://127.0.0.1:3100" } ]"#));
+    let streams = known.iter().any(|source| !matches!(source.kind, SourceKind::File(_)));
+    let sinks = entries("sinks", r#"[ { "type": "loki", "url": "http://127.0.0.1:3100" } ]"#);
+    let sinks = sinks::read(&sinks, streams);
     let config = share_out(agent, status, sources, pipeline, sinks, budget, room);
     reader.finish();
     config
@@ -254,7 +259,7 @@ fn share_out(
                 }
             }
         }
-        let zero = Memory { budget: 0, chunk_bytes: 0, batch_bytes: 0, max_record_bytes: longest };
+        let zero = Memory { budget: 0, chunk_bytes: 0, batch_bytes: 0, spool_bytes: 0, max_record_bytes: longest };
         Fit { memory: zero, batches: wishes.iter().map(|wish| wish.default).collect() }
     });
     for (sink, bytes) in sinks.iter_mut().zip(fit.batches) {
@@ -275,6 +280,7 @@ fn share_out(
         status,
         sources: sources.into_iter().map(|source| source.options).collect(),
         pipeline,
+        spools: sinks.iter().map(|sink| sink.spool).collect(),
         sinks: sinks.into_iter().map(|sink| sink.options).collect(),
         memory: fit.memory,
     }

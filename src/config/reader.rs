@@ -208,6 +208,19 @@ impl<'a> Item<'a> {
         .map(|value| value as u64)
     }
 
+    pub fn boolean(&self) -> Option<bool> {
+        match self.node {
+            Json::Bool(value) => Some(*value),
+            Json::String(_) if self.is_substituted() => {
+                self.parsed(|text| text.parse().ok(), "true or false")
+            }
+            _ => {
+                self.complain("is not true or false (without quotes)");
+                None
+            }
+        }
+    }
+
     pub fn duration(&self, range: RangeInclusive<Duration>) -> Option<Duration> {
         let value =
             self.parsed(values::duration, "a duration; write it like \"5s\", \"250ms\" or \"1m30s\"")?;

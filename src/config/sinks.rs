@@ -10,6 +10,7 @@ use crate::sinks::{
     Auth, BatchLimits, FileOptions, Format, HttpOptions, KindOptions, LokiEncoding, LokiOptions, LongLines,
     RetryOptions, RotateOptions, SinkOptions, TlsOptions,
 };
+use crate::spool::{SpoolOptions, WhenFull};
 
 /// Loki takes 4 MiB at most by default, and a file is not written faster in larger pieces.
 const BATCH_MOST: u64 = 4 * MIB;
@@ -17,6 +18,7 @@ const BATCH_MOST: u64 = 4 * MIB;
 /// One entry, before the memory is shared out.
 pub struct Sink<'a> {
     pub options: SinkOptions,
+    pub spool: Option<SpoolOptions>,
     /// Where `batch.max_bytes` was written down, if it was.
     pub max_bytes: Option<Item<'a>>,
     item: Item<'a>,
@@ -33,11 +35,14 @@ enum Type {
 const TYPES: [(&str, Type); 3] = [("loki", Type::Loki), ("file", Type::File), ("stdout", Type::Stdout)];
 const PLANNED: [&str; 4] = ["elasticsearch", "splunk_hec", "otlp", "http"];
 
-pub fn read<'a>(items: &[Item<'a>]) -> Vec<Sink<'a>> {
+/// `streams`: some source cannot be read again.
+pub fn read<'a>(items: &[Item<'a>], streams: bool) -> Vec<Sink<'a>> {
     if let Some(item) = items.get(SinkSet::MAX) {
         item.room().complain("sinks", format!("{} sinks are above the limit {}", items.len(), SinkSet::MAX));
     }
-    let mut sinks: Vec<Sink> = items.iter().filter_map(entry).collect();
+    // An ill sink must not stop a healthy one, nor lose what nobody else has. A file waits for its only sink.
+    let spools = items.len() > 1 || streams;
+    let mut sinks: Vec<Sink> = items.iter().filter_map(|item| entry(item, spools)).collect();
     name(&mut sinks);
     distinct_files(&sinks);
     sinks
@@ -49,11 +54,12 @@ impl Sink<'_> {
             connections: self.options.connections,
             set: self.max_bytes.is_some().then_some(self.options.batch.max_bytes),
             default: self.options.batch.max_bytes,
+            spools: self.spool.is_some(),
         }
     }
 }
 
-fn entry<'a>(item: &Item<'a>) -> Option<Sink<'a>> {
+fn entry<'a>(item: &Item<'a>, spools: bool) -> Option<Sink<'a>> {
     let reader = item.reader()?;
     let kind = reader.required("type", "\"loki\"").and_then(|item| item.type_of(&TYPES, &PLANNED));
     let kind = match kind {
@@ -76,9 +82,10 @@ fn entry<'a>(item: &Item<'a>) -> Option<Sink<'a>> {
         retry: retry(reader.section("retry")),
         kind,
     };
-    reader.not_available(&["spool", "compress", "max_total_bytes"]);
+    let spool = spool(reader.section("spool"), spools);
+    reader.not_available(&["compress", "max_total_bytes"]);
     reader.finish();
-    Some(Sink { options, max_bytes, item: item.clone(), name })
+    Some(Sink { options, spool, max_bytes, item: item.clone(), name })
 }
 
 fn secs(seconds: u64) -> Duration {
@@ -126,6 +133,19 @@ fn retry(reader: Reader<'_>) -> RetryOptions {
     let attempts = reader.item("max_attempts").and_then(|item| item.integer(1..=u64::from(u32::MAX)));
     reader.finish();
     RetryOptions { initial, max, max_attempts: attempts.map(|attempts| attempts as u32) }
+}
+
+/// `default`: whether there is one if nobody says so.
+fn spool(reader: Reader<'_>, default: bool) -> Option<SpoolOptions> {
+    let enabled = reader.given("enabled").and_then(|item| item.boolean()).unwrap_or(default);
+    let options = SpoolOptions {
+        max_bytes: reader.size("max_bytes", values::GIB, MIB..=64 * 1024 * values::GIB),
+        after: reader.duration("after", secs(5), ms(0)..=secs(86_400)),
+        when_full: reader
+            .one_of("when_full", &[("wait", WhenFull::Wait), ("drop_oldest", WhenFull::DropOldest)]),
+    };
+    reader.finish();
+    enabled.then_some(options)
 }
 
 fn format(reader: &Reader<'_>) -> Format {

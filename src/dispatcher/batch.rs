@@ -3,6 +3,7 @@
 //! Always true: records leave in the order in which they came; a batch is never empty; only a single record that
 //! is larger than the limit makes a batch above it.
 
+use std::ops::Range;
 use std::time::Instant;
 
 use crate::ack::Share;
@@ -27,11 +28,22 @@ impl Batcher {
     }
 
     /// Takes a parcel and hands every batch that it filled to `sealed`.
-    pub fn push(&mut self, parcel: Parcel, now: Instant, mut sealed: impl FnMut(Sealed)) {
-        let Parcel { records, mut share } = parcel;
-        let mut first = 0;
-        while first < records.len() {
+    pub fn push(&mut self, parcel: Parcel, now: Instant, sealed: impl FnMut(Sealed)) {
+        self.push_slice(Slice::all(parcel.records), parcel.share, now, sealed);
+    }
+
+    /// Some records of a chunk, with the share that is theirs.
+    pub fn push_slice(
+        &mut self,
+        slice: Slice,
+        mut share: Share,
+        now: Instant,
+        mut sealed: impl FnMut(Sealed),
+    ) {
+        let Slice { records, range: Range { start: mut first, end } } = slice;
+        while first < end {
             let room = self.limits.max_lines - self.records;
+            let room = room.min((end - first) as usize);
             let mut fits =
                 records.fit(first, room, (self.limits.max_bytes as u64).saturating_sub(self.weight));
             if fits == 0 {

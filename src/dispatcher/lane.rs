@@ -14,11 +14,14 @@
 //! Always true: at most one batch per connection is away, and each channel of the street has room for all of
 //! them. A source stays with one connection, and a batch that comes back goes to the front of its queue: order
 //! within a source holds. The inlet is always emptied, whatever the sink does: what waits here is bounded by
-//! the budget, and no worker is ever held up by an ill sink. A share is settled after the sink said yes, or
-//! after the dead letter was written, and at no other moment.
+//! the budget, and no worker is ever held up by an ill sink. A share is settled after the sink said yes, after the
+//! dead letter was written, or after its records were spooled, and at no other moment. A sink that stays ill is
+//! spooled (`lane/spooling.rs`) as soon as no batch of it is away: what is away is older than all that is here.
 //!
 //! Not here: how a batch is encoded (the sinks), when a sink is tried again (`retry.rs`), when a position is
-//! saved (the ledger). Not here yet, but this is its place: the spool, between the inlet and the batches.
+//! saved (the ledger).
+
+mod spooling;
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -29,10 +32,11 @@ use crossbeam_channel::{Receiver, Sender, at, never, select};
 use parking_lot::Mutex;
 use serde::Serialize;
 
+pub use self::spooling::{Settings as SpoolSettings, Spooling};
 use super::batch::{Batcher, Sealed, each_record, halves};
 use super::retry::Request;
 use super::sender::Report;
-use crate::ack::{Share, SinkId, Verdict};
+use crate::ack::{Count, Share, SinkId, Verdict};
 use crate::deadletter::{DeadLetters, Letter};
 use crate::error::{Error, Result};
 use crate::record::{Batch, Parcel, Slice};
@@ -63,6 +67,8 @@ pub struct Lane {
     inlet_closed: bool,
     /// The agent aborts, or the last try of a stop failed: nothing is sent any more.
     giving_up: bool,
+    /// `None`: what an ill sink cannot take waits in its sources.
+    spooling: Option<Spooling>,
     health: HealthView,
     /// Refused since that was last said, and when it may be said again.
     untold_refusals: usize,
@@ -96,6 +102,9 @@ pub struct Health {
     #[serde(skip)]
     pub since: Instant,
     pub queued_batches: usize,
+    /// Lines that wait in its spool.
+    pub spooled_lines: u64,
+    pub spooled_bytes: u64,
 }
 
 pub type HealthView = Arc<Mutex<Health>>;
@@ -137,12 +146,24 @@ impl Lane {
         ends: Ends,
         stop: Stop,
         dead_letters: DeadLetters,
+        mut spooling: Option<Spooling>,
         now: Instant,
     ) -> Lane {
+        if let Some(spooling) = &mut spooling {
+            spooling.begin(now);
+        }
         let street =
             |jobs| Street { jobs, batcher: Batcher::new(options.batch), queue: VecDeque::new(), away: false };
         let name = options.name.to_string();
-        let health = Health { name, mood: Mood::Well, why: None, since: now, queued_batches: 0 };
+        let health = Health {
+            name,
+            mood: Mood::Well,
+            why: None,
+            since: now,
+            queued_batches: 0,
+            spooled_lines: 0,
+            spooled_bytes: 0,
+        };
         Lane {
             sink,
             inlet: ends.inlet,
@@ -158,6 +179,7 @@ impl Lane {
             next_number: 0,
             inlet_closed: false,
             giving_up: false,
+            spooling,
             untold_refusals: 0,
             tell_at: None,
             health: Arc::new(Mutex::new(health)),
@@ -175,6 +197,7 @@ impl Lane {
 
     /// Ends when the inlet is closed and everything is answered for, or let go.
     pub fn run(mut self, task: &Task) -> Result<()> {
+        self.turn(task.now()); // an earlier life may have left something
         while !self.is_over() {
             task.waits_for(match self.mood {
                 Mood::Well => "records and answers",
@@ -193,11 +216,16 @@ impl Lane {
     /// Open batches need no look: the end of the inlet has sealed them.
     fn is_over(&self) -> bool {
         let nothing_here = |street: &Street| !street.away && street.queue.is_empty();
-        self.inlet_closed && self.streets.iter().all(nothing_here)
+        let spool_may_wait = self.giving_up || self.stop.stop.is_closed();
+        let spooled = |spooling: &Spooling| !spooling.waits() && (spool_may_wait || !spooling.has_unread());
+        self.inlet_closed
+            && self.streets.iter().all(nothing_here)
+            && self.spooling.as_ref().is_none_or(spooled)
     }
 
     fn next_event(&self) -> Event {
-        let due = self.streets.iter().filter_map(|street| street.batcher.due()).min().map_or(never(), at);
+        let due = self.streets.iter().filter_map(|street| street.batcher.due());
+        let due = due.chain(self.spool_due()).min().map_or(never(), at);
         let inlet = if self.inlet_closed { &never() } else { &self.inlet };
         // A stop means nothing here before the inlet has closed: what is on its way comes first.
         let last_call = self.inlet_closed && self.mood == Mood::Resting;
@@ -228,10 +256,7 @@ impl Lane {
 
     fn handle(&mut self, event: Event, now: Instant) -> Result<()> {
         match event {
-            Event::Parcel(parcel) if self.giving_up => {
-                self.let_go_of(parcel.share, &Slice::all(parcel.records))
-            }
-            Event::Parcel(parcel) => self.collect(parcel, now),
+            Event::Parcel(Parcel { records, share }) => self.take(Slice::all(records), share, now),
             Event::InletClosed => {
                 self.inlet_closed = true;
                 self.flush(|_| true);
@@ -245,23 +270,47 @@ impl Lane {
                 self.feel(Mood::Probing, None, now)
             }
             Event::Again | Event::Stopping => {}
-            Event::Aborted => self.give_up(),
+            Event::Aborted => self.give_up(now),
             Event::SchedulerGone => self.again = never(),
             Event::SendersGone => {
-                self.give_up();
+                self.streets.iter_mut().for_each(|street| street.away = false);
+                self.give_up(now);
                 return Err(Error::new(format!("{}: its senders have ended", self.options.name)));
             }
         }
-        self.dispatch();
-        self.health.lock().queued_batches = self.streets.iter().map(|street| street.queue.len()).sum();
+        self.turn(now);
         Ok(())
     }
 
-    fn collect(&mut self, parcel: Parcel, now: Instant) {
-        let at = (parcel.records.origin().lineage % self.streets.len() as u64) as usize;
+    /// What follows from whatever has happened.
+    fn turn(&mut self, now: Instant) {
+        self.spool(now);
+        self.dispatch(now);
+        let spooled = self.spooling.as_ref().map_or(Count::default(), Spooling::pending);
+        let mut health = self.health.lock();
+        health.queued_batches = self.streets.iter().map(|street| street.queue.len()).sum();
+        (health.spooled_lines, health.spooled_bytes) = (spooled.lines, spooled.bytes);
+    }
+
+    /// New records go where all that came before them went.
+    fn take(&mut self, slice: Slice, share: Share, now: Instant) {
+        let waits_for_older = self.spooling.is_some() && !self.nobody_away();
+        match &mut self.spooling {
+            _ if self.giving_up && !waits_for_older => self.abandon(slice, share, now),
+            Some(spooling) if spooling.takes_all() => spooling.put(slice, share, now),
+            _ => self.collect(slice, share, now),
+        }
+    }
+
+    fn collect(&mut self, slice: Slice, share: Share, now: Instant) {
+        let at = (slice.records.origin().lineage % self.streets.len() as u64) as usize;
         let Street { batcher, queue, .. } = &mut self.streets[at];
         let next_number = &mut self.next_number;
-        batcher.push(parcel, now, |parts| queue.push_back(number(next_number, parts)));
+        batcher.push_slice(slice, share, now, |parts| queue.push_back(number(next_number, parts)));
+    }
+
+    fn nobody_away(&self) -> bool {
+        self.streets.iter().all(|street| !street.away)
     }
 
     fn flush(&mut self, which: impl Fn(&Street) -> bool) {
@@ -272,25 +321,24 @@ impl Lane {
     }
 
     /// Hands out what may be sent now.
-    fn dispatch(&mut self) {
+    fn dispatch(&mut self, now: Instant) {
         let oldest = |street: &Street| street.queue.front().map(|batch| batch.number);
         match self.mood {
             _ if self.giving_up => {}
             Mood::Resting => {}
-            Mood::Well => (0..self.streets.len()).for_each(|at| self.send(at)),
+            Mood::Well => (0..self.streets.len()).for_each(|at| self.send(at, now)),
             Mood::Probing => {
-                let nobody_away = self.streets.iter().all(|street| !street.away);
                 let first = (0..self.streets.len())
                     .filter(|at| oldest(&self.streets[*at]).is_some())
                     .min_by_key(|at| oldest(&self.streets[*at]));
-                if let (true, Some(at)) = (nobody_away, first) {
-                    self.send(at);
+                if let (true, Some(at)) = (self.nobody_away(), first) {
+                    self.send(at, now);
                 }
             }
         }
     }
 
-    fn send(&mut self, at: usize) {
+    fn send(&mut self, at: usize, now: Instant) {
         let street = &mut self.streets[at];
         if street.away {
             return;
@@ -301,7 +349,7 @@ impl Lane {
             // The sender has panicked; the Task Manager stops the agent for it.
             street.away = false;
             street.queue.push_front(back.into_inner());
-            self.give_up();
+            self.give_up(now);
         }
     }
 
@@ -314,7 +362,7 @@ impl Lane {
                 batch.parts.into_iter().for_each(|(_, share)| share.settle(&Verdict::Delivered));
             }
             Answer::Refused { which, why } => self.refused(at, batch, which, &why, now),
-            Answer::Retry { .. } if self.giving_up => self.let_go(batch),
+            Answer::Retry { .. } if self.giving_up => self.streets[at].queue.push_front(batch),
             Answer::Retry { not_before, why } => {
                 self.failures += u32::from(self.mood != Mood::Resting);
                 if self.options.retry.max_attempts.is_some_and(|most| self.failures >= most) {
@@ -329,7 +377,7 @@ impl Lane {
             }
         }
         if self.giving_up {
-            self.give_up(); // what came back is not sent again
+            self.give_up(now); // what came back is not sent again
         }
     }
 
@@ -349,7 +397,7 @@ impl Lane {
         }
         if self.inlet_closed && self.stop.stop.is_closed() {
             log::warn!("{why}; the agent is stopping, so that was the last try");
-            self.give_up();
+            self.give_up(now);
             return;
         }
         if self.mood != Mood::Resting {
@@ -433,18 +481,44 @@ impl Lane {
     }
 
     /// From here on only the inlet is emptied and what is away is waited for.
-    fn give_up(&mut self) {
+    fn give_up(&mut self, now: Instant) {
         self.giving_up = true;
+        if self.spooling.is_some() && !self.nobody_away() {
+            return; // it is older than all that is here, and comes back soon
+        }
+        for (slice, share) in self.take_all() {
+            self.abandon(slice, share, now);
+        }
+        self.let_go_of_waiting(now);
+    }
+
+    /// All that has not been sent, oldest first.
+    fn take_all(&mut self) -> Vec<(Slice, Share)> {
         self.flush(|_| true);
-        for at in 0..self.streets.len() {
-            while let Some(batch) = self.streets[at].queue.pop_front() {
-                self.let_go(batch);
+        let queues = self.streets.iter_mut().flat_map(|street| street.queue.drain(..));
+        let mut batches: Vec<Batch> = queues.collect();
+        batches.sort_by_key(|batch| batch.number);
+        batches.into_iter().flat_map(|batch| batch.parts).collect()
+    }
+
+    /// Nothing is sent any more: what did not come out of the spool goes there, or is let go.
+    fn abandon(&mut self, slice: Slice, share: Share, now: Instant) {
+        match &mut self.spooling {
+            _ if slice.records.is_from_spool() => share.let_go(),
+            Some(spooling) => {
+                spooling.put(slice, share, now);
+                self.let_go_of_waiting(now);
             }
+            None => self.let_go_of(share, &slice),
         }
     }
 
-    fn let_go(&self, batch: Batch) {
-        for (slice, share) in batch.parts {
+    /// Nobody waits for room in the spool any more.
+    fn let_go_of_waiting(&mut self, now: Instant) {
+        if let Some(spooling) = &mut self.spooling {
+            spooling.write(now);
+        }
+        while let Some((slice, share)) = self.spooling.as_mut().and_then(Spooling::take_back) {
             self.let_go_of(share, &slice);
         }
     }

@@ -121,6 +121,7 @@ fn lane_with(house: &House, connection: Touchy) -> (Lane, SenderLoop, Receiver<R
         ends,
         house.stop.clone(),
         house.dead_letters.clone(),
+        None,
         Clock::real().now(),
     );
     let sender = SenderLoop {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::page::Page;
-use crate::ack::{Count, GenerationId, Receipt, SinkId};
+use crate::ack::{Count, GenerationId, Receipt, SinkId, Tally, Verdict};
 use crate::metrics::{Counter, Gauge, Registry};
 
 /// The account of one sink since the agent started, and what it owes.
@@ -92,12 +92,42 @@ impl Books {
         self.unread == 0
             && self.unseen == 0
             && self.given_up == 0
-            && self.sinks.iter().all(|sink| sink.pending == 0 && sink.let_go == 0 && sink.kept.lines == 0)
+            && self.sinks.iter().all(|sink| {
+                sink.pending == 0 && sink.let_go == 0 && sink.kept.lines == 0 && sink.spooled.lines == 0
+            })
     }
 
     /// Rises with every line that was read or answered for: stands still when nothing moves.
     pub fn movement(&self) -> u64 {
-        self.read.bytes + self.sinks.iter().map(|sink| sink.read - sink.pending).sum::<u64>()
+        let of_sink =
+            |sink: &SinkBooks| sink.read - sink.pending + sink.delivered.lines + sink.dead_lettered.lines;
+        self.read.bytes + self.sinks.iter().map(of_sink).sum::<u64>()
+    }
+
+    /// Spooled by an earlier life.
+    pub(super) fn carry_over(&mut self, sink: SinkId, count: Count) {
+        let books = &mut self.sinks[sink.0 as usize];
+        books.read += count.lines;
+        books.read_bytes += count.bytes;
+        books.spooled += count;
+    }
+
+    /// What an earlier life had spooled, and nobody has any more.
+    pub(super) fn lose(&mut self, sink: SinkId, count: Count, why: &str, meters: &Meters) {
+        let mut tally = Tally::default();
+        tally.add(&Verdict::Dropped(why.into()), count);
+        let (not_delivered, undelivered) = (Count::default(), Vec::new());
+        let receipt = Receipt {
+            generation: GenerationId(0),
+            range: 0..0,
+            sink,
+            tally,
+            not_delivered,
+            undelivered,
+            fault: false,
+            from_spool: true,
+        };
+        self.settle(&receipt, meters);
     }
 
     pub(super) fn owe(&mut self, sink: SinkId, count: Count, meters: &Meters) {

@@ -137,6 +137,9 @@ pub struct KeptStamp {
     pub cursor: Option<Cursor>,
 }
 
+/// Why bytes are given up that nobody has written: they are not missing.
+pub const HOLE: &str = "a hole in the file";
+
 /// How many bytes in front of a position tell whether it is still in the same text.
 pub const BEFORE_BYTES: usize = 64;
 
@@ -229,6 +232,12 @@ pub struct Restored {
     /// There was no state at all: this is the first start in this `data_dir`.
     pub first_start: bool,
 }
+
+/// Bytes of a generation.
+pub type Ranged = (GenerationId, Range<u64>);
+
+/// Bytes of a generation that a sink or a spool had and has no more, and how many lines and bytes they were.
+pub type Damaged = (GenerationId, Range<u64>, Count);
 
 /// The way to the ledger: one per carrier, cheap to clone. Notes are never dropped: a full channel makes the
 /// carrier wait, and the ledger waits for nobody.
@@ -339,7 +348,7 @@ impl Ledger {
         margin: Duration,
         metrics: &Registry,
         wires: &mut Wires,
-    ) -> (Ledger, Book, Restored, Journal) {
+    ) -> (Ledger, Book, Journal) {
         let carriers = [Post::Monitor, Post::Worker, Post::Lane];
         let (book, notes) = wires.downhill("notes", &carriers, Post::Ledger, NOTES);
         let (mut slots, left) = Slots::open(settings.disk.clone(), &settings.folder);
@@ -359,7 +368,6 @@ impl Ledger {
         if !clean {
             state.skip_generations(1 + u64::from(fastrand::u32(..)));
         }
-        let restored = state.restored(first_start);
         let mut journal = found.journal;
         journal.begin(id);
         slots.begin();
@@ -384,21 +392,29 @@ impl Ledger {
             stamping_ill: None,
             first_start,
         };
-        (ledger, Book(book), restored, journal)
+        (ledger, Book(book), journal)
     }
 
-    /// Enters what the outputs of the last life turned out to have for a sink. Before the monitors are told what was
-    /// [`Ledger::restored`], since it is not read again.
-    pub fn recovered(&mut self, sink: SinkId, ranges: Vec<(GenerationId, Range<u64>)>) {
-        ranges.into_iter().for_each(|(generation, range)| self.state.recovered(sink, generation, range));
+    /// There was no state at all: this is the first start in this `data_dir`.
+    pub fn is_first_start(&self) -> bool {
+        self.first_start
     }
 
-    /// Enters what is not answered for after all: it was in a spool, and is damaged there. As for
-    /// [`Ledger::recovered`]; what cannot be read any more stays as it is.
-    pub fn damaged(&mut self, sink: SinkId, ranges: Vec<(GenerationId, Range<u64>)>) {
-        ranges.into_iter().for_each(|(generation, range)| self.state.damaged(sink, generation, range));
+    /// What a sink has found of an earlier life in its outputs: as good as receipts. Before monitors are given
+    /// [`Ledger::restored`].
+    pub fn recovered(&mut self, sink: SinkId, ranges: &[Ranged]) {
+        self.state.recovered(sink, ranges);
+        self.show();
     }
 
+    /// What a spool has found at the start: `recovered` is as good as receipts, `damaged` has to be read again, and
+    /// `pending` waits there. Before monitors are given [`Ledger::restored`].
+    pub fn spool_found(&mut self, sink: SinkId, recovered: &[Ranged], damaged: &[Damaged], pending: Count) {
+        self.state.spool_found(sink, recovered, damaged, pending);
+        self.show();
+    }
+
+    /// What monitors need to go on.
     pub fn restored(&self) -> Restored {
         self.state.restored(self.first_start)
     }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::saved::{AnyPath, SavedGeneration};
 use super::{Cursor, Head, Identity, KeptStamp, Known, Opened, Progress, Stamp};
-use crate::ack::GenerationId;
+use crate::ack::{GenerationId, SinkId};
 
 pub struct Page {
     pub source: Arc<str>,
@@ -197,18 +197,6 @@ impl Page {
         self.begin_life();
     }
 
-    /// What an output of the last life turned out to have.
-    pub fn recovered(&mut self, sink: usize, range: Range<u64>) {
-        self.sinks[sink].add(range);
-        self.begin_life();
-    }
-
-    /// What a sink has lost again.
-    pub fn damaged(&mut self, sink: usize, range: Range<u64>) {
-        self.sinks[sink].remove(range);
-        self.begin_life();
-    }
-
     /// All there is was read by lives before this one.
     fn begin_life(&mut self) {
         self.known_to = self.high.to;
@@ -245,6 +233,19 @@ impl Page {
             self.stamps.remove(start);
         });
         over.iter().filter(|start| **start >= self.known_to).count()
+    }
+
+    /// Before anything is read in this life: a sink has this of an earlier one.
+    pub fn recover(&mut self, sink: SinkId, range: Range<u64>) {
+        self.sinks[sink.0 as usize].add(range);
+        self.drop_answered_in(0..u64::MAX);
+        self.read_to = self.position();
+    }
+
+    /// Before anything is read in this life: a sink has lost this after it had answered for it.
+    pub fn lack_again(&mut self, sink: SinkId, range: Range<u64>) {
+        self.sinks[sink.0 as usize].remove(range);
+        self.read_to = self.position();
     }
 
     /// No sink is asked for what stands up to `upto`. Says how many bytes some sink lacked.

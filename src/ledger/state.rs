@@ -4,15 +4,14 @@
 //! finished generation is forgotten once every sink has answered; its account lives on in the totals.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::books::{Books, Meters, SinkBooks, view};
 use super::page::Page;
 use super::saved::{AnyPath, Changes, OwnFile, Saved, SavedGeneration};
-use super::{Known, Mark, Note, Opened, Record, Restored, Stamp};
-use crate::ack::{GenerationId, Receipt, SinkId};
+use super::{Damaged, HOLE, Known, Mark, Note, Opened, Ranged, Record, Restored, Stamp};
+use crate::ack::{Count, GenerationId, Receipt, SinkId};
 use crate::durable::{FileId, OwnFiles};
 use crate::error::{Error, Result};
 use crate::metrics::Registry;
@@ -162,6 +161,29 @@ impl State {
         Ok(())
     }
 
+    /// A sink has these of an earlier life.
+    pub fn recovered(&mut self, sink: SinkId, ranges: &[Ranged]) {
+        for (generation, range) in ranges {
+            // A power cut may have taken a generation from the ledger and not from the outputs: its number is used.
+            self.next_generation = self.next_generation.max(generation.0 + 1);
+            // Of others every sink has answered, or they were no files.
+            if let Some(page) = self.pages.get_mut(generation) {
+                page.recover(sink, range.clone());
+            }
+        }
+    }
+
+    pub fn spool_found(&mut self, sink: SinkId, recovered: &[Ranged], damaged: &[Damaged], pending: Count) {
+        self.books.carry_over(sink, pending);
+        self.recovered(sink, recovered);
+        for (generation, range, count) in damaged {
+            match self.pages.get_mut(generation) {
+                Some(page) => page.lack_again(sink, range.clone()),
+                None => self.books.lose(sink, *count, "spool corrupt", &self.meters),
+            }
+        }
+    }
+
     fn receipt(&mut self, receipt: Receipt, aborting: bool) -> Result<()> {
         let sink = receipt.sink.0 as usize;
         self.books.settle(&receipt, &self.meters);
@@ -186,7 +208,9 @@ impl State {
     fn gave_up(&mut self, generation: GenerationId, upto: u64, why: Arc<str>) -> Result<()> {
         let page = self.page(generation)?;
         let from = page.read_to;
-        self.books.given_up += page.give_up(from, upto, why);
+        let is_hole = *why == *HOLE;
+        let bytes = page.give_up(from, upto, why);
+        self.books.given_up += if is_hole { 0 } else { bytes };
         let page = self.page(generation)?;
         let over = page.drop_answered_in(from..upto.max(from));
         self.meters.open_chunks.add(-(over as i64));
@@ -226,21 +250,6 @@ impl State {
             }
         }
         self.meters.generations.set(self.pages.len() as i64);
-    }
-
-    /// What an output of the last life turned out to have of a generation.
-    pub fn recovered(&mut self, sink: SinkId, generation: GenerationId, range: Range<u64>) {
-        // One that is not in the books was over, or is read as another one from its beginning.
-        if let Some(page) = self.pages.get_mut(&generation) {
-            page.recovered(sink.0 as usize, range);
-        }
-    }
-
-    /// What a sink was taken to have of a generation, and has not.
-    pub fn damaged(&mut self, sink: SinkId, generation: GenerationId, range: Range<u64>) {
-        if let Some(page) = self.pages.get_mut(&generation) {
-            page.damaged(sink.0 as usize, range);
-        }
     }
 
     /// The numbers of generations that a life has given which did not end in good order may not be known here, but

@@ -187,16 +187,16 @@ fn what_an_output_turned_out_to_have_is_not_asked_again_and_what_it_lost_is() {
     (0..3).for_each(|number| state.apply(stamp(number, SinkSet::all(2)), false).unwrap());
     state.apply(receipt(0, 0, true, false), false).unwrap();
     let mut state = reload(&state);
-    state.recovered(SinkId(1), GENERATION, 0..150);
+    state.recovered(SinkId(1), &[(GENERATION, 0..150)]);
     // Another life had it, which nobody knows of: after a power cut.
-    state.recovered(SinkId(1), GenerationId(77), 0..150);
+    state.recovered(SinkId(1), &[(GenerationId(77), 0..150)]);
     let found = known(&state);
     assert_eq!((found.position, found.progress[0].low(), found.progress[1].low()), (100, 100, 150));
-    state.recovered(SinkId(0), GENERATION, 100..500);
-    state.recovered(SinkId(1), GENERATION, 150..400);
+    state.recovered(SinkId(0), &[(GENERATION, 100..500)]);
+    state.recovered(SinkId(1), &[(GENERATION, 150..400)]);
     let found = known(&state);
     assert_eq!((found.position, found.line, found.stamps.len()), (300, 30, 0), "read over what has no stamp");
-    state.damaged(SinkId(1), GENERATION, 50..60);
+    state.spool_found(SinkId(1), &[], &[(GENERATION, 50..60, Count::default())], Count::default());
     let found = known(&state);
     assert_eq!((found.position, found.progress[1].covers(60..400)), (50, true));
     assert!(!found.progress[1].contains(50));
@@ -245,7 +245,7 @@ fn live(
         body(book, &view, folder.path());
     })
     .unwrap();
-    (open().2.known, table, folder)
+    (open().0.restored().known, table, folder)
 }
 
 #[test]

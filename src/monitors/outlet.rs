@@ -73,7 +73,7 @@ impl Supply {
 
     /// For what gives its lines times of its own, or cannot be read again.
     pub fn outlet(&self) -> Outlet {
-        Outlet { door: self.budget.door(), supply: self.clone(), stamping: None }
+        Outlet { door: self.budget.door(), supply: self.clone(), stamping: None, until_abort: false }
     }
 
     /// For what is read again after a crash: its stamps are in the journal before anything leaves.
@@ -87,6 +87,8 @@ pub struct Outlet {
     supply: Supply,
     door: Door,
     stamping: Option<Stamping>,
+    /// Goes on behind the stop.
+    until_abort: bool,
 }
 
 /// What an Outlet has whose stamps outlive the process.
@@ -312,19 +314,25 @@ impl Outlet {
         Ok(())
     }
 
+    /// For what no later life can read: from now on it is the abort that ends the wait for room.
+    pub fn read_on_until_abort(&mut self) {
+        self.until_abort = true;
+    }
+
     fn hand_over(&self, chunk: Chunk, stamp: Stamp) -> Result<(), NotSent> {
         let intakes = &self.supply.intakes;
         let intake = &intakes[(chunk.lines.origin.lineage % intakes.len() as u64) as usize];
         let mut select = Select::new_biased();
         let room = select.send(intake);
-        select.recv(self.supply.stop.stop.channel());
+        let stop = if self.until_abort { &self.supply.stop.abort } else { &self.supply.stop.stop };
+        select.recv(stop.channel());
         let ready = select.select();
         if ready.index() == room {
             // Workers outlive every Outlet; one that panicked drops the chunk unsettled, which is a fault.
             let _ = ready.send(intake, chunk);
             return Ok(());
         }
-        let _ = ready.recv(self.supply.stop.stop.channel());
+        let _ = ready.recv(stop.channel());
         chunk.ack.take_back();
         self.supply.book.note(Note::TakenBack(stamp));
         Err(NotSent::Stopped)
@@ -423,8 +431,9 @@ pub mod fixture {
             passed: Default::default(),
         };
         let margin = Duration::from_secs(1);
-        let (ledger, book, restored, journal) =
+        let (ledger, book, journal) =
             Ledger::open(settings, stop.clone(), margin, &metrics, &mut Wires::default());
+        let restored = ledger.restored();
         let (intake, chunks) = bounded(1);
         let budget = Budget::new(budget);
         let supply = Supply::new(budget, Clock::real(), stop, &restored, sinks, book, vec![intake]);

@@ -37,6 +37,7 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use cursor::{Cursor, CursorFile, Position};
 use frame::{Header, Ticket};
@@ -75,6 +76,15 @@ pub enum WhenFull {
     DropOldest,
 }
 
+/// What a configuration says about a spool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SpoolOptions {
+    pub max_bytes: u64,
+    /// How long its sink has to be ill.
+    pub after: Duration,
+    pub when_full: WhenFull,
+}
+
 /// What a spool needs.
 #[derive(Clone)]
 pub struct Settings {
@@ -98,7 +108,7 @@ pub struct Opened {
     /// What whole frames answer for and the last checkpoints may not know: as good as receipts.
     pub recovered: Vec<(GenerationId, Range<u64>)>,
     /// Of frames that are damaged: whoever took them for answered has to read them again.
-    pub damaged: Vec<(GenerationId, Range<u64>)>,
+    pub damaged: Vec<(GenerationId, Range<u64>, Count)>,
     /// What waits to be sent.
     pub pending: Count,
 }

@@ -237,16 +237,16 @@ impl Spool {
     ) -> io::Result<()> {
         let disk = self.settings.disk.clone();
         let mut scratch = std::mem::take(&mut self.scratch);
-        let mut behind: Vec<(GenerationId, Range<u64>)> = Vec::new();
+        let mut behind: Vec<(GenerationId, Range<u64>, Count)> = Vec::new();
         let whole_to = segment.scan(&*disk, &mut scratch, |header, is_whole| {
-            let range = (header.generation, header.start..header.end);
+            let (generation, range) = (header.generation, header.start..header.end);
             end.reach(&header, is_whole);
             if is_whole {
                 gaps.reach(&header);
                 opened.damaged.append(&mut behind);
-                opened.recovered.push(range);
+                opened.recovered.push((generation, range));
             } else {
-                behind.push(range);
+                behind.push((generation, range, header.count()));
             }
         })?;
         self.scratch = scratch;

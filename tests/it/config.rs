@@ -276,7 +276,11 @@ fn file_sources() {
         &source(r#""multiline": {}"#),
         &["sources[0].multiline", "not available in this version", "leave the key out"],
     );
-    check(&source(r#""hold_deleted": {}"#), &["sources[0].hold_deleted", "not available in this version"]);
+    check(
+        &source(r#""hold_deleted": { "max_age": "0s" }"#),
+        &["sources[0].hold_deleted.max_age", "\"0s\" is below the limit 1s"],
+    );
+    check(&source(r#""hold_deleted": { "bytes": 1 }"#), &["sources[0].hold_deleted.bytes"]);
     check(
         &source(r#""labels": { "a-b": "1" }"#),
         &["sources[0].labels.a-b", "\"a-b\" is not a label name", "letters, digits and _"],
@@ -343,7 +347,20 @@ fn sinks_of_all_types() {
         check(&text, &["sinks[0].type", planned, "is not available in this version", "\"loki\""]);
     }
     check(&sinks(r#"{ "type": "lokki" }"#), &["sinks[0].type", "\"lokki\"", "did you mean \"loki\"?"]);
-    check(&loki(r#""spool": {}"#), &["sinks[0].spool", "is not available in this version"]);
+    check(
+        &loki(r#""spool": { "enabled": "yes" }"#),
+        &["sinks[0].spool.enabled", "\"yes\" is not true or false"],
+    );
+    check(
+        &loki(r#""spool": { "max_bytes": "1KiB" }"#),
+        &["sinks[0].spool.max_bytes", "below the limit 1MiB"],
+    );
+    check(&loki(r#""spool": { "after": 5 }"#), &["sinks[0].spool.after", "5 is not a duration"]);
+    check(
+        &loki(r#""spool": { "when_full": "drop" }"#),
+        &["sinks[0].spool.when_full", "\"drop\" is not allowed", "\"wait\" or \"drop_oldest\""],
+    );
+    check(&loki(r#""spool": { "size": 1 }"#), &["sinks[0].spool.size", "is not a known key"]);
     check(&file(r#""compress": true"#), &["sinks[0].compress", "is not available in this version"]);
     check(&file(r#""max_total_bytes": "1GiB""#), &["sinks[0].max_total_bytes", "is not available"]);
     check(&loki(r#""connections": 17"#), &["sinks[0].connections", "17 is above the limit 16"]);

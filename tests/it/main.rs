@@ -11,6 +11,7 @@ mod config;
 mod core;
 mod corrupt;
 mod crash;
+mod deadletter;
 mod expect;
 mod files;
 mod floors;

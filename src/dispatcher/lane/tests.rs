@@ -73,7 +73,7 @@ impl Stage {
             again: again_end,
             refusals,
         };
-        let lane = Lane::new(SinkId(0), options, ends, stop, dead_letters, clock.now());
+        let lane = Lane::new(SinkId(0), options, ends, stop, dead_letters, None, clock.now());
         let (kept, stored) = (Arc::default(), Vec::new());
         Stage {
             lane,
@@ -303,7 +303,7 @@ fn connections_that_fail_at_once_have_failed_once() {
     stage.lane.handle(event, stage.clock.now()).unwrap();
     let other = stage.lane.streets[0].queue.pop_front().unwrap();
     stage.lane.streets[1].queue.push_back(other);
-    stage.lane.dispatch();
+    stage.lane.dispatch(stage.clock.now());
     for (street, jobs) in [&stage.jobs, &second].into_iter().enumerate() {
         let (batch, answer) = (jobs.recv().unwrap(), stage.answer_busy());
         stage.lane.handle(Event::Report(Report { street, batch, answer }), stage.clock.now()).unwrap();

@@ -10,6 +10,7 @@
 //! Not here: what a turn does (`tail.rs`), how files are found (`discovery.rs`).
 
 mod copies;
+mod deleted;
 mod missing;
 mod opening;
 mod roster;
@@ -24,7 +25,6 @@ use crossbeam_channel::select;
 
 use super::Mailbox;
 use super::discovery::Sweep;
-use super::identity::identity;
 use super::known::NotMet;
 use super::names::rotated;
 use super::tail::{Buffers, Reading, Tail, Turn};
@@ -33,9 +33,9 @@ use super::watch::Hints;
 use crate::budget::Refused;
 use crate::durable::{FileId, OwnFiles};
 use crate::error::Result;
-use crate::ledger::{Head, Known};
+use crate::ledger::Known;
 use crate::metrics::{Counter, Gauge, Registry};
-use crate::monitors::{FileSourceOptions, Opening, Outlet, SourceKind, SourceOptions};
+use crate::monitors::{FileSourceOptions, Outlet, SourceKind, SourceOptions};
 use crate::tasks::Task;
 use opening::Opened;
 
@@ -100,6 +100,8 @@ struct Meters {
     passed_over: Arc<Counter>,
     truncations: Arc<Counter>,
     cut_lines: Arc<Counter>,
+    held: Arc<Gauge>,
+    deleted_given_up: Arc<Counter>,
 }
 
 /// What the thread is told about the world around it.
@@ -183,6 +185,7 @@ impl Files {
             }
         }
         task.stopping();
+        self.read_deleted_on(task);
         self.account_for_unread();
         Ok(())
     }
@@ -241,6 +244,7 @@ impl Files {
                         + file_options(source).map_or(Duration::from_secs(3600), |file| file.poll_interval);
                 }
                 self.poll(|source| due[source], now);
+                self.limit_deleted(now);
                 self.show(now);
             }
             Event::Turn => self.give_turn(task),
@@ -354,10 +358,20 @@ impl Files {
         }
     }
 
-    /// The generation before it is read first, as far as it goes; if it is in the line, it may have grown.
-    fn is_blocked(&self, tail: &Tail) -> bool {
-        let before = tail.after.and_then(|before| self.tails.get(&before));
-        before.is_some_and(|before| (before.queued || !before.is_at_end()) && !before.trouble)
+    /// The generation before it is read first, its half line too, which waits for its rest for a while; if it is in
+    /// the line, it may have grown.
+    fn is_blocked<'a>(&'a self, mut tail: &'a Tail) -> bool {
+        // One that is blocked itself may have grown since it was looked at. Older at each step, so it ends.
+        let age = |tail: &Tail| tail.number().map_or(u64::MAX, |number| number.0);
+        while let Some(before) = tail.after.and_then(|before| self.tails.get(&before))
+            && age(before) < age(tail)
+        {
+            if (before.queued || before.unread() > 0) && !before.trouble {
+                return true;
+            }
+            tail = before;
+        }
+        false
     }
 
     /// Keeps a file open that is not read yet, since it may be rotated away before it is; but not with the last
@@ -386,7 +400,7 @@ impl Files {
             self.rested.push_back((tail.file, self.turns));
         }
         let followers =
-            if tail.is_at_end() || tail.trouble { std::mem::take(&mut tail.followers) } else { Vec::new() };
+            if tail.unread() == 0 || tail.trouble { std::mem::take(&mut tail.followers) } else { Vec::new() };
         self.tails.insert(tail.file, tail);
         self.trim_rested();
         while self.open > self.open_max && self.close_one() {}
@@ -431,10 +445,12 @@ impl Files {
     fn remove(&mut self, mut tail: Tail) {
         self.close(&mut tail);
         self.trim_rested();
+        let unread = tail.unread();
         if let Some(mut stream) = tail.stream.take() {
             // A descriptor that was closed when everything was read, and bytes that came in the moment between.
-            if tail.size > stream.position() {
-                self.outlet.give_up(&mut stream, tail.size, "deleted before it was read");
+            if unread > 0 {
+                let upto = stream.position() + unread;
+                self.outlet.give_up(&mut stream, upto, "deleted before it was read");
             }
             if tail.seen > stream.position() {
                 self.outlet.give_up(&mut stream, tail.seen, "truncated");
@@ -464,37 +480,6 @@ impl Files {
             self.outlet.finish(stream);
         }
         (tail.start, tail.scanned, tail.until, tail.before, tail.first_path) = (0, 0, None, None, None);
-    }
-
-    /// What could not be opened is unread too: it is a generation of which nothing was read.
-    fn account_for_unread(&mut self) {
-        // Before the first sweep is over, nobody knows.
-        let unseen = if self.swept { self.unsure } else { 1 };
-        if unseen > 0 {
-            self.outlet.unseen(unseen as u64);
-        }
-        for tail in self.tails.values_mut() {
-            // On a slow file system a look at each of thousands is too long: then it is what we saw last.
-            let aborted = self.outlet.stop().abort.is_closed();
-            let descriptor = tail.descriptor.as_ref().filter(|_| !aborted && tail.form.is_none());
-            let size = descriptor.and_then(|file| file.metadata().ok());
-            let size = size.map_or(tail.size, |metadata| metadata.len());
-            let bytes = tail.until.unwrap_or(size).min(size).saturating_sub(tail.position());
-            if bytes == 0 {
-                continue;
-            }
-            if tail.stream.is_none() {
-                tail.stream = Some(self.outlet.open(Opening {
-                    source: &self.sources[tail.source],
-                    generation: tail.generation,
-                    filename: Some(tail.name()),
-                    identity: Some(identity(tail.file, Head::of(b""))),
-                    start: tail.start,
-                    lineage: tail.lineage,
-                }));
-            }
-            tail.stream.iter().for_each(|stream| self.outlet.unread(stream, bytes));
-        }
     }
 
     fn show(&mut self, now: Instant) {
@@ -565,6 +550,16 @@ impl Meters {
             truncations: metrics.counter(
                 "file_truncations_total",
                 "Files that became shorter than what was read.",
+                &[],
+            ),
+            held: metrics.gauge(
+                "files_deleted_held_bytes",
+                "Bytes of the disk that deleted files take since they are held open until they are read.",
+                &[],
+            ),
+            deleted_given_up: metrics.counter(
+                "files_deleted_given_up_bytes_total",
+                "Unread bytes of deleted files that were let go because of hold_deleted.",
                 &[],
             ),
             cut_lines: metrics.counter(

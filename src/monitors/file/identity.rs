@@ -8,8 +8,6 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use rustix::fs::SeekFrom;
-use rustix::io::Errno;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::durable::FileId;
@@ -20,8 +18,13 @@ pub const HEAD_BYTES: usize = 1024;
 
 /// At most [`HEAD_BYTES`] from the beginning.
 pub fn read_head(file: &File) -> io::Result<Vec<u8>> {
+    read_head_at(file, 0)
+}
+
+/// At most [`HEAD_BYTES`] from where the text begins.
+pub fn read_head_at(file: &File, offset: u64) -> io::Result<Vec<u8>> {
     let mut head = vec![0; HEAD_BYTES];
-    let len = read_at(file, &mut head, 0)?;
+    let len = read_at(file, &mut head, offset)?;
     head.truncate(len);
     Ok(head)
 }
@@ -40,11 +43,15 @@ pub fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize>
     Ok(filled)
 }
 
-/// As large as a block of any file system that has holes.
-const HOLE_BLOCK: usize = 64 * 1024;
-
 pub fn identity(file: FileId, head: Head) -> Identity {
     Identity { device: file.device, inode: file.inode, head }
+}
+
+/// What tells a file by its first bytes: up to [`HEAD_BYTES`], and without NUL bytes at the end, which are a hole that
+/// is filled later.
+pub fn head_of(bytes: &[u8]) -> Head {
+    let bytes = &bytes[..bytes.len().min(HEAD_BYTES)];
+    Head::of(&bytes[..bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1)])
 }
 
 /// Whether a file still begins as it did when `head` was taken.
@@ -120,23 +127,6 @@ const MAGIC: [(&[u8], &str); 8] = [
 pub fn not_text(head: &[u8]) -> Option<&'static str> {
     let magic = MAGIC.iter().find(|(magic, _)| head.starts_with(magic)).map(|(_, what)| *what);
     magic.or_else(|| memchr::memchr(0, head).map(|_| "binary: there is a NUL byte in its first KiB"))
-}
-
-/// A writer that does not append goes on at its old offset after its file was truncated, and leaves a hole of
-/// NUL bytes in front. For a file that begins with one: where its text begins, and its first bytes.
-pub fn text_after_hole(file: &File) -> io::Result<Option<(u64, Vec<u8>)>> {
-    let start = match rustix::fs::seek(file, SeekFrom::Data(0)) {
-        Ok(start) => start,
-        // Nothing but a hole, or a file system that does not tell.
-        Err(Errno::NXIO | Errno::INVAL | Errno::OPNOTSUPP) => return Ok(None),
-        Err(cause) => return Err(cause.into()),
-    };
-    // The hole ends with a block; the text begins somewhere in the next.
-    let mut block = vec![0; HOLE_BLOCK];
-    let len = read_at(file, &mut block, start)?;
-    let Some(nul) = block[..len].iter().position(|byte| *byte != 0) else { return Ok(None) };
-    let text = block[nul..len.min(nul + HEAD_BYTES)].to_vec();
-    Ok((start > 0 || nul >= HEAD_BYTES).then_some((start + nul as u64, text)))
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ pub mod discovery;
 pub mod files;
 pub mod framing;
 pub mod glob;
+mod holes;
 pub mod identity;
 mod known;
 mod names;

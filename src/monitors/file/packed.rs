@@ -115,8 +115,7 @@ impl Unpacked {
 
     /// From the beginning to the end. `go_on` is asked now and then; `None`: it said no.
     pub fn survey(&mut self, position: u64, go_on: &dyn Fn() -> bool) -> io::Result<Option<Survey>> {
-        let mut survey = Survey::default();
-        survey.head = vec![0; HEAD_BYTES];
+        let mut survey = Survey { head: vec![0; HEAD_BYTES], ..Survey::default() };
         let len = self.read_at(&mut survey.head, 0)?;
         survey.head.truncate(len);
         let mut end = 0;

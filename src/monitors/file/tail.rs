@@ -17,12 +17,13 @@ use std::time::{Duration, Instant};
 
 use super::discovery::Found;
 use super::framing::{End, frame};
-use super::identity::{HEAD_BYTES, begins_with, identity, read_at, stands_before};
+use super::holes::{Ahead, ahead, text_from};
+use super::identity::{HEAD_BYTES, begins_with, head_of, identity, read_at, stands_before};
 use super::packed::{Form, Unpacked};
 use crate::ack::GenerationId;
 use crate::budget::{READ_BYTES, Refused};
 use crate::durable::FileId;
-use crate::ledger::{BEFORE_BYTES, Head};
+use crate::ledger::{BEFORE_BYTES, HOLE, Head};
 use crate::metrics::Counter;
 use crate::monitors::outlet::CHUNK_LINES;
 use crate::monitors::{NotSent, Outlet, SourceOptions, Stream};
@@ -30,6 +31,9 @@ use crate::tasks::Task;
 
 /// With what the Outlet adds for the ends of its lines, this is one [`READ_BYTES`] of credit.
 const TURN_BYTES: usize = READ_BYTES - CHUNK_LINES * size_of::<u32>() - 2048;
+
+/// In which the system counts what stands on the disk.
+pub(super) const BLOCK_BYTES: u64 = 512;
 
 /// How long a file that no pattern leads to any more is followed after its last change: a writer that was not
 /// told of a rotation writes on for a while.
@@ -110,6 +114,10 @@ pub(super) struct Tail {
     pub stream: Option<Stream>,
     pub head: Head,
     pub size: u64,
+    /// It has, or seems to have, less on the disk than its size.
+    pub has_holes: bool,
+    /// Behind it is nothing but a hole.
+    ends_at: Option<u64>,
     /// Seconds and nanoseconds, by the clock of the file system: only compared.
     modified: (i64, i64),
     pub scanned: u64,
@@ -189,6 +197,8 @@ impl Tail {
             stream: None,
             head: Head::default(),
             size,
+            has_holes: false,
+            ends_at: None,
             modified: (0, 0),
             scanned: 0,
             changed: now,
@@ -225,12 +235,21 @@ impl Tail {
         self.stream.as_ref().map_or(0, Stream::position)
     }
 
+    /// Of its generation, or the one that is reserved for it.
+    pub fn number(&self) -> Option<GenerationId> {
+        self.stream.as_ref().map(Stream::generation).or(self.generation)
+    }
+
     /// Its size, as far as it concerns us.
     fn size_to_read(&self) -> u64 {
-        match self.until {
-            Some(until) => self.size.min(until.max(self.position())),
-            None => self.size,
-        }
+        let until = self.until.map_or(u64::MAX, |until| until.max(self.position()));
+        // Shorter than what was read stays shorter.
+        self.size.min(until).min(self.ends_at.unwrap_or(u64::MAX))
+    }
+
+    /// Bytes that it has behind the position.
+    pub fn unread(&self) -> u64 {
+        self.size_to_read().saturating_sub(self.position())
     }
 
     /// Whether the file looks as it did at its last turn.
@@ -246,6 +265,8 @@ impl Tail {
             self.size = metadata.len();
             self.modified = (metadata.mtime(), metadata.mtime_nsec());
             self.deleted = metadata.nlink() == 0;
+            self.has_holes = metadata.blocks() * BLOCK_BYTES < self.size;
+            self.ends_at = None;
             self.changed = now;
         }
         changed
@@ -280,7 +301,7 @@ impl Tail {
     /// One turn. The file is open and its stream is there; else there is nothing to do.
     pub fn turn(&mut self, reading: &mut Reading<'_>) -> Turn {
         let (Some(file), Some(_)) = (&self.descriptor, &self.stream) else { return Turn::Rest };
-        let seen = self.size;
+        let seen = self.size.min(self.ends_at.unwrap_or(u64::MAX));
         if self.form.is_some() {
             return match self.size {
                 size if size <= self.position() => Turn::Finish,
@@ -295,6 +316,7 @@ impl Tail {
         match self.step(reading.options.idle, reading.now) {
             Step::Truncated => Turn::Truncated { seen },
             Step::Wait if self.was_rewritten() => Turn::Truncated { seen: 0 },
+            Step::Wait if self.is_copy && self.unread() > 0 => self.read(reading, End::Final), // it is whole
             Step::Wait => Turn::Rest,
             Step::Finish => Turn::Finish,
             Step::Read if changed && self.begins_otherwise() => Turn::Truncated { seen: 0 },
@@ -324,8 +346,26 @@ impl Tail {
 
     fn read(&mut self, reading: &mut Reading<'_>, end: End) -> Turn {
         let size = self.size_to_read();
-        let rewritten = self.scanned > self.position() && self.was_rewritten();
+        // A half line that is found whole by the next turn needs no look ahead.
+        let is_long = self.scanned >= self.position() + (TURN_BYTES / 2) as u64;
+        let rewritten = is_long && self.was_rewritten();
         let (Some(file), Some(stream)) = (&self.descriptor, &mut self.stream) else { return Turn::Rest };
+        let mut hole_at = None;
+        if self.has_holes && self.form.is_none() {
+            match ahead(file, stream.position(), self.size) {
+                Ok(Ahead::Text { hole }) => hole_at = Some(hole).filter(|hole| *hole < self.size),
+                Ok(Ahead::Hole { end }) => {
+                    reading.outlet.give_up(stream, end, HOLE);
+                    (self.scanned, self.before) = (end, None);
+                    return Turn::Again;
+                }
+                Ok(Ahead::HoleToEnd) => {
+                    self.ends_at = Some(stream.position());
+                    return Turn::Rest;
+                }
+                Err(cause) => return Turn::Failed(cause),
+            }
+        }
         let content = &mut self.content;
         let mut read_at = |buffer: &mut [u8], offset| match content {
             Some(content) => content.read_at(buffer, offset),
@@ -337,9 +377,11 @@ impl Tail {
         let position = stream.position();
         let there = usize::try_from(size.saturating_sub(position)).unwrap_or(usize::MAX);
 
+        // Up to the hole at most: then there is no more of the line that stands before it.
+        let to_hole = hole_at.map(|hole| (hole - position) as usize).filter(|to| *to <= TURN_BYTES);
         let limit = stream.read_limit().unwrap_or(u64::MAX);
-        let mut want = TURN_BYTES.min(there);
-        if self.scanned > position && end == End::More {
+        let mut want = to_hole.unwrap_or(TURN_BYTES).min(there);
+        if is_long && end == End::More && to_hole.is_none() {
             // The line that begins here is longer than what was read so far: look for its end only.
             if limit <= size && limit - position <= longest as u64 {
                 want = (limit - position) as usize; // it was cut there in another life
@@ -361,7 +403,7 @@ impl Tail {
                     }
                 }
             }
-        } else if end == End::Final {
+        } else if end == End::Final && to_hole.is_none() {
             want = there.min(longest.max(TURN_BYTES));
         }
         want = want.min(usize::try_from(limit - position).unwrap_or(usize::MAX));
@@ -387,17 +429,34 @@ impl Tail {
         {
             return Turn::Truncated { seen: 0 };
         }
-        if known && (self.head.len as usize) < read.min(HEAD_BYTES) {
-            self.head = Head::of(&data[..read.min(HEAD_BYTES)]);
+        if known && head_of(&data[..read]).len > self.head.len {
+            self.head = head_of(&data[..read]);
             outlet.identify(stream, identity(self.file, self.head));
         }
         let fresh = &data[back..];
+        let mut end = end;
+        let len = match to_hole.filter(|to| *to == len) {
+            None => len,
+            Some(_) => {
+                let text = fresh[..len].iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+                match text_from(file, position + len as u64) {
+                    Ok(Some(_)) => end = End::Final,
+                    Ok(None) => self.ends_at = Some(position + text as u64),
+                    Err(cause) => return Turn::Failed(cause),
+                }
+                text
+            }
+        };
         // Up to the limit the pieces are those of the last life, the cut one at its end included.
         let end = if position + len as u64 == limit { End::Final } else { end };
         ends.clear();
         let consumed = frame(&fresh[..len], longest, end, CHUNK_LINES, ends);
         let looked_at = if ends.len() < CHUNK_LINES { len } else { consumed };
         self.scanned = position + looked_at as u64;
+        if self.form.is_none() && !self.has_holes && fresh[consumed..len].first() == Some(&0) {
+            self.has_holes = true; // room that was taken in advance is counted as if it were used
+            self.scanned = position + consumed as u64;
+        }
         if consumed > 0 {
             let cut = ends.iter().filter(|end| fresh[**end as usize - 1] != b'\n').count();
             cut_lines.add(cut as u64);
@@ -406,7 +465,10 @@ impl Tail {
                 Ok(()) => {}
                 Err(NotSent::Stopped) => return Turn::Stopped,
                 // Nothing else can be stamped either: like a budget without room.
-                Err(NotSent::Unstamped) => return Turn::NoCredit(Refused::Full),
+                Err(NotSent::Unstamped) => {
+                    self.scanned = position;
+                    return Turn::NoCredit(Refused::Full);
+                }
             }
             task.beat();
             let before = &data[..back + consumed];

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use crossbeam_channel::bounded;
 
+use crate::budget::READ_BYTES;
 use crate::clock::Clock;
 use crate::durable::{FileId, OwnFiles};
 use crate::monitors::{Off, SourceKind, StartAt};
@@ -291,6 +292,21 @@ fn a_half_line_waits_for_its_rest() {
     assert_eq!(texts(&lines), ["1", "half"]);
     assert_eq!(world.books().unread, 8);
     assert_eq!(texts(&world.run_once()), ["not read"]);
+}
+
+/// Nearly every read ends in the middle of a line. That is no reason to take that line for a long one.
+#[test]
+fn a_chunk_is_one_read_wherever_its_last_line_is_cut() {
+    let mut world = World::new("*.log");
+    world.append("a.log", numbered("a line of some length ", 0..100_000));
+    let lines = world.live(|_, life| {
+        while life.lines.len() < 100_000 {
+            let chunk = life.chunks.recv_timeout(world::DEADLINE).unwrap();
+            assert!(chunk.lines.data.len() <= READ_BYTES, "{} bytes", chunk.lines.data.len());
+            life.take(chunk);
+        }
+    });
+    assert_eq!(lines.len(), 100_000);
 }
 
 #[test]

@@ -13,13 +13,16 @@ use rustix::io::Errno;
 
 use super::super::discovery::Found;
 use super::super::glob::{Excludes, Pattern};
-use super::super::identity::{begins_with, identity, not_text, read_head, stands_before, text_after_hole};
+use super::super::holes::{Ahead, ahead};
+use super::super::identity::{
+    begins_with, head_of, identity, not_text, read_head, read_head_at, stands_before,
+};
 use super::super::known::inodes;
 use super::super::packed::Unpacked;
 use super::super::tail::{Step, Tail};
 use super::{Files, file_options};
 use crate::durable::FileId;
-use crate::ledger::{Head, Known};
+use crate::ledger::Known;
 use crate::monitors::{Binary, Opening, SourceOptions};
 use crate::tasks::Task;
 
@@ -85,6 +88,7 @@ impl Files {
         if tail.stream.is_none() {
             tail.refresh(&metadata, now);
             if head.is_empty() {
+                self.line_up_others(tail, task);
                 let over = tail.deleted || tail.step(Duration::ZERO, now) == Step::Finish;
                 return if over { Opened::Remove } else { Opened::Rest };
             }
@@ -106,6 +110,7 @@ impl Files {
         let (metadata, survey) = match file.metadata().and_then(|metadata| Ok((metadata, surveyed?))) {
             Ok((metadata, Some(survey))) => (metadata, survey),
             Ok((_, None)) => return Opened::Rest, // the stop is the next event
+            Err(_) if file.metadata().is_ok_and(|metadata| metadata.nlink() == 0) => return Opened::Remove,
             Err(cause) => {
                 self.complain(tail, "unpack", &cause);
                 return Opened::Rest;
@@ -129,6 +134,16 @@ impl Files {
         Opened::Ready
     }
 
+    /// It is empty now, and was not: what was read of it before may go on elsewhere.
+    fn line_up_others(&mut self, tail: &mut Tail, task: &Task) {
+        let Some(file) = tail.descriptor.clone() else { return };
+        // An error is met again when there is something to read.
+        let others = self.not_met.take_others(tail.file, &file).unwrap_or_default();
+        if !others.is_empty() {
+            self.line_up(others, "truncated while the agent was down", Some(tail), task);
+        }
+    }
+
     /// The first byte is there: goes on where the last life ended, or begins a generation.
     pub(super) fn begin(&mut self, tail: &mut Tail, head: &[u8], task: &Task) -> Opened {
         let file = tail.descriptor.clone();
@@ -148,7 +163,7 @@ impl Files {
             }
         }
         let source = &self.sources[tail.source];
-        tail.head = Head::of(head);
+        tail.head = head_of(head);
         let identity = identity(tail.file, tail.head);
         if let Some(known) = known {
             let stream = self.outlet.reopen(source, &known);
@@ -164,19 +179,26 @@ impl Files {
             tail.stream = Some(stream);
         } else {
             let skip = file_options(source).is_some_and(|file| file.binary == Binary::Skip);
-            let hole = match &tail.descriptor {
-                Some(file) if head.iter().all(|byte| *byte == 0) => text_after_hole(file).unwrap_or(None),
-                _ => None,
-            };
-            if let Some((start, _)) = hole {
-                log::info!(
-                    "files: {} begins with a hole of {start} bytes, which is passed over",
-                    tail.path.display()
-                );
-                tail.start = tail.start.max(start);
+            // What a hole hides of the head is not what makes a file binary.
+            let (mut begin, mut text) = (0, head.to_vec());
+            let nothing = head.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+            if let Some(file) = tail.descriptor.as_ref().filter(|_| nothing < head.len()) {
+                match (nothing, ahead(file, nothing as u64, tail.size)) {
+                    (0, Ok(Ahead::HoleToEnd)) => return Opened::Rest, // as if it were empty
+                    (0, Ok(Ahead::Hole { end })) => {
+                        begin = end;
+                        text = read_head_at(file, begin).unwrap_or(text);
+                        text.truncate(text.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1));
+                    }
+                    (_, Ok(Ahead::Hole { .. } | Ahead::HoleToEnd)) => text.truncate(nothing),
+                    (_, Ok(Ahead::Text { .. }) | Err(_)) => {} // an error is met again by the first read
+                }
             }
-            let text = hole.as_ref().map_or(head, |(_, text)| text);
-            if let Some(what) = not_text(text).filter(|_| skip) {
+            if begin > 0 {
+                log::info!("files: {} begins with a hole of {begin} bytes", tail.path.display());
+                tail.start = tail.start.max(begin);
+            }
+            if let Some(what) = not_text(&text).filter(|_| skip) {
                 if self.passed_over.insert(tail.file, (tail.path.clone(), tail.size)).is_none() {
                     log::info!("files: {} is passed over: it is {what}", tail.path.display());
                     self.meters.passed_over.add(1);
@@ -200,31 +222,42 @@ impl Files {
     /// Its path leads elsewhere. A sweep may find it under another name.
     pub(super) fn not_there(&mut self, tail: &mut Tail, now: Instant) -> Opened {
         tail.gone_since.get_or_insert(now);
-        if let Ok(metadata) = fs::metadata(&tail.path)
+        let path = tail.path.clone();
+        // Renamed while its descriptor was closed: it is beside where it was, and may have unread bytes.
+        let wanted = HashSet::from([tail.file.inode]);
+        let beside = path.parent().and_then(|folder| inodes(folder, &wanted)).unwrap_or_default();
+        let beside =
+            beside.get(&tail.file.inode).filter(|found| found.file == tail.file && found.path != path);
+        if let Some(found) = beside {
+            if self.paths.get(&path) == Some(&tail.file) {
+                self.paths.remove(&path); // nobody else would: no file may ever stand there again
+            }
+            tail.stands_at(&found.path);
+            if !tail.queued {
+                tail.queued = true; // and read before what stands in its place now
+                self.ready.push_back(tail.file);
+            }
+        }
+        if let Ok(metadata) = fs::metadata(&path)
             && metadata.is_file()
             && FileId::of(&metadata) != tail.file
             && !self.own.contains(FileId::of(&metadata))
         {
-            let (path, file, size) = (tail.path.clone(), FileId::of(&metadata), metadata.len());
+            let (file, size) = (FileId::of(&metadata), metadata.len());
+            let is_new = !self.tails.contains_key(&file);
             self.admit(Found { path, file, size, source: tail.source }, now);
-        }
-        if tail.stream.is_none() {
-            return Opened::Remove;
-        }
-        // Renamed while its descriptor was closed: it is beside where it was, and may have unread bytes.
-        let wanted = HashSet::from([tail.file.inode]);
-        let beside = tail.path.parent().and_then(|folder| inodes(folder, &wanted)).unwrap_or_default();
-        if let Some(found) = beside.get(&tail.file.inode).filter(|found| found.file == tail.file)
-            && found.path != tail.path
-        {
-            if self.paths.get(&tail.path) == Some(&tail.file) {
-                self.paths.remove(&tail.path); // nobody else would: no file may ever stand there again
+            if let Some(next) =
+                self.tails.get_mut(&file).filter(|next| is_new && next.lineage == tail.lineage)
+            {
+                next.after = next.after.or(beside.map(|_| tail.file));
             }
-            tail.stands_at(&found.path);
-            tail.size = tail.position(); // looks different now, so that it gets a turn
+        }
+        if beside.is_some() {
+            return Opened::Rest;
         }
         let idle = self.sources[tail.source].idle;
-        if tail.step(idle, now) == Step::Finish { Opened::Remove } else { Opened::Rest }
+        let over = tail.stream.is_none() || tail.step(idle, now) == Step::Finish;
+        if over { Opened::Remove } else { Opened::Rest }
     }
 
     pub(super) fn hold(&mut self, tail: &mut Tail, file: Arc<File>) {

@@ -15,7 +15,7 @@ use crate::ack::Verdict;
 use crate::clock::Clock;
 use crate::ledger::Books;
 use crate::monitors::outlet::fixture::{Below, below};
-use crate::monitors::{Binary, FileSourceOptions, Off, SourceKind, SourceOptions, StartAt};
+use crate::monitors::{Binary, FileSourceOptions, HoldDeleted, Off, SourceKind, SourceOptions, StartAt};
 use crate::record::{Chunk, Labels};
 use crate::tasks::{self, Spec, Table};
 
@@ -63,6 +63,7 @@ pub fn source(name: &str, include: &[PathBuf]) -> SourceOptions {
             start_at: StartAt::Beginning,
             poll_interval: Duration::from_millis(50),
             binary: Binary::Skip,
+            hold_deleted: HoldDeleted::default(),
         }),
     }
 }
@@ -191,6 +192,15 @@ impl Life {
             if let Ok(chunk) = self.chunks.recv_timeout(Duration::from_millis(20)) {
                 self.take(chunk);
             }
+        }
+    }
+
+    /// The same, and no chunk is taken: the sink is dead.
+    pub fn until_view_only(&mut self, what: &str, fact: impl Fn(&FilesSnapshot) -> bool) {
+        let deadline = crossbeam_channel::after(DEADLINE);
+        while !fact(&self.view.get()) {
+            assert!(deadline.try_recv().is_err(), "until {what}: {:?}", self.view.get());
+            let _ = crossbeam_channel::after(Duration::from_millis(20)).recv();
         }
     }
 

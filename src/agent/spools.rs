@@ -1,0 +1,92 @@
+//! The spools of the agent's sinks, as the last life left them.
+//!
+//! A spool that cannot be opened is no reason not to start: its sink goes without, and it is looked at again at the
+//! next start. A spool whose sink is not configured, or has none now, is kept and said; it is read when the sink
+//! has one again.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::ack::SinkId;
+use crate::budget::Budget;
+use crate::config::Config;
+use crate::disk::{Disk, RealDisk};
+use crate::dispatcher::lane::{SpoolSettings, Spooling};
+use crate::durable::{Passed, Unsynced};
+use crate::ledger::{Book, Ledger};
+use crate::metrics::Registry;
+use crate::spool::{self, Spool};
+
+pub(super) struct Spools<'a> {
+    pub config: &'a Config,
+    pub unsynced: Unsynced,
+    pub passed: Passed,
+    pub book: Book,
+    pub budget: Budget,
+    pub metrics: &'a Registry,
+}
+
+impl Spools<'_> {
+    fn folder(&self) -> PathBuf {
+        self.config.agent.data_dir.join("spool")
+    }
+
+    /// Before monitors are told what was restored: frames are receipts.
+    pub fn open(&self, sink: SinkId, streets: usize, ledger: &mut Ledger) -> Option<Spooling> {
+        let at = sink.0 as usize;
+        let (name, options) = (&self.config.sinks[at].name, self.config.spools[at]?);
+        let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+        let settings = spool::Settings {
+            disk,
+            folder: self.folder().join(&**name),
+            max_bytes: options.max_bytes,
+            when_full: options.when_full,
+            unsynced: self.unsynced.clone(),
+            passed: self.passed.clone(),
+            boot: spool::boot_id(),
+            streets,
+        };
+        let (spool, found) = match Spool::open(settings) {
+            Ok(opened) => opened,
+            Err(cause) => {
+                log::error!("{name}: {cause}; going on without a spool until the next start");
+                return None;
+            }
+        };
+        if found.pending.lines > 0 {
+            log::info!("{name}: {} lines of an earlier life wait in its spool", found.pending.lines);
+        }
+        ledger.spool_found(sink, &found.recovered, &found.damaged, found.pending);
+        let settings = SpoolSettings {
+            sink,
+            name: name.clone(),
+            options,
+            receipts: Arc::new(self.book.clone()),
+            chunks: self.budget.clone(),
+            window_bytes: self.config.memory.spool_bytes,
+        };
+        Some(Spooling::new(spool, settings, self.metrics))
+    }
+
+    /// Says what waits for a sink that is not there.
+    pub fn say_who_is_missing(&self) {
+        match spool::survey(&RealDisk, &self.folder()) {
+            Err(cause) => log::warn!("{cause}"),
+            Ok(found) => {
+                let sinks = self.config.sinks.iter().zip(&self.config.spools);
+                let spooled: Vec<&str> =
+                    sinks.filter(|(_, spool)| spool.is_some()).map(|(sink, _)| &*sink.name).collect();
+                for spool in found.iter().filter(|spool| !spooled.contains(&&*spool.sink)) {
+                    if spool.count.lines > 0 {
+                        log::warn!(
+                            "{} lines wait in the spool of {}, which is not configured or has no spool now; they \
+                             are kept",
+                            spool.count.lines,
+                            spool.sink
+                        );
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,431 @@
+//! A lane's spool: what goes there while the sink is ill, and how it comes back.
+//!
+//! ```text
+//!            inlet ──────────────────────────▶ batches ──▶ senders        direct
+//!
+//!   batches ──▶ waiting ──▶ [ disk ] ──▶ window ──▶ batches ──▶ senders   while anything waits on the disk
+//!     inlet ──▶
+//! ```
+//!
+//! Always true: while something is unread in the spool, or waits to get into it, all records of the sink pass
+//! through it, behind what is there: order holds. What has come back and is not answered for fits the window. A
+//! share is settled `Spooled` once its frame is written and noted as unsynced.
+//!
+//! Not here: the moods of the sink and what is sent when (`lane.rs`), the files (`spool/`).
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::{Lane, Mood, Street};
+use crate::ack::{Ack, Count, GenerationId, Receipt, Receipts, Share, SinkId, Tally, Verdict};
+use crate::budget::{Budget, Door, Holder};
+use crate::error::{Error, Result};
+use crate::metrics::{Counter, Gauge, Registry};
+use crate::record::Slice;
+use crate::spool::{Lost, Put, Spool, SpoolOptions, Why};
+
+/// A frame is as large as a read at most, if a single record is not larger, so that a window has room for several.
+const FRAME_BYTES: usize = 256 * 1024;
+
+/// A disk that fails is not asked again before that.
+const DISK_RESTS: Duration = Duration::from_secs(1);
+
+/// Between looks whether a checkpoint has set something free: the first, and the longest.
+const TIDY_FIRST: Duration = Duration::from_secs(1);
+const TIDY_MOST: Duration = Duration::from_secs(60);
+
+/// What a lane needs to spool.
+pub struct Spooling {
+    sink: SinkId,
+    name: Arc<str>,
+    spool: Spool,
+    after: Duration,
+    /// The ledger.
+    receipts: Arc<dyn Receipts>,
+    /// What all sources share: when half of it is under way, an ill sink spools at once.
+    chunks: Budget,
+    window: Door,
+    window_bytes: usize,
+    frame_bytes: u64,
+    /// Behind all that is in the spool: it is full, or the disk is ill.
+    waiting: VecDeque<(Slice, Share)>,
+    ends: Arc<Mutex<Vec<End>>>,
+    /// Why the disk cannot be used, if that was said.
+    ill: Option<String>,
+    /// When to try again: the disk failed, or the spool has no room although nothing in it waits.
+    again: Option<Instant>,
+    tidy_at: Option<Instant>,
+    tidy_wait: Duration,
+    meters: Meters,
+}
+
+/// What the agent knows about the spool of one sink.
+pub struct Settings {
+    pub sink: SinkId,
+    pub name: Arc<str>,
+    pub options: SpoolOptions,
+    pub receipts: Arc<dyn Receipts>,
+    pub chunks: Budget,
+    /// For what is read back, in bytes.
+    pub window_bytes: usize,
+}
+
+struct Meters {
+    lines: Arc<Gauge>,
+    bytes: Arc<Gauge>,
+    files: Arc<Gauge>,
+    spooled: Arc<Counter>,
+}
+
+/// All records of a frame have an end.
+struct End {
+    sequence: u64,
+    /// From its front.
+    answered: Count,
+    is_whole: bool,
+    receipt: Receipt,
+}
+
+/// Waits for the end of one frame.
+struct Frame {
+    sequence: u64,
+    slice: Slice,
+    ends: Arc<Mutex<Vec<End>>>,
+}
+
+impl Lane {
+    /// Moves records into the spool and out of it, as far as the mood of the sink and the room allow.
+    pub(super) fn spool(&mut self, now: Instant) {
+        let since = self.health.lock().since;
+        let (has_some, nobody_away) = (self.has_some_to_spool(), self.nobody_away());
+        let Some(spooling) = &mut self.spooling else { return };
+        spooling.again = spooling.again.filter(|again| *again > now);
+        spooling.reap(now);
+        if self.giving_up {
+            return;
+        }
+        if has_some && nobody_away && !spooling.takes_all() && spooling.starts_now(since, now) {
+            let all = self.take_all();
+            let Some(spooling) = &mut self.spooling else { return };
+            log::info!("{}: spools what it cannot take", spooling.name);
+            all.into_iter().for_each(|(slice, share)| spooling.put(slice, share, now));
+        }
+        let is_over = self.inlet_closed && self.stop.stop.is_closed();
+        let Some(spooling) = &mut self.spooling else { return };
+        spooling.write(now);
+        if is_over && spooling.has_unread() {
+            return self.let_go_of_waiting(now);
+        }
+        // An empty spool that takes nothing is no spool.
+        while let Some((slice, share)) = self.spooling.as_mut().and_then(Spooling::take_back_if_empty) {
+            self.collect(slice, share, now);
+        }
+        if !self.stop.stop.is_closed() {
+            self.replay(now);
+        }
+    }
+
+    fn replay(&mut self, now: Instant) {
+        while let Some((slice, share)) = self.spooling.as_mut().and_then(|spooling| spooling.next(now)) {
+            self.collect(slice, share, now);
+        }
+        if self.spooling.as_ref().is_some_and(Spooling::has_unread) {
+            // The window is full: a batch that is open waits in vain for more.
+            self.flush(|street| !street.away && street.queue.is_empty());
+        }
+    }
+
+    fn has_some_to_spool(&self) -> bool {
+        let has_some = |street: &Street| !street.queue.is_empty() || street.batcher.due().is_some();
+        self.mood == Mood::Resting && self.streets.iter().any(has_some)
+    }
+
+    /// When to call [`Lane::spool`] although nothing happens.
+    pub(super) fn spool_due(&self) -> Option<Instant> {
+        let spooling = self.spooling.as_ref()?;
+        let may_start = self.has_some_to_spool() && self.nobody_away() && !spooling.takes_all();
+        let start = (may_start && !self.giving_up).then(|| spooling.starts_at(self.health.lock().since));
+        start.into_iter().chain(spooling.due()).min()
+    }
+}
+
+impl Receipts for Frame {
+    fn receipt(&self, receipt: Receipt) {
+        let is_whole = receipt.undelivered.is_empty();
+        let upto = receipt.undelivered.first().map_or(u64::MAX, |gap| gap.start);
+        // Rising offsets: those in front of the first one that was not answered for.
+        let (Slice { records, range }, mut end) = (&self.slice, self.slice.range.start);
+        while end < range.end && records.get(end).offset < upto {
+            end += 1;
+        }
+        let answered = records.count(range.start..end);
+        self.ends.lock().push(End { sequence: self.sequence, answered, is_whole, receipt });
+    }
+}
+
+impl Spooling {
+    pub fn new(spool: Spool, settings: Settings, metrics: &Registry) -> Spooling {
+        let Settings { sink, name, options, receipts, chunks, window_bytes } = settings;
+        let label: &[(&str, &str)] = &[("sink", &name)];
+        let meters = Meters {
+            lines: metrics.gauge("spool_lines", "Lines in the spool of a sink.", label),
+            bytes: metrics.gauge("spool_bytes", "Bytes of the spool of a sink on disk.", label),
+            files: metrics.gauge("spool_files", "Files of the spool of a sink.", label),
+            spooled: metrics.counter("spooled_lines_total", "Lines that were put into a spool.", label),
+        };
+        let spooling = Spooling {
+            sink,
+            name,
+            spool,
+            after: options.after,
+            receipts,
+            chunks,
+            window: Budget::small(window_bytes).door(),
+            window_bytes,
+            frame_bytes: FRAME_BYTES.min(window_bytes / 2) as u64,
+            waiting: VecDeque::new(),
+            ends: Arc::default(),
+            ill: None,
+            again: None,
+            tidy_at: None,
+            tidy_wait: TIDY_FIRST,
+            meters,
+        };
+        spooling.show();
+        spooling
+    }
+
+    /// Whether what comes now has to queue behind what is here.
+    pub fn takes_all(&self) -> bool {
+        self.has_unread() || !self.waiting.is_empty()
+    }
+
+    pub fn has_unread(&self) -> bool {
+        self.spool.has_unread()
+    }
+
+    pub fn waits(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Lines, and bytes in their sources.
+    pub fn pending(&self) -> Count {
+        self.spool.pending()
+    }
+
+    /// When a sink that is ill since `since` has been so for long enough.
+    fn starts_at(&self, since: Instant) -> Instant {
+        self.again.unwrap_or(since).max(since + self.after)
+    }
+
+    fn starts_now(&self, since: Instant, now: Instant) -> bool {
+        let pressed = self.chunks.used() * 2 >= self.chunks.capacity();
+        self.starts_at(since) <= now || (pressed && !self.rests(now))
+    }
+
+    fn rests(&self, now: Instant) -> bool {
+        self.again.is_some_and(|again| again > now)
+    }
+
+    /// When to look here again though nothing else happens.
+    fn due(&self) -> Option<Instant> {
+        self.again.filter(|_| self.takes_all()).into_iter().chain(self.tidy_at).min()
+    }
+
+    /// Behind all that is here. It is on the disk, or waits.
+    pub fn put(&mut self, slice: Slice, share: Share, now: Instant) {
+        self.waiting.push_back((slice, share));
+        self.write(now);
+    }
+
+    /// What waits, as far as there is room.
+    pub fn write(&mut self, now: Instant) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        while let Some((slice, mut share)) = self.waiting.pop_front() {
+            let most = (slice.range.end - slice.range.start) as usize;
+            let fits = slice.records.fit(slice.range.start, most, self.frame_bytes).max(1);
+            let middle = slice.range.start + fits;
+            let part = Slice { records: slice.records.clone(), range: slice.range.start..middle };
+            let rest = Slice { records: slice.records, range: middle..slice.range.end };
+            let its_share = match rest.range.is_empty() {
+                true => share,
+                false => {
+                    let its_share = share.split(part.count(), part.end());
+                    self.waiting.push_front((rest, share));
+                    its_share
+                }
+            };
+            if !self.has_written(&part, now) {
+                self.waiting.push_front((part, its_share));
+                break;
+            }
+            self.meters.spooled.add(part.count().lines);
+            its_share.settle(&Verdict::Spooled);
+        }
+        self.tell_lost();
+        self.show();
+    }
+
+    fn has_written(&mut self, part: &Slice, now: Instant) -> bool {
+        if self.rests(now) {
+            return false;
+        }
+        match self.spool.put(part) {
+            Ok(Put::Written) => {
+                self.is_well();
+                true
+            }
+            Ok(Put::Full) => {
+                // With something to read in it, the next answer makes room; else only checkpoints do.
+                self.again = (!self.has_unread()).then(|| now + DISK_RESTS);
+                false
+            }
+            Err(cause) => {
+                self.is_ill(cause, now);
+                false
+            }
+        }
+    }
+
+    fn is_ill(&mut self, cause: Error, now: Instant) {
+        let cause = cause.to_string();
+        if self.ill.as_ref() != Some(&cause) {
+            log::error!("{}: {cause}; trying again every {DISK_RESTS:?}", self.name);
+        }
+        (self.ill, self.again) = (Some(cause), Some(now + DISK_RESTS));
+    }
+
+    fn is_well(&mut self) {
+        self.again = None;
+        if self.ill.take().is_some() {
+            log::info!("{}: its spool can be used again", self.name);
+        }
+    }
+
+    /// What waits comes back to the lane.
+    pub fn take_back(&mut self) -> Option<(Slice, Share)> {
+        self.waiting.pop_front()
+    }
+
+    fn take_back_if_empty(&mut self) -> Option<(Slice, Share)> {
+        if self.has_unread() { None } else { self.take_back() }
+    }
+
+    /// The oldest records of the spool, if the window has room for them.
+    pub fn next(&mut self, now: Instant) -> Option<(Slice, Share)> {
+        if self.rests(now) {
+            return None;
+        }
+        let next = self.try_next();
+        self.tell_lost();
+        match next {
+            Ok(next) => next,
+            Err(cause) => {
+                self.is_ill(cause, now);
+                None
+            }
+        }
+    }
+
+    fn try_next(&mut self) -> Result<Option<(Slice, Share)>> {
+        while let Some(cost) = self.spool.next_cost()? {
+            let paid = cost.min(self.window_bytes);
+            // A holder of its own each: the window is this lane's alone.
+            let Ok(mut credit) = self.window.try_take(&Holder::default(), paid) else { return Ok(None) };
+            credit.grow(cost - paid);
+            let Some(frame) = self.spool.next(credit)? else { continue };
+            let slice = Slice { range: frame.answered..frame.records.len(), records: frame.records };
+            let first = match frame.answered {
+                0 => frame.range.start,
+                _ => slice.first().offset,
+            };
+            let generation = slice.records.origin().generation;
+            let (sequence, ends) = (frame.sequence, self.ends.clone());
+            let receipts: Arc<dyn Receipts> = Arc::new(Frame { sequence, slice: slice.clone(), ends });
+            let range = first..frame.range.end;
+            let ack = Ack::from_spool(generation, range, slice.count(), self.sink, &receipts);
+            let share = ack.into_shares().pop().expect("one share for one sink");
+            return Ok(Some((slice, share)));
+        }
+        Ok(None)
+    }
+
+    /// What the senders have ended: the ledger hears of it, and it never comes back.
+    pub fn reap(&mut self, now: Instant) {
+        let ends = std::mem::take(&mut *self.ends.lock());
+        if !ends.is_empty() {
+            for End { sequence, answered, is_whole, receipt } in ends {
+                match is_whole {
+                    true => self.spool.answered(sequence),
+                    false => self.spool.answered_in_part(sequence, answered),
+                }
+                self.receipts.receipt(receipt);
+            }
+            if let Err(cause) = self.spool.save() {
+                self.is_ill(cause, now);
+            }
+            (self.tidy_at, self.tidy_wait) = (Some(now + TIDY_FIRST), TIDY_FIRST);
+            self.show();
+        }
+        if self.tidy_at.is_some_and(|at| at <= now) {
+            self.tidy_at = match self.spool.tidy() {
+                Ok(false) => None,
+                Ok(true) => {
+                    // An idle agent writes no checkpoints: then there is nothing to wait for in a hurry.
+                    self.tidy_wait = (self.tidy_wait * 2).min(TIDY_MOST);
+                    Some(now + self.tidy_wait)
+                }
+                Err(cause) => {
+                    self.is_ill(cause, now);
+                    Some(now + DISK_RESTS)
+                }
+            };
+            self.show();
+        }
+    }
+
+    /// Looks after what an earlier life left, from `now` on.
+    pub fn begin(&mut self, now: Instant) {
+        self.tidy_at = (self.spool.files() > 0).then_some(now + TIDY_FIRST);
+    }
+
+    fn tell_lost(&mut self) {
+        for Lost { why, count, range } in self.spool.take_lost() {
+            let verdict = match why {
+                Why::AnsweredBefore => Verdict::Delivered,
+                Why::Corrupt => Verdict::Dropped("spool corrupt".into()),
+                Why::Full => Verdict::Dropped("spool full".into()),
+            };
+            if why == Why::Corrupt {
+                let name = &self.name;
+                log::error!("{name}: {} lines in its spool are damaged and cannot be sent", count.lines);
+            }
+            let mut tally = Tally::default();
+            tally.add(&verdict, count);
+            let (generation, range) = range.unwrap_or((GenerationId(0), 0..0));
+            let (sink, not_delivered, undelivered) = (self.sink, Count::default(), Vec::new());
+            let receipt = Receipt {
+                generation,
+                range,
+                sink,
+                tally,
+                not_delivered,
+                undelivered,
+                fault: false,
+                from_spool: true,
+            };
+            self.receipts.receipt(receipt);
+        }
+    }
+
+    fn show(&self) {
+        self.meters.lines.set(self.spool.pending().lines as i64);
+        self.meters.bytes.set(self.spool.used_bytes() as i64);
+        self.meters.files.set(self.spool.files() as i64);
+    }
+}
