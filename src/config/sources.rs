@@ -79,16 +79,18 @@ fn file(reader: &Reader<'_>) -> FileSourceOptions {
         start_at: reader.one_of("start_at", &[("beginning", StartAt::Beginning), ("end", StartAt::End)]),
         poll_interval: reader.duration("poll_interval", secs(2), Duration::from_millis(50)..=secs(3_600)),
         binary: reader.one_of("binary", &[("skip", Binary::Skip), ("read", Binary::Read)]),
-        hold_deleted: hold_deleted(&reader.section("hold_deleted")),
+        hold_deleted: hold_deleted(reader.section("hold_deleted")),
     }
 }
 
-fn hold_deleted(reader: &Reader<'_>) -> HoldDeleted {
+fn hold_deleted(reader: Reader<'_>) -> HoldDeleted {
     let default = HoldDeleted::default();
-    HoldDeleted {
+    let hold = HoldDeleted {
         max_bytes: reader.size("max_bytes", default.max_bytes, 0..=1 << 50),
         max_age: reader.item("max_age").and_then(|item| item.duration(secs(1)..=secs(30 * 86_400))),
-    }
+    };
+    reader.finish();
+    hold
 }
 
 fn secs(seconds: u64) -> Duration {
