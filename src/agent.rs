@@ -257,6 +257,7 @@ impl Agent {
         };
         let spools = Spools {
             config,
+            found: spools::survey(config),
             unsynced: unsynced.clone(),
             passed,
             book: book.clone(),

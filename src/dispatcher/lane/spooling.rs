@@ -22,7 +22,7 @@ use parking_lot::Mutex;
 
 use super::{Lane, Mood, Street};
 use crate::ack::{Ack, Count, GenerationId, Receipt, Receipts, Share, SinkId, Tally, Verdict};
-use crate::budget::{Budget, Door, Holder};
+use crate::budget::{Budget, Credit, Door, Holder};
 use crate::error::{Error, Result};
 use crate::ledger::Progress;
 use crate::metrics::{Counter, Gauge, Registry};
@@ -44,13 +44,16 @@ pub struct Spooling {
     sink: SinkId,
     name: Arc<str>,
     spool: Spool,
-    after: Duration,
+    /// `None`: nothing is put into it any more.
+    after: Option<Duration>,
     /// The ledger.
     receipts: Arc<dyn Receipts>,
     /// What all sources share: when half of it is under way, an ill sink spools at once.
     chunks: Budget,
     window: Door,
     window_bytes: usize,
+    /// What the window is made of, if it was taken from what all sources share.
+    rent: Option<Credit>,
     frame_bytes: u64,
     /// From the moment when an ill sink is spooled until it is well and all has been read back.
     active: bool,
@@ -79,6 +82,8 @@ pub struct Settings {
     pub chunks: Budget,
     /// For what is read back, in bytes.
     pub window_bytes: usize,
+    /// Given back when all of it was answered for.
+    pub rent: Option<Credit>,
     /// What the sink has of earlier lives, as far as it can tell.
     pub delivered: Vec<(GenerationId, Range<u64>)>,
 }
@@ -164,7 +169,7 @@ impl Lane {
         let spooling = self.spooling.as_ref()?;
         let may_start = self.has_some_to_spool() && self.nobody_away() && !spooling.takes_all();
         let start = (may_start && !self.giving_up).then(|| spooling.starts_at(self.health.lock().since));
-        start.into_iter().chain(spooling.due()).min()
+        start.flatten().into_iter().chain(spooling.due()).min()
     }
 }
 
@@ -176,7 +181,7 @@ impl Receipts for Frame {
 
 impl Spooling {
     pub fn new(spool: Spool, settings: Settings, metrics: &Registry) -> Spooling {
-        let Settings { sink, name, options, receipts, chunks, window_bytes, delivered } = settings;
+        let Settings { sink, name, options, receipts, chunks, window_bytes, rent, delivered } = settings;
         let mut had: HashMap<GenerationId, Progress> = HashMap::new();
         if spool.has_unread() {
             delivered
@@ -195,11 +200,12 @@ impl Spooling {
             sink,
             name,
             spool,
-            after: options.after,
+            after: (options.max_bytes > 0).then_some(options.after),
             receipts,
             chunks,
             window: Budget::small(window_bytes).door(),
             window_bytes,
+            rent,
             frame_bytes: FRAME_BYTES.min(window_bytes / 2) as u64,
             waiting: VecDeque::new(),
             ends: Arc::default(),
@@ -233,14 +239,14 @@ impl Spooling {
         self.spool.pending()
     }
 
-    /// When a sink that is ill since `since` has been so for long enough.
-    fn starts_at(&self, since: Instant) -> Instant {
-        self.again.unwrap_or(since).max(since + self.after)
+    /// When a sink that is ill since `since` has been so for long enough; `None`: it is never spooled.
+    fn starts_at(&self, since: Instant) -> Option<Instant> {
+        Some(self.again.unwrap_or(since).max(since + self.after?))
     }
 
     fn starts_now(&self, since: Instant, now: Instant) -> bool {
         let pressed = self.chunks.used() * 2 >= self.chunks.capacity();
-        self.starts_at(since) <= now || (pressed && !self.rests(now))
+        self.starts_at(since).is_some_and(|at| at <= now || (pressed && !self.rests(now)))
     }
 
     fn rests(&self, now: Instant) -> bool {
@@ -434,7 +440,10 @@ impl Spooling {
         }
         if self.tidy_at.is_some_and(|at| at <= now) {
             self.tidy_at = match self.spool.tidy() {
-                Ok(false) => None,
+                Ok(false) => {
+                    self.rent = None; // nothing of it is under way
+                    None
+                }
                 Ok(true) => {
                     // An idle agent writes no checkpoints: then there is nothing to wait for in a hurry.
                     self.tidy_wait = (self.tidy_wait * 2).min(TIDY_MOST);
