@@ -6,16 +6,19 @@
 # make soak   two minutes of everything at once: rotations, a Loki with moods, signals; shows what leaks
 # make model   every interleaving of our own locks, by loom (part of make test)
 # make stops   how long a stop takes in every phase of the work, with three values of stop_timeout; a table
+# make model-files   2000 random scripts of what happens to a log and its agent, against a model
 # make crash   a hundred lives that end by SIGKILL, anywhere; a Loki that lies and a file sink, compared; a table
+# make generations   a start with 100000 files in the ledger, and all of them gone again; figures
 # make corrupt   every byte of the state flipped, every file of it cut everywhere; nothing may be lost; figures
 # make figures  size of the binary, time to start, time to stop
+# make bench   speed, memory, latency and idle cost beside the bare work and other agents; BENCH_QUICK=1: a minute
 
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 SHELL := bash
 BINARY := target/release/log-capturer
 BIG_LINES ?= 6000000
 
-.PHONY: run test big outage soak cycles model stops crash corrupt figures clean
+.PHONY: run test big outage soak cycles model stops crash corrupt generations model-files figures bench clean
 
 run: $(BINARY)
 	@echo "What it captures appears below ./captured; its status is at http://127.0.0.1:8401/. Ctrl-C ends it."
@@ -63,8 +66,22 @@ crash:
 corrupt:
 	LOG_CAPTURER_CORRUPT_ALL=1 cargo test --locked --release --test it -- --exact corrupt::a_damaged_state_loses_nothing --nocapture
 
+generations:
+	LOG_CAPTURER_GENERATIONS=100000 cargo test --locked --release --test it -- --exact generations::a_start_with_many_generations --nocapture
+
+# From LOG_CAPTURER_SCRIPTS_SEED on, or from anywhere. A script that fails is made shorter and printed.
+model-files:
+	LOG_CAPTURER_SCRIPTS=2000 cargo test --locked --release --test it -- --exact script::scripts_of_everything_that_happens_to_a_file --nocapture
+
 figures: $(BINARY)
 	bash scripts/figures.sh $(BINARY)
+
+# BENCH_AGENTS: several binaries, to compare them. Needs some 2 GB below TMPDIR (/tmp).
+BENCH_AGENTS ?= $(BINARY)
+bench: $(BINARY)
+	cargo build --locked --release --manifest-path scripts/bench/Cargo.toml --target-dir target/bench
+	cargo build --locked --example counted
+	BENCH_COUNTED=target/debug/examples/counted target/bench/release/log-capturer-bench $(if $(BENCH_QUICK),--quick) $(BENCH_AGENTS)
 
 clean:
 	cargo clean

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Does the agent leak, lose or double anything when everything goes on at once for long? Builds what is missing
-# and runs `stress::a_stress_run` of the integration tests in release mode.
+# and runs `stress::a_stress_run` of the integration tests in release mode, against an agent that counts what is on
+# its heap (the feature `heap`, in target/heap, so that what is shipped stays as it is).
 #
 #   scripts/stress-test.sh [--duration 2m] [--workers 10] [--out target/stress]
 #
@@ -51,4 +52,4 @@ cd "$home"
 command -v cargo >/dev/null || { echo "missing: Rust 1.88 or later, see https://rustup.rs" >&2; exit 1; }
 
 export LOG_CAPTURER_STRESS_SECONDS=$seconds LOG_CAPTURER_STRESS_WORKERS=$workers LOG_CAPTURER_STRESS_OUT=$out
-exec cargo test --locked --release --test it -- --exact stress::a_stress_run --nocapture --test-threads=1
+exec cargo test --locked --release --features heap --target-dir target/heap --test it -- --exact stress::a_stress_run --nocapture --test-threads=1

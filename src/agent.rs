@@ -9,7 +9,7 @@
 
 mod lives;
 mod scale;
-mod signals;
+pub(crate) mod signals;
 mod spools;
 mod vigil;
 
@@ -28,6 +28,7 @@ use crate::budget::Budget;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::deadletter::DeadLetters;
+use crate::disk::RealDisk;
 use crate::dispatcher::backoff::Backoff;
 use crate::dispatcher::lane::{self, Lane};
 use crate::dispatcher::retry::{Patient, REQUESTS_PER_LANE, Retry};
@@ -218,10 +219,12 @@ impl Agent {
             sync_interval: config.agent.sync_interval,
             unsynced: unsynced.clone(),
             own_files: own_files.clone(),
+            disk: Arc::new(RealDisk),
             passed: passed.clone(),
         };
         let mut wires = Wires::default();
-        let (mut ledger, book, _) = Ledger::open(settings, stop.clone(), plan.margin(), &metrics, &mut wires);
+        let (mut ledger, book, journal) =
+            Ledger::open(settings, stop.clone(), plan.margin(), &metrics, &mut wires);
         let books = ledger.view();
         let dead_letters = DeadLetters::open(
             &config.agent.data_dir.join("deadletter"),
@@ -229,6 +232,7 @@ impl Agent {
             unsynced.clone(),
             clock.clone(),
         );
+        dead_letters.count_in(&metrics);
 
         // Where lines leave: senders, lanes, and the scheduler that wakes lanes whose sink rests.
         let (resolve, resolver) = net::resolver();
@@ -240,6 +244,10 @@ impl Agent {
             metrics: metrics.clone(),
             unsynced: unsynced.clone(),
             own_files: own_files.clone(),
+            disk: Arc::new(RealDisk),
+            journals: Some(config.agent.data_dir.join("outputs")),
+            passed: passed.clone(),
+            first_start: ledger.is_first_start(),
             stdout_gone,
         };
         let spools = Spools {
@@ -255,10 +263,18 @@ impl Agent {
         let (requests, requests_end) = wires.room_for_all("requests", Post::Lane, Post::Retry, requests_max);
         let (mut lanes, mut patients, mut inlets) = (Vec::new(), Vec::new(), Vec::new());
         for (number, options) in config.sinks.iter().enumerate() {
+            let sink = SinkId(number as u8); // the configuration allows 64
             let open = sinks::open(options, &context)?;
             switch.on_abort(open.cancel);
+            ledger.recovered(sink, &open.recovered);
+            if !open.recovered.is_empty() {
+                let (name, ranges) = (&options.name, open.recovered.len());
+                log::info!("{name}: {ranges} ranges that the last life wrote stand in the outputs");
+            }
             let (inlet, inlet_end) = wires.downhill("parcels", &[Post::Worker], Post::Lane, INLET_PARCELS);
             let (again, again_end) = wires.hint("try again", Post::Retry, Post::Lane);
+            let (refused, refusals) = wires.hint("no room", Post::Monitor, Post::Lane);
+            budget.tell_of_refusals(refused);
             let connections = open.connections.len();
             let (reports, reports_end) = wires.room_for_all("reports", Post::Sender, Post::Lane, connections);
             let (mut jobs, mut senders) = (Vec::new(), Vec::new());
@@ -274,8 +290,8 @@ impl Agent {
                 reports: reports_end,
                 retry: requests.clone(),
                 again: again_end,
+                refusals,
             };
-            let sink = SinkId(number as u8); // the configuration allows 64
             let spooling = spools.open(sink, connections, &mut ledger);
             let (letters, now) = (dead_letters.clone(), clock.now());
             let lane = Lane::new(sink, options.clone(), ends, stop.clone(), letters, spooling, now);
@@ -323,10 +339,11 @@ impl Agent {
                     own_files: own_files.clone(),
                     once: orders.once,
                     known: restored.known,
+                    last_stamp_ns: restored.last_stamp_ns,
                     first_start: restored.first_start,
                     open_files_max,
                 };
-                Some(monitors::file::wire(settings, supply.outlet(), &metrics)?)
+                Some(monitors::file::wire(settings, supply.stamping_outlet(journal), &metrics)?)
             }
         };
         drop(supply);

@@ -104,6 +104,8 @@ struct State {
     fair: Fair,
     doors: Vec<(u64, Sender<()>)>,
     next_door: u64,
+    /// Told of every refusal.
+    refusals: Vec<Sender<()>>,
 }
 
 /// One monitor thread's way to the budget.
@@ -175,7 +177,7 @@ impl Budget {
     /// For a stock of one owner, who sees to it himself that what is larger than all of it is granted alone.
     pub fn small(capacity: usize) -> Budget {
         let fair = Fair { capacity, used: 0, queue: VecDeque::new() };
-        let state = Mutex::new(State { fair, doors: Vec::new(), next_door: 0 });
+        let state = Mutex::new(State { fair, doors: Vec::new(), next_door: 0, refusals: Vec::new() });
         Budget(Arc::new(Inner { state, holders: Arc::default() }))
     }
 
@@ -213,6 +215,12 @@ impl Budget {
         state.next_door += 1;
         state.doors.push((id, ring));
         Door { budget: self.clone(), id, room }
+    }
+
+    /// `bell` rings when a monitor is refused: whoever holds records back to have more of them gets no more before
+    /// it lets go of some. One slot, like [`Door::room`].
+    pub fn tell_of_refusals(&self, bell: Sender<()>) {
+        self.0.state.lock().refusals.push(bell);
     }
 
     pub fn capacity(&self) -> usize {
@@ -256,6 +264,11 @@ impl Door {
     pub fn try_take(&self, holder: &Holder, bytes: usize) -> Result<Credit, Refused> {
         let mut state = self.budget.0.state.lock();
         let answer = state.fair.ask(self.id, holder.held(), bytes);
+        if answer != Answer::Granted {
+            for bell in &state.refusals {
+                let _ = bell.try_send(()); // a full slot has rung already
+            }
+        }
         if answer == Answer::Full {
             return Err(Refused::Full);
         }
@@ -361,6 +374,20 @@ mod tests {
         }
         assert!(hot.held() <= 8 * READ_BYTES, "{}", hot.held());
         assert!(door.try_take(&quiet, READ_BYTES).is_ok());
+    }
+
+    #[test]
+    fn a_refusal_is_told_to_those_who_hold_back() {
+        let budget = Budget::new(READ_BYTES);
+        let (bell, refusals) = bounded(1);
+        budget.tell_of_refusals(bell);
+        let (door, holder) = (budget.door(), Holder::default());
+        let credit = door.try_take(&holder, 1).unwrap();
+        assert!(refusals.is_empty());
+        assert_eq!(door.try_take(&holder, READ_BYTES).unwrap_err(), Refused::Full);
+        assert!(refusals.try_recv().is_ok());
+        drop(credit);
+        assert!(door.try_take(&holder, READ_BYTES).is_ok() && refusals.is_empty());
     }
 
     #[test]

@@ -12,11 +12,12 @@ pub mod model;
 
 use std::fs::{DirBuilder, File, Metadata, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
-use rustix::fs::FallocateFlags;
+use rustix::fs::{FallocateFlags, OFlags};
 use rustix::io::Errno;
 
 /// Device and inode: which file it is, whatever it is called now.
@@ -44,6 +45,51 @@ pub enum Open {
     Existing,
     /// Made, readable by us alone (0600), if it is not there.
     OrCreate,
+    /// Made for us and our group (0640) if it is not there. Every write goes to the end of the file, wherever it is
+    /// said to go: what another process has put there meanwhile is not overwritten. One that we may not read can be
+    /// written all the same.
+    Append,
+}
+
+/// What is at a path or behind a handle.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen {
+    pub id: FileId,
+    /// In bytes.
+    pub size: u64,
+    /// How many names it has; 0: it was deleted, and lives as long as somebody holds it open.
+    pub links: u64,
+    pub kind: Kind,
+    /// Where the file system knows it.
+    pub created: Option<SystemTime>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    File,
+    Folder,
+    Pipe,
+    Socket,
+    Device,
+}
+
+impl Seen {
+    fn of(metadata: &Metadata) -> Seen {
+        let kind = metadata.file_type();
+        Seen {
+            id: FileId::of(metadata),
+            size: metadata.len(),
+            links: metadata.nlink(),
+            kind: match () {
+                () if kind.is_file() => Kind::File,
+                () if kind.is_dir() => Kind::Folder,
+                () if kind.is_fifo() => Kind::Pipe,
+                () if kind.is_socket() => Kind::Socket,
+                () => Kind::Device,
+            },
+            created: metadata.created().ok(),
+        }
+    }
 }
 
 /// Names and files. Errors are those of the operating system; callers say the path.
@@ -51,6 +97,12 @@ pub trait Disk: Send + Sync {
     fn open(&self, path: &Path, how: Open) -> io::Result<Arc<dyn DiskFile>>;
     /// With those above it, for our eyes only (0700). No error if it is there.
     fn create_folder(&self, path: &Path) -> io::Result<()>;
+    /// This one alone, for us and our group (0750). An error if anything has the name.
+    fn create_output_folder(&self, path: &Path) -> io::Result<()>;
+    /// What a path leads to.
+    fn look(&self, path: &Path) -> io::Result<Seen>;
+    /// Whether anything has this name, be it a link to nowhere.
+    fn is_taken(&self, path: &Path) -> io::Result<bool>;
     /// Over a file that has the name, if one has. Both in one folder; not durable before [`Disk::sync_folder`].
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     fn remove(&self, path: &Path) -> io::Result<()>;
@@ -82,6 +134,7 @@ pub trait DiskFile: Durable {
     /// On a file system that cannot promise it the file is made longer all the same.
     fn allocate(&self, size: u64) -> io::Result<()>;
     fn id(&self) -> io::Result<FileId>;
+    fn seen(&self) -> io::Result<Seen>;
 }
 
 /// The operating system's.
@@ -91,12 +144,37 @@ pub struct RealDisk;
 impl Disk for RealDisk {
     fn open(&self, path: &Path, how: Open) -> io::Result<Arc<dyn DiskFile>> {
         let mut options = OpenOptions::new();
-        options.read(true).write(true).create(how == Open::OrCreate).mode(0o600);
-        Ok(Arc::new(options.open(path)?))
+        options.read(true).write(true).create(how != Open::Existing).mode(0o600);
+        if how == Open::Append {
+            // A named pipe that came here after somebody looked must not make us wait for its reader.
+            options.append(true).mode(0o640).custom_flags(OFlags::NONBLOCK.bits() as i32);
+        }
+        match options.open(path) {
+            Err(cause) if how == Open::Append && cause.kind() == io::ErrorKind::PermissionDenied => {
+                Ok(Arc::new(options.read(false).open(path)?))
+            }
+            opened => Ok(Arc::new(opened?)),
+        }
     }
 
     fn create_folder(&self, path: &Path) -> io::Result<()> {
         DirBuilder::new().recursive(true).mode(0o700).create(path)
+    }
+
+    fn create_output_folder(&self, path: &Path) -> io::Result<()> {
+        DirBuilder::new().mode(0o750).create(path)
+    }
+
+    fn look(&self, path: &Path) -> io::Result<Seen> {
+        Ok(Seen::of(&std::fs::metadata(path)?))
+    }
+
+    fn is_taken(&self, path: &Path) -> io::Result<bool> {
+        match std::fs::symlink_metadata(path) {
+            Ok(_) => Ok(true),
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(cause) => Err(cause),
+        }
     }
 
     #[expect(clippy::disallowed_methods, reason = "callers sync the folder, once for several renames")]
@@ -171,5 +249,9 @@ impl DiskFile for File {
 
     fn id(&self) -> io::Result<FileId> {
         Ok(FileId::of(&self.metadata()?))
+    }
+
+    fn seen(&self) -> io::Result<Seen> {
+        Ok(Seen::of(&self.metadata()?))
     }
 }

@@ -5,10 +5,15 @@ use std::process::ExitCode;
 
 use log_capturer::cli::{self, Command};
 
+#[cfg(feature = "heap")]
+#[global_allocator]
+static HEAP: &stats_alloc::StatsAlloc<std::alloc::System> = &stats_alloc::INSTRUMENTED_SYSTEM;
+
 fn main() -> ExitCode {
     let (text, exit) = match cli::parse(std::env::args_os()) {
         Ok(Command::Run { config, once }) => (String::new(), cli::run::run(&config, once)),
         Ok(Command::Check { config }) => cli::check::run(&config),
+        Ok(Command::DeadLetter(asked)) => cli::deadletter::run(&asked),
         Err(told) => told,
     };
     // Nobody is left to tell if these are closed (`log-capturer --help | head -1`).

@@ -123,9 +123,11 @@ impl Lines {
 
     /// Cut off before its end, or the rest of one that was.
     pub fn is_partial(&self, line: usize) -> bool {
-        let continues =
-            if line == 0 { self.continues } else { !self.data[..self.starts_at(line)].ends_with(b"\n") };
-        continues || !self.raw(line).ends_with(b"\n")
+        self.goes_on(line) || !self.raw(line).ends_with(b"\n")
+    }
+
+    fn goes_on(&self, line: usize) -> bool {
+        if line == 0 { self.continues } else { !self.data[..self.starts_at(line)].ends_with(b"\n") }
     }
 }
 
@@ -159,6 +161,8 @@ pub struct Place {
     /// Bytes it has in its source, line end included.
     pub len: u32,
     pub partial: bool,
+    /// The rest of a line that was cut.
+    pub continues: bool,
     /// The bytes in the chunk are what a stage made of its text.
     pub rewritten: bool,
 }
@@ -201,6 +205,8 @@ pub struct Record<'a> {
     pub metadata: &'a [(Arc<str>, Box<str>)],
     /// Cut at the limit of length or at the end of a file, or the rest of such a line.
     pub partial: bool,
+    /// The rest of a line that was cut.
+    pub continues: bool,
     /// Offset of the line in its generation, in bytes.
     pub offset: u64,
     /// How many bytes it has there, line end included.
@@ -256,6 +262,12 @@ impl Records {
         self.view(line, changed)
     }
 
+    /// Of one record; less work than all of it.
+    pub fn labels(&self, index: u32) -> &Arc<Labels> {
+        let (_, changed) = self.entry(index);
+        changed.and_then(|changed| changed.labels.as_ref()).unwrap_or(&self.lines.origin.labels)
+    }
+
     /// A line of the chunk by its place there, as it was read, whether it is among the records or not: for the
     /// dead letters, when a stage could not bear it.
     pub fn as_read(&self, line: u32) -> Record<'_> {
@@ -274,10 +286,12 @@ impl Records {
                 raw: (!place.rewritten).then_some(raw),
                 metadata: changed.map_or(&[], |c| &c.metadata),
                 partial: place.partial,
+                continues: place.continues,
                 offset: self.lines.start + u64::from(place.offset),
                 len: u64::from(place.len),
             };
         }
+        let continues = self.lines.goes_on(line);
         Record {
             origin: &self.lines.origin,
             labels: changed.and_then(|c| c.labels.as_ref()).unwrap_or(&self.lines.origin.labels),
@@ -285,7 +299,8 @@ impl Records {
             text: text.unwrap_or_else(|| without_line_end(raw)),
             raw: text.is_none().then_some(raw),
             metadata: changed.map_or(&[], |c| &c.metadata),
-            partial: self.lines.is_partial(line),
+            partial: continues || !raw.ends_with(b"\n"),
+            continues,
             offset: self.lines.start + self.lines.starts_at(line) as u64,
             len: raw.len() as u64,
         }
@@ -295,11 +310,12 @@ impl Records {
     ///
     /// `range` is not empty.
     pub fn end(&self, range: &Range<u32>) -> u64 {
-        let last = self.entry(range.end - 1).0;
-        match self.places.get(last) {
-            Some(place) => self.lines.start + u64::from(place.offset) + u64::from(place.len),
-            None => self.lines.start + u64::from(self.lines.ends[last]),
-        }
+        let line = self.entry(range.end - 1).0;
+        let end = match self.places.get(line) {
+            Some(place) => place.offset + place.len,
+            None => self.lines.ends[line],
+        };
+        self.lines.start + u64::from(end)
     }
 
     fn entry(&self, index: u32) -> (usize, Option<&Changed>) {

@@ -30,7 +30,7 @@ use leak::{COUNT, PATIENCE, Reading, Sample, Suspect, THINGS, Verdict, judge};
 
 pub use history::SAMPLES;
 pub use leak::Scale;
-pub use process::{Footprint, open_descriptors};
+pub use process::{Footprint, live_heap_bytes, open_descriptors};
 
 use crate::budget::Budget;
 use crate::clock::Clock;

@@ -15,10 +15,10 @@ use crate::error::{Context, Result};
 use crate::tasks::{Closed, Task};
 
 /// Signals that were caught; let go of when it is dropped.
-pub(super) type Delivery = SignalDelivery<UnixStream, SignalOnly>;
+pub(crate) type Delivery = SignalDelivery<UnixStream, SignalOnly>;
 
 #[derive(Debug)]
-pub(super) enum Signal {
+pub(crate) enum Signal {
     Stop(&'static str),
     Reload,
 }
@@ -35,7 +35,7 @@ impl From<i32> for Signal {
 
 /// From here on they wait for [`listen`]. Held back meanwhile: signal-hook (registry 1.4.8) swallows one that comes
 /// between its handler and what the handler does.
-pub(super) fn catch() -> Result<Delivery> {
+pub(crate) fn catch() -> Result<Delivery> {
     use nix::sys::signal::Signal::{SIGHUP as HUP, SIGINT as INT, SIGTERM as TERM};
     let doing = || "could not catch signals".to_owned();
     let ours: SigSet = [TERM, INT, HUP].into_iter().collect();
@@ -47,7 +47,7 @@ pub(super) fn catch() -> Result<Delivery> {
 }
 
 /// The thread `signals`, until `ended` closes.
-pub(super) fn listen(
+pub(crate) fn listen(
     caught: &mut Delivery,
     to_main: &Sender<Signal>,
     task: &Task,

@@ -44,6 +44,8 @@ fn describe(path: &Path, config: &Config) -> String {
             if file.start_at == StartAt::End {
                 let _ = writeln!(text, "  at the first start, from the end of what is there");
             }
+            let held = figure(usize::try_from(file.hold_deleted.max_bytes).unwrap_or(usize::MAX));
+            let _ = writeln!(text, "  holds deleted files open until they are read, up to {held}");
         } else {
             let _ = writeln!(text, "  captures standard input");
         }

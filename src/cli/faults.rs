@@ -16,6 +16,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use super::{Exit, Once, run};
+use rustix::process::{Pid, Signal, kill_process};
+
 use crate::clock::Clock;
 use crate::tasks::faults;
 
@@ -57,19 +59,20 @@ enum Twice {
 impl House {
     fn new() -> House {
         let house = House { room: tempfile::tempdir().unwrap(), written: 0 };
-        let config = |name: &str, more: &str| {
+        let config = |name: &str, source: &str, sink: &str| {
             let text = format!(
                 r#"{{ "agent": {{ "data_dir": "data", "stop_timeout": "10m", "sync_interval": "100ms", "workers": 1 }},
                       "status": {{ "listen": "127.0.0.1:0" }},
-                      "sources": [ {{ "type": "file", "include": ["logs/*.log"], "poll_interval": "50ms" }} ],
-                      "sinks": [ {{ "type": "file", "path": "out.txt", "batch": {{ "max_wait": "5ms" }} }} {more} ] }}"#
+                      "sources": [ {{ "type": "file", "include": ["logs/*.log"], "poll_interval": "50ms" }} {source} ],
+                      "sinks": [ {{ "type": "file", "path": "out.txt", "batch": {{ "max_wait": "5ms" }} }} {sink} ] }}"#
             );
             std::fs::write(house.path(name), text).unwrap();
         };
-        config("well.json", "");
+        config("well.json", "", "");
         // Refuses every connection, so that there is always somebody who rests.
         config(
             "ill.json",
+            r#", { "type": "stdin" }"#,
             r#", { "type": "loki", "url": "http://127.0.0.1:9", "retry": { "initial": "20ms", "max": "20ms" } }"#,
         );
         std::fs::create_dir(house.path("logs")).unwrap();
@@ -88,24 +91,29 @@ impl House {
         poison.inspect(|poison| {
             command.env(POISON, poison);
         });
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(said).spawn().unwrap()
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(said).spawn().unwrap()
     }
 
     fn said(&self) -> String {
         std::fs::read_to_string(self.path("said.txt")).unwrap()
     }
 
-    fn write(&mut self, lines: usize) {
-        let text: String =
-            (self.written..self.written + lines).map(|line| format!("line {line}\n")).collect();
+    /// To a log, and the same number to the life's standard input.
+    fn write(&mut self, life: &mut Child, lines: usize) {
+        let numbers = self.written..self.written + lines;
+        if let Some(stdin) = life.stdin.as_mut() {
+            let text: String = numbers.clone().map(|line| format!("input {line}\n")).collect();
+            let _ = stdin.write_all(text.as_bytes()); // it may have ended
+        }
+        let text: String = numbers.map(|line| format!("line {line}\n")).collect();
         let mut log =
             std::fs::OpenOptions::new().append(true).create(true).open(self.path("logs/a.log")).unwrap();
         log.write_all(text.as_bytes()).unwrap();
         self.written += lines;
     }
 
-    /// Its exit code. Lines are written all the while.
-    fn wait(&mut self, mut life: Child, lines: usize) -> i32 {
+    /// Its exit code. Lines are written all the while, and if `hangs_up` there is SIGHUP once some have arrived.
+    fn wait(&mut self, mut life: Child, lines: usize, hangs_up: bool) -> i32 {
         let clock = Clock::real();
         let end = clock.now() + DEADLINE;
         loop {
@@ -117,7 +125,10 @@ impl House {
                 let _ = life.wait();
                 panic!("it did not end; it said:\n{}", self.said());
             }
-            self.write(lines);
+            self.write(&mut life, lines);
+            if hangs_up && self.path("out.txt").exists() {
+                let _ = kill_process(Pid::from_child(&life), Signal::HUP); // it may have ended
+            }
             let _ = crossbeam_channel::after(Duration::from_millis(3)).recv();
         }
     }
@@ -126,7 +137,7 @@ impl House {
 fn check(thread: &str, word: &str, nth: u32, twice: Twice) {
     let mut house = House::new();
     let life = house.life("ill.json", Some(&format!("{thread}@{word}@{nth}")));
-    let code = house.wait(life, 5);
+    let code = house.wait(life, 5, matches!(thread, "signals" | "reload"));
     let said = house.said();
     assert_eq!(code, Exit::Fault as i32, "{thread} at {word:?}: {said}");
     let cause = format!("{thread}: panicked: on purpose");
@@ -136,12 +147,21 @@ fn check(thread: &str, word: &str, nth: u32, twice: Twice) {
     );
 
     let life = house.life("well.json", None);
-    assert_eq!(house.wait(life, 0), Exit::Delivered as i32, "{thread} at {word:?}: {}", house.said());
+    assert_eq!(house.wait(life, 0, false), Exit::Delivered as i32, "{thread} at {word:?}: {}", house.said());
     let output = std::fs::read_to_string(house.path("out.txt")).unwrap();
-    let mut seen = vec![0; house.written];
+    let (mut seen, mut inputs) = (vec![0; house.written], Vec::new());
     for line in output.lines() {
-        let number: usize = line.strip_prefix("line ").and_then(|number| number.parse().ok()).expect(line);
-        seen[number] += 1;
+        let (from, number) = line.split_once(' ').expect(line);
+        let number: usize = number.parse().expect(line);
+        match from {
+            "line" => seen[number] += 1,
+            "input" => inputs.push(number),
+            _ => panic!("{line:?} was written by nobody"),
+        }
+    }
+    // What it had taken from a pipe cannot be read again: what is there is a beginning without a gap.
+    if twice == Twice::Never {
+        assert!(inputs.iter().copied().eq(0..inputs.len()), "{thread} at {word:?}: {inputs:?}");
     }
     let (lost, doubled) = (seen.iter().filter(|n| **n == 0).count(), seen.iter().filter(|n| **n > 1).count());
     println!("{thread} at {word:?} ({nth}): {} lines, {lost} lost, {doubled} doubled", house.written);
@@ -174,4 +194,13 @@ fn so_do_those_who_serve() {
     check("retry", "", 4, Twice::Never);
     check("resolver", "", 1, Twice::Never);
     check("status", "", 1, Twice::Never);
+    check("stats", "", 2, Twice::Never);
+}
+
+#[test]
+fn so_does_whoever_hears_signals_or_reads_a_pipe() {
+    check("signals", "signals", 2, Twice::Never);
+    check("reload", "reading", 1, Twice::Never);
+    check("stdin", "input", 3, Twice::Never);
+    check("stdin", "the workers", 2, Twice::Never);
 }

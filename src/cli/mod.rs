@@ -3,6 +3,7 @@
 //! [`parse`] is pure: it prints nothing and ends nothing, `main` does. One file per subcommand.
 
 pub mod check;
+pub mod deadletter;
 #[cfg(test)]
 mod faults;
 pub mod run;
@@ -22,6 +23,7 @@ use crate::config;
 pub enum Command {
     Run { config: PathBuf, once: Option<Once> },
     Check { config: PathBuf },
+    DeadLetter(deadletter::Asked),
 }
 
 /// Deliver what is there now, and end.
@@ -36,6 +38,7 @@ Examples:
   log-capturer check --config config.json    what would be captured, and is it right?
   log-capturer --config config.json          capture until SIGTERM or SIGINT
   log-capturer run --once --max-time 50s --config config.json    for cron
+  log-capturer deadletter list --config config.json    what was refused, and why
 
 Exit codes:
   0  everything is delivered, dropped by a rule, or kept as a dead letter
@@ -57,6 +60,8 @@ struct Arguments {
 enum Asked {
     Run(RunArguments),
     Check(CheckArguments),
+    #[command(name = "deadletter")]
+    DeadLetter(deadletter::Arguments),
 }
 
 /// Capture and deliver (the default: `log-capturer --config FILE` does the same).
@@ -112,6 +117,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, (
             Command::Run { config, once: once.then_some(Once { max_time }) }
         }
         Asked::Check(CheckArguments { config }) => Command::Check { config },
+        Asked::DeadLetter(asked) => Command::DeadLetter(asked.asked),
     })
 }
 
@@ -155,6 +161,11 @@ mod tests {
             ("run --config c.json --once --max-time 0s", "50s"),
             ("run --config c.json --conifg d.json", "--conifg"),
             ("check --config c.json --once", "--once"),
+            ("deadletter", "replay"),
+            ("deadletter list", "--config"),
+            ("deadletter purge --config c.json", "--all"),
+            ("deadletter purge --config c.json --all --sink loki", "--sink"),
+            ("deadletter replay --config c.json --json", "--json"),
         ] {
             let (says, exit) = ask(line).unwrap_err();
             assert_eq!(exit, Exit::Usage, "{line}");
@@ -169,6 +180,10 @@ mod tests {
             ("--help", "another instance"),
             ("run --help", "--max-time"),
             ("check --help", "Exit codes: 0"),
+            ("deadletter --help", "purge"),
+            ("deadletter list --help", "--json"),
+            ("deadletter replay --help", "3 some are left"),
+            ("deadletter purge --help", "Only of this sink"),
             ("--version", env!("CARGO_PKG_VERSION")),
         ] {
             let (says, exit) = ask(line).unwrap_err();

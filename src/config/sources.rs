@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::memory::MAX_LINE_BYTES;
 use super::reader::{Item, Reader, Room};
 use super::values::{self, GIB, quoted};
-use crate::monitors::{Binary, FileSourceOptions, SourceKind, SourceOptions, StartAt};
+use crate::monitors::{Binary, FileSourceOptions, HoldDeleted, SourceKind, SourceOptions, StartAt};
 
 /// One entry, before the memory is shared out.
 pub struct Source<'a> {
@@ -52,7 +52,7 @@ fn entry<'a>(item: &Item<'a>, host: &str) -> Option<Source<'a>> {
     let bytes = max_line_bytes.as_ref().and_then(|item| item.size(64..=GIB));
     let idle = reader.duration("idle", secs(5), Duration::from_millis(10)..=secs(86_400));
     let kind = if kind == Type::Stdin { SourceKind::Stdin } else { SourceKind::File(file(&reader)) };
-    reader.not_available(&["multiline", "hold_deleted"]);
+    reader.not_available(&["multiline"]);
     reader.finish();
     let options = SourceOptions {
         name: "".into(), // the names of all entries are decided together
@@ -79,7 +79,18 @@ fn file(reader: &Reader<'_>) -> FileSourceOptions {
         start_at: reader.one_of("start_at", &[("beginning", StartAt::Beginning), ("end", StartAt::End)]),
         poll_interval: reader.duration("poll_interval", secs(2), Duration::from_millis(50)..=secs(3_600)),
         binary: reader.one_of("binary", &[("skip", Binary::Skip), ("read", Binary::Read)]),
+        hold_deleted: hold_deleted(reader.section("hold_deleted")),
     }
+}
+
+fn hold_deleted(reader: Reader<'_>) -> HoldDeleted {
+    let default = HoldDeleted::default();
+    let hold = HoldDeleted {
+        max_bytes: reader.size("max_bytes", default.max_bytes, 0..=1 << 50),
+        max_age: reader.item("max_age").and_then(|item| item.duration(secs(1)..=secs(30 * 86_400))),
+    };
+    reader.finish();
+    hold
 }
 
 fn secs(seconds: u64) -> Duration {

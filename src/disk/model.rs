@@ -19,7 +19,7 @@ use fastrand::Rng;
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
-use super::{Disk, DiskFile, Durable, FileId, Open};
+use super::{Disk, DiskFile, Durable, FileId, Kind, Open, Seen};
 
 /// What a disk writes as a whole or not at all, in bytes.
 const SECTOR: usize = 512;
@@ -149,6 +149,12 @@ impl State {
         }
     }
 
+    fn seen(&self, inode: u64) -> Seen {
+        let links = self.names.values().filter(|named| **named == inode).count() as u64;
+        let size = self.files[&inode].now.len() as u64;
+        Seen { id: FileId { device: 0, inode }, size, links, kind: Kind::File, created: None }
+    }
+
     fn rename_now(&mut self, change: Change) {
         change.clone().apply(&mut self.names);
         self.pending_names.push(change);
@@ -215,7 +221,7 @@ impl Disk for ModelDisk {
                 inode
             }
         };
-        Ok(Arc::new(Handle { disk: self.clone(), inode, life: state.life }))
+        Ok(Arc::new(Handle { disk: self.clone(), inode, life: state.life, appends: how == Open::Append }))
     }
 
     fn create_folder(&self, path: &Path) -> io::Result<()> {
@@ -223,6 +229,28 @@ impl Disk for ModelDisk {
         state.change()?;
         state.folders.extend(path.ancestors().map(Path::to_owned));
         Ok(())
+    }
+
+    fn create_output_folder(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.0.lock();
+        if state.folders.contains(path) {
+            return Err(Errno::EXIST.into());
+        }
+        if !state.folders.contains(parent(path)) {
+            return Err(Errno::NOENT.into());
+        }
+        state.change()?;
+        state.folders.insert(path.to_owned());
+        Ok(())
+    }
+
+    fn look(&self, path: &Path) -> io::Result<Seen> {
+        let state = self.0.lock();
+        state.names.get(path).map(|inode| state.seen(*inode)).ok_or(Errno::NOENT.into())
+    }
+
+    fn is_taken(&self, path: &Path) -> io::Result<bool> {
+        Ok(self.0.lock().names.contains_key(path))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -267,6 +295,7 @@ struct Handle {
     disk: ModelDisk,
     inode: u64,
     life: u64,
+    appends: bool,
 }
 
 impl Handle {
@@ -311,7 +340,7 @@ impl DiskFile for Handle {
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         self.changed(|content, full| {
-            let offset = offset as usize;
+            let offset = if self.appends { content.now.len() } else { offset as usize };
             let mut fits = bytes.len();
             if full {
                 let room = (content.allocated as usize).max(content.now.len());
@@ -353,6 +382,10 @@ impl DiskFile for Handle {
 
     fn id(&self) -> io::Result<FileId> {
         self.with(|_, inode| Ok(FileId { device: 0, inode }))
+    }
+
+    fn seen(&self) -> io::Result<Seen> {
+        self.with(|state, inode| Ok(state.seen(inode)))
     }
 }
 

@@ -57,6 +57,7 @@ pub struct Lane {
     reports: Receiver<Report>,
     retry: Sender<Request>,
     again: Receiver<()>,
+    refusals: Receiver<()>,
     stop: Stop,
     dead_letters: DeadLetters,
     mood: Mood,
@@ -117,6 +118,8 @@ pub struct Ends {
     pub reports: Receiver<Report>,
     pub retry: Sender<Request>,
     pub again: Receiver<()>,
+    /// See [`crate::budget::Budget::tell_of_refusals`].
+    pub refusals: Receiver<()>,
 }
 
 enum Event {
@@ -126,6 +129,9 @@ enum Event {
     Again,
     /// An open batch has waited long enough.
     Due,
+    /// Monitors wait for the memory that an open batch holds: no company will come for it.
+    Refusal,
+    NoMoreRefusals,
     Stopping,
     Aborted,
     SendersGone,
@@ -165,6 +171,7 @@ impl Lane {
             reports: ends.reports,
             retry: ends.retry,
             again: ends.again,
+            refusals: ends.refusals,
             stop,
             dead_letters,
             mood: Mood::Well,
@@ -222,6 +229,12 @@ impl Lane {
         let inlet = if self.inlet_closed { &never() } else { &self.inlet };
         // A stop means nothing here before the inlet has closed: what is on its way comes first.
         let last_call = self.inlet_closed && self.mood == Mood::Resting;
+        // Looked at only when it matters: until then the bell keeps, and nobody is woken up.
+        let refusals = if self.streets.iter().any(|street| self.could_leave(street)) {
+            &self.refusals
+        } else {
+            &never()
+        };
         let stopping = if last_call { self.stop.stop.channel() } else { &never::<Infallible>() };
         let aborted = if self.giving_up { &never::<Infallible>() } else { self.stop.abort.channel() };
         select! {
@@ -229,9 +242,16 @@ impl Lane {
             recv(inlet) -> parcel => parcel.map_or(Event::InletClosed, Event::Parcel),
             recv(self.again) -> again => again.map_or(Event::SchedulerGone, |()| Event::Again),
             recv(due) -> _ => Event::Due,
+            recv(refusals) -> bell => bell.map_or(Event::NoMoreRefusals, |()| Event::Refusal),
             recv(stopping) -> _ => Event::Stopping,
             recv(aborted) -> _ => Event::Aborted,
         }
+    }
+
+    /// Its open batch would be sent at once.
+    fn could_leave(&self, street: &Street) -> bool {
+        let is_free = !street.away && street.queue.is_empty();
+        self.mood == Mood::Well && is_free && street.batcher.due().is_some()
     }
 
     fn handle(&mut self, event: Event, now: Instant) -> Result<()> {
@@ -242,6 +262,8 @@ impl Lane {
                 self.flush(|_| true);
             }
             Event::Due => self.flush(|street| street.batcher.due().is_some_and(|due| due <= now)),
+            Event::Refusal => self.flush(|street| !street.away && street.queue.is_empty()),
+            Event::NoMoreRefusals => self.refusals = never(),
             Event::Report(report) => self.take_report(report, now),
             // The last try of a stop does not wait for the scheduler; if it fails, `rest` gives up.
             Event::Again | Event::Stopping if self.mood == Mood::Resting => {

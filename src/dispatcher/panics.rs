@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, bounded};
+use crossbeam_channel::{Receiver, bounded, never};
 use parking_lot::Mutex;
 
 use super::lane::{Ends, Lane};
@@ -108,6 +108,7 @@ fn lane_with(house: &House, connection: Touchy) -> (Lane, SenderLoop, Receiver<R
         reports: reports_end,
         retry: requests,
         again: bounded(1).1,
+        refusals: never(),
     };
     let raw: Vec<String> = (0..32)
         .map(|at| if [5, 21].contains(&at) { format!("bad {at}\n") } else { format!("{at}\n") })

@@ -68,6 +68,8 @@ pub struct Books {
     pub pages: Vec<GenerationView>,
     /// Why the state cannot be written, if so.
     pub ill: Option<String>,
+    /// Why files wait: what is read of them could not be stamped.
+    pub stamping_ill: Option<String>,
 }
 
 #[derive(Clone, Debug, Serialize)]

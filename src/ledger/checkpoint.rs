@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::page::High;
-use super::{Identity, KeptStamp, Progress};
+use super::{Identity, KeptStamp, Mark, Progress};
 use crate::durable::{self, FileId};
 use crate::error::{Context, Error, Result};
 
@@ -21,6 +21,9 @@ const MAGIC: &str = "log-capturer checkpoint 1";
 /// Everything that outlives the process.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Saved {
+    /// The last record of the journal that is in it.
+    #[serde(default)]
+    pub journal: Mark,
     pub last_stamp_ns: i64,
     pub next_generation: u64,
     pub generations: Vec<SavedGeneration>,
@@ -92,6 +95,8 @@ impl From<AnyPath> for PathForm {
 pub struct Slots {
     folder: PathBuf,
     next_sequence: u64,
+    /// Of each slot that is whole.
+    marks: [Option<Mark>; 2],
 }
 
 impl Slots {
@@ -99,11 +104,12 @@ impl Slots {
     /// none is whole, the state is empty, but no first start: that would skip what stands in the files.
     pub fn open(folder: &Path) -> (Slots, Option<Saved>) {
         let mut newest: Option<(u64, Saved)> = None;
-        let mut damaged = false;
+        let (mut damaged, mut marks) = (false, [None; 2]);
         for slot in 0..2 {
             let path = slot_path(folder, slot);
             match read(&path) {
                 Ok(Some((sequence, saved))) => {
+                    marks[slot as usize] = Some(saved.journal);
                     if newest.as_ref().is_none_or(|(known, _)| sequence > *known) {
                         newest = Some((sequence, saved));
                     }
@@ -124,7 +130,17 @@ impl Slots {
         }
         let next_sequence = newest.as_ref().map_or(1, |(sequence, _)| sequence + 1);
         let found = newest.map(|(_, saved)| saved).or_else(|| damaged.then(Saved::default));
-        (Slots { folder: folder.to_owned(), next_sequence }, found)
+        (Slots { folder: folder.to_owned(), next_sequence, marks }, found)
+    }
+
+    /// Of the newest checkpoint that is whole; `None`: there is none.
+    pub fn mark(&self) -> Option<Mark> {
+        self.marks.iter().flatten().max().copied()
+    }
+
+    /// Both checkpoints hold the journal up to here.
+    pub fn passed(&self) -> u64 {
+        self.marks.iter().map(|mark| mark.map_or(0, |mark| mark.sequence)).min().unwrap_or(0)
     }
 
     /// Replaces the older of the two. The folder is made if it is not there: on a disk that was full at the
@@ -137,6 +153,7 @@ impl Slots {
         let mut bytes = format!("{MAGIC} {} {sum:08x} {}\n", self.next_sequence, body.len()).into_bytes();
         bytes.extend_from_slice(&body);
         durable::write_atomic(&slot_path(&self.folder, self.next_sequence % 2), &bytes)?;
+        self.marks[(self.next_sequence % 2) as usize] = Some(saved.journal);
         self.next_sequence += 1;
         Ok(())
     }
@@ -178,6 +195,7 @@ mod tests {
     fn saved(stamp: i64) -> Saved {
         let path = AnyPath(PathBuf::from("/var/log/a"));
         Saved {
+            journal: Mark::default(),
             last_stamp_ns: stamp,
             next_generation: 3,
             generations: vec![SavedGeneration {

@@ -9,11 +9,13 @@
 //! It outlives its own faults: a note that cannot be true is reported to `main`, which stops the agent, and every
 //! receipt of that stop is still taken and saved.
 //!
-//! Not here yet, but the place is: the journal of stamps ([`Stamp`] already travels ahead of its chunk), so that
-//! a replay after a crash carries the same times; the write journals of outputs; the spool's cursor.
+//! What the next life needs is in the newest checkpoint (`checkpoint.rs`) and in the records of the journal behind
+//! it (`journal.rs`), which the file monitor writes before it hands a chunk over. So a crash loses no stamp, and
+//! only the receipts since the last checkpoint: those bytes are sent again, as they were.
 
 mod books;
 mod checkpoint;
+mod journal;
 mod page;
 mod progress;
 mod state;
@@ -31,12 +33,14 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::ack::{Count, GenerationId, Receipt, Receipts, SinkId, SinkSet};
+use crate::disk::Disk;
 use crate::durable::{OwnFiles, Passed, Unsynced};
 use crate::error::Result;
 use crate::metrics::Registry;
 use crate::tasks::{Post, Stop, Task, Wires};
 
 pub use books::{Books, GenerationView, SinkBooks};
+pub use journal::{Journal, Mark, Record};
 pub use progress::Progress;
 use state::State;
 
@@ -79,7 +83,7 @@ impl Note {
     fn changes_the_state(&self) -> bool {
         match self {
             Note::Receipt(receipt) => receipt.answered().next().is_some(),
-            Note::Unread { .. } | Note::Unseen { .. } => false,
+            Note::Unread { .. } | Note::Unseen { .. } | Note::Stamping { .. } => false,
             _ => true,
         }
     }
@@ -130,6 +134,9 @@ pub struct KeptStamp {
     pub cursor: Option<Cursor>,
 }
 
+/// Why bytes are given up that nobody has written: they are not missing.
+pub const HOLE: &str = "a hole in the file";
+
 /// How many bytes in front of a position tell whether it is still in the same text.
 pub const BEFORE_BYTES: usize = 64;
 
@@ -154,6 +161,10 @@ pub enum Note {
     /// The chunk that was read last of this generation was not handed over.
     TakenBack(Stamp),
     Receipt(Receipt),
+    /// Why nothing can be stamped, so that files wait; `None`: it can be again.
+    Stamping {
+        ill: Option<String>,
+    },
     /// Bytes from the read position up to `upto` that will never be read.
     GaveUp {
         generation: GenerationId,
@@ -210,7 +221,7 @@ impl Known {
 #[derive(Debug, Default)]
 pub struct Restored {
     pub known: Vec<Known>,
-    /// No stamp at or below was kept back: new ones start above.
+    /// One more than any stamp that was given to a line of a file.
     pub last_stamp_ns: i64,
     pub next_generation: u64,
     /// There was no state at all: this is the first start in this `data_dir`.
@@ -226,12 +237,20 @@ pub type Damaged = (GenerationId, Range<u64>, Count);
 /// The way to the ledger: one per carrier, cheap to clone. Notes are never dropped: a full channel makes the
 /// carrier wait, and the ledger waits for nobody.
 #[derive(Clone)]
-pub struct Book(Sender<Note>);
+pub struct Book(Sender<Noted>);
+
+/// A note, and where it stands in the journal, if it does.
+type Noted = (Note, Option<Mark>);
 
 impl Book {
     pub fn note(&self, note: Note) {
+        self.noted(note, None);
+    }
+
+    /// A note that is in the journal, `mark` being its last record. In the order of the journal.
+    pub fn noted(&self, note: Note, mark: Option<Mark>) {
         // The ledger outlives every carrier; only a ledger that panicked is gone, and the agent is stopping then.
-        let _ = self.0.send(note);
+        let _ = self.0.send((note, mark));
     }
 }
 
@@ -262,6 +281,7 @@ pub struct Settings {
     pub sync_interval: Duration,
     pub unsynced: Unsynced,
     pub own_files: OwnFiles,
+    pub disk: Arc<dyn Disk>,
     /// Told of each checkpoint that was written.
     pub passed: Passed,
 }
@@ -269,8 +289,11 @@ pub struct Settings {
 pub struct Ledger {
     settings: Settings,
     stop: Stop,
-    notes: Receiver<Note>,
+    notes: Receiver<Noted>,
     state: State,
+    /// The last record of the journal that is in the state.
+    mark: Mark,
+    link: Arc<journal::Link>,
     slots: checkpoint::Slots,
     view: BooksView,
     /// Something is not in a checkpoint yet: when to write the next one.
@@ -280,6 +303,8 @@ pub struct Ledger {
     show_at: Option<Instant>,
     /// Why the last attempt to save failed: said once, retried every `sync_interval`.
     ill: Option<String>,
+    /// Why files wait, if nothing can be stamped.
+    stamping_ill: Option<String>,
     first_start: bool,
 }
 
@@ -291,7 +316,7 @@ enum LastSave {
 }
 
 enum Event {
-    Note(Note),
+    Note(Noted),
     Aborted,
     Due,
     Closed,
@@ -306,29 +331,47 @@ impl Ledger {
         margin: Duration,
         metrics: &Registry,
         wires: &mut Wires,
-    ) -> (Ledger, Book, Restored) {
+    ) -> (Ledger, Book, Journal) {
         let carriers = [Post::Monitor, Post::Worker, Post::Lane];
         let (book, notes) = wires.downhill("notes", &carriers, Post::Ledger, NOTES);
         let (slots, saved) = checkpoint::Slots::open(&settings.folder);
-        let first_start = saved.is_none();
+        let found = journal::find(settings.disk.clone(), &settings.folder, slots.mark());
+        let first_start = saved.is_none() && !found.was_used;
         let saved = saved.unwrap_or_default();
         saved.own_files.iter().for_each(|own| settings.own_files.add(own.file_id(), &own.path.0));
-        let state = State::new(saved, &settings.sinks, metrics);
-        let restored = state.restored(first_start);
+        let mut state = State::new(saved, &settings.sinks, metrics);
+        found.records.into_iter().for_each(|record| state.recall(record));
+        let mut journal = found.journal;
+        journal.begin();
         let ledger = Ledger {
             settings,
             stop,
             notes,
             view: Arc::new(Mutex::new(Arc::new(state.books()))),
             state,
+            mark: found.last,
+            link: found.link,
             slots,
             save_at: None,
             last_save: LastSave::WhenAborted { half_margin: margin / 2 },
             show_at: None,
             ill: None,
+            stamping_ill: None,
             first_start,
         };
-        (ledger, Book(book), restored)
+        (ledger, Book(book), journal)
+    }
+
+    /// There was no state at all: this is the first start in this `data_dir`.
+    pub fn is_first_start(&self) -> bool {
+        self.first_start
+    }
+
+    /// What a sink has found of an earlier life in its outputs: as good as receipts. Before monitors are given
+    /// [`Ledger::restored`].
+    pub fn recovered(&mut self, sink: SinkId, ranges: &[Ranged]) {
+        self.state.recovered(sink, ranges);
+        self.show();
     }
 
     /// What a spool has found at the start: `recovered` is as good as receipts, `damaged` has to be read again, and
@@ -402,8 +445,13 @@ impl Ledger {
         }
     }
 
-    fn take(&mut self, note: Note, task: &Task) {
+    fn take(&mut self, (note, mark): Noted, task: &Task) {
         let aborting = self.stop.abort.is_closed();
+        self.mark = mark.unwrap_or(self.mark);
+        if let Note::Stamping { ill } = note {
+            self.stamping_ill = ill;
+            return;
+        }
         if note.changes_the_state() {
             self.save_at.get_or_insert_with(|| task.now() + self.settings.sync_interval);
         }
@@ -412,7 +460,34 @@ impl Ledger {
         }
     }
 
-    /// Outputs first, then the checkpoint that relies on them.
+    /// Outputs and the journal first, then the checkpoint that relies on them.
+    fn write(&mut self) -> Result<()> {
+        self.settings.unsynced.sync()?;
+        self.link.sync()?;
+        self.slots.write(&self.state.to_save(self.mark, &self.settings.own_files))?;
+        self.link.pass(self.slots.passed());
+        self.settings.passed.written();
+        Ok(())
+    }
+
+    /// For tests that play the thread: takes what is there, and saves it if told.
+    #[cfg(test)]
+    pub fn catch_up(&mut self, save: bool) -> Result<()> {
+        while let Ok((note, mark)) = self.notes.try_recv() {
+            self.mark = mark.unwrap_or(self.mark);
+            match note {
+                Note::Stamping { ill } => self.stamping_ill = ill,
+                note => self.state.apply(note, true)?,
+            }
+        }
+        if save { self.write() } else { Ok(()) }
+    }
+
+    #[cfg(test)]
+    pub fn stamping_trouble(&self) -> Option<String> {
+        self.stamping_ill.clone()
+    }
+
     fn save(&mut self, task: &Task) {
         task.doing("writing a checkpoint");
         if matches!(self.last_save, LastSave::At(at) if task.now() >= at) {
@@ -420,12 +495,7 @@ impl Ledger {
         }
         let saved = match self.save_at {
             None => Ok(()), // nothing happened since the last one
-            Some(_) => self
-                .settings
-                .unsynced
-                .sync()
-                .and_then(|()| self.slots.write(&self.state.to_save(&self.settings.own_files)))
-                .map(|()| self.settings.passed.written()),
+            Some(_) => self.write(),
         };
         match saved {
             Ok(()) => {
@@ -453,6 +523,7 @@ impl Ledger {
         self.show_at = None;
         let mut books = self.state.books();
         books.ill = self.ill.clone();
+        books.stamping_ill = self.stamping_ill.clone();
         *self.view.lock() = Arc::new(books);
     }
 }

@@ -98,8 +98,7 @@ impl Page {
             finished: false,
             unread: 0,
         };
-        page.drop_answered();
-        page.read_to = page.position();
+        page.begin_life();
         page
     }
 
@@ -185,6 +184,24 @@ impl Page {
         !answered && !overlaps && stamp.start >= self.known_to
     }
 
+    /// A stamp that the last life had written down.
+    pub fn recall(&mut self, stamp: &Stamp) {
+        self.keep(stamp);
+        self.begin_life();
+    }
+
+    pub fn recall_given_up(&mut self, range: Range<u64>, why: Arc<str>) {
+        self.give_up(range.start, range.end, why);
+        self.begin_life();
+    }
+
+    /// All there is was read by lives before this one.
+    fn begin_life(&mut self) {
+        self.known_to = self.high.to;
+        self.drop_answered_in(0..u64::MAX);
+        self.read_to = self.position();
+    }
+
     /// Undoes [`Page::keep`] for the newest stamp, and returns what that returned; what was read before stays known.
     pub fn take_back(&mut self, stamp: &Stamp) -> bool {
         self.read_to = stamp.start;
@@ -219,7 +236,7 @@ impl Page {
     /// Before anything is read in this life: a sink has this of an earlier one.
     pub fn recover(&mut self, sink: SinkId, range: Range<u64>) {
         self.sinks[sink.0 as usize].add(range);
-        self.drop_answered();
+        self.drop_answered_in(0..u64::MAX);
         self.read_to = self.position();
     }
 
@@ -227,10 +244,6 @@ impl Page {
     pub fn lack_again(&mut self, sink: SinkId, range: Range<u64>) {
         self.sinks[sink.0 as usize].remove(range);
         self.read_to = self.position();
-    }
-
-    fn drop_answered(&mut self) {
-        self.drop_answered_in(0..u64::MAX);
     }
 
     /// No sink is asked for what stands up to `upto`. Says how many bytes some sink lacked.

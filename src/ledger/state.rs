@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::books::{Books, Meters, SinkBooks, view};
 use super::checkpoint::{AnyPath, OwnFile, Saved};
 use super::page::Page;
-use super::{Damaged, Known, Note, Opened, Ranged, Restored, Stamp};
+use super::{Damaged, HOLE, Known, Mark, Note, Opened, Ranged, Record, Restored, Stamp};
 use crate::ack::{Count, GenerationId, Receipt, SinkId};
 use crate::durable::OwnFiles;
 use crate::error::{Error, Result};
@@ -81,6 +81,7 @@ impl State {
                 self.forget_if_over(generation);
             }
             Note::Unseen { places } => self.books.unseen = places,
+            Note::Stamping { .. } => {} // the ledger's own affair
             Note::Unread { generation, bytes } => {
                 let page = self.page(generation)?;
                 let before = std::mem::replace(&mut page.unread, bytes);
@@ -146,14 +147,21 @@ impl State {
         Ok(())
     }
 
-    pub fn spool_found(&mut self, sink: SinkId, recovered: &[Ranged], damaged: &[Damaged], pending: Count) {
-        self.books.carry_over(sink, pending);
-        for (generation, range) in recovered {
+    /// A sink has these of an earlier life.
+    pub fn recovered(&mut self, sink: SinkId, ranges: &[Ranged]) {
+        for (generation, range) in ranges {
+            // A power cut may have taken a generation from the ledger and not from the outputs: its number is used.
+            self.next_generation = self.next_generation.max(generation.0 + 1);
             // Of others every sink has answered, or they were no files.
             if let Some(page) = self.pages.get_mut(generation) {
                 page.recover(sink, range.clone());
             }
         }
+    }
+
+    pub fn spool_found(&mut self, sink: SinkId, recovered: &[Ranged], damaged: &[Damaged], pending: Count) {
+        self.books.carry_over(sink, pending);
+        self.recovered(sink, recovered);
         for (generation, range, count) in damaged {
             match self.pages.get_mut(generation) {
                 Some(page) => page.lack_again(sink, range.clone()),
@@ -186,7 +194,9 @@ impl State {
     fn gave_up(&mut self, generation: GenerationId, upto: u64, why: Arc<str>) -> Result<()> {
         let page = self.page(generation)?;
         let from = page.read_to;
-        self.books.given_up += page.give_up(from, upto, why);
+        let is_hole = *why == *HOLE;
+        let bytes = page.give_up(from, upto, why);
+        self.books.given_up += if is_hole { 0 } else { bytes };
         let page = self.page(generation)?;
         let over = page.drop_answered_in(from..upto.max(from));
         self.meters.open_chunks.add(-(over as i64));
@@ -201,13 +211,39 @@ impl State {
         }
     }
 
-    pub fn to_save(&self, own_files: &OwnFiles) -> Saved {
+    /// Takes in what the last life had written down and no checkpoint knows.
+    pub fn recall(&mut self, record: Record) {
+        let generation = GenerationId(record.generation());
+        self.next_generation = self.next_generation.max(generation.0 + 1);
+        if let Record::Opened { source, filename, identity, lineage, start, .. } = record {
+            let (source, filename) = (source.into(), filename.map(|path| path.0));
+            let opened = Opened { generation, source, filename, identity, lineage, start };
+            self.pages.entry(generation).or_insert_with(|| Page::opened(opened, self.names.len()));
+        } else if let Record::Read(read) = &record {
+            let stamp = read.stamp();
+            self.last_stamp_ns = self.last_stamp_ns.max(stamp.base_ns + stamp.lines as i64);
+            self.pages.entry(generation).and_modify(|page| page.recall(&stamp));
+        } else if let Some(page) = self.pages.get_mut(&generation) {
+            // One that is not there is over, or its beginning was lost with both checkpoints: it begins anew.
+            match record {
+                Record::Identified { identity, .. } => page.identity = Some(identity),
+                Record::GaveUp { from, upto, why, .. } => page.recall_given_up(from..upto, why.into()),
+                // Whether it is gone for good is found out again, unless nobody is asked for anything more.
+                Record::Finished { .. } if page.is_settled() => drop(self.pages.remove(&generation)),
+                _ => {}
+            }
+        }
+        self.meters.generations.set(self.pages.len() as i64);
+    }
+
+    pub fn to_save(&self, journal: Mark, own_files: &OwnFiles) -> Saved {
         let own_file = |(id, path): (crate::durable::FileId, PathBuf)| OwnFile {
             device: id.device,
             inode: id.inode,
             path: AnyPath(path),
         };
         Saved {
+            journal,
             last_stamp_ns: self.last_stamp_ns,
             next_generation: self.next_generation,
             generations: self.pages.iter().map(|(id, page)| page.saved(*id, &self.names)).collect(),

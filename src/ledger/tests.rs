@@ -10,6 +10,7 @@ use super::state::State;
 use super::*;
 use crate::ack::{Count, SinkId, Tally, Verdict};
 use crate::clock::Clock;
+use crate::disk::RealDisk;
 use crate::tasks;
 
 const GENERATION: GenerationId = GenerationId(5);
@@ -74,7 +75,7 @@ fn state() -> State {
 }
 
 fn reload(state: &State) -> State {
-    let saved = serde_json::to_vec(&state.to_save(&OwnFiles::default())).unwrap();
+    let saved = serde_json::to_vec(&state.to_save(Mark::default(), &OwnFiles::default())).unwrap();
     State::new(serde_json::from_slice(&saved).unwrap(), &names(), &Registry::default())
 }
 
@@ -154,14 +155,15 @@ fn a_new_sink_begins_where_the_others_are_and_a_former_one_has_no_say() {
     }
     state.apply(receipt(0, 0, true, false), false).unwrap();
     (0..2).for_each(|number| state.apply(receipt(number, 1, true, false), false).unwrap());
-    let saved = state.to_save(&OwnFiles::default());
+    let saved = state.to_save(Mark::default(), &OwnFiles::default());
     let sinks: Vec<Arc<str>> = vec!["new".into(), "file".into()];
     let state = State::new(saved, &sinks, &Registry::default());
     let known = known(&state);
     assert_eq!(known.position, 200);
     assert!(known.progress.iter().all(|progress| progress.low() == 200));
     // The former sink returns to where it was.
-    let state = State::new(state.to_save(&OwnFiles::default()), &names(), &Registry::default());
+    let state =
+        State::new(state.to_save(Mark::default(), &OwnFiles::default()), &names(), &Registry::default());
     assert_eq!(state.restored(false).known[0].progress[0].low(), 100);
 }
 
@@ -197,6 +199,7 @@ fn live(
         unsynced: Default::default(),
         passed: Default::default(),
         own_files: Default::default(),
+        disk: Arc::new(RealDisk),
     };
     let (_switch, stop) = tasks::Switch::new().unwrap();
     let open = || {
@@ -208,7 +211,7 @@ fn live(
             &mut crate::tasks::Wires::default(),
         )
     };
-    let (ledger, book, _) = open();
+    let (ledger, book, ..) = open();
     let table = Arc::new(tasks::Table::new(Clock::real()));
     tasks::run(table.clone(), |tasks| {
         let view = ledger.view();
@@ -217,7 +220,7 @@ fn live(
         body(book, &view, folder.path());
     })
     .unwrap();
-    (open().2.known, table, folder)
+    (open().0.restored().known, table, folder)
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use outlet::{CHUNK_OVERHEAD, Opening, Outlet, Stopped, Stream, Supply};
+pub use outlet::{CHUNK_OVERHEAD, NotSent, Opening, Outlet, Stream, Supply};
 
 use crate::record::Labels;
 
@@ -42,6 +42,23 @@ pub struct FileSourceOptions {
     /// How often every open file is looked at even if nothing was reported: the truth behind inotify.
     pub poll_interval: Duration,
     pub binary: Binary,
+    pub hold_deleted: HoldDeleted,
+}
+
+/// How far deleted files that are not read to their end are held open: the oldest are given up beyond it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HoldDeleted {
+    /// Of the disk, of all files of the source together.
+    pub max_bytes: u64,
+    /// Since the name was gone. `None`: for ever.
+    pub max_age: Option<Duration>,
+}
+
+impl Default for HoldDeleted {
+    /// As much as a spool: enough for an hour of most hosts, and not a disk.
+    fn default() -> HoldDeleted {
+        HoldDeleted { max_bytes: 1 << 30, max_age: None }
+    }
 }
 
 /// Where a file begins that was never seen before.

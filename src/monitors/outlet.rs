@@ -6,23 +6,26 @@
 //!
 //! Always true: `Stream::position` moves only when a chunk was handed over or given up.
 
-use std::collections::VecDeque;
-use std::path::{Path, PathBuf};
+mod stream;
+
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Select, Sender};
 use parking_lot::Mutex;
 
 use super::SourceOptions;
-use crate::ack::{Ack, Count, GenerationId, Receipts, SHARE_BYTES, SinkId, SinkSet};
+use crate::ack::{Ack, Count, GenerationId, Receipts, SHARE_BYTES};
 use crate::budget::{Budget, Credit, Door, Holder, Refused};
 use crate::clock::{Clock, StampClock};
 use crate::ledger::{
-    BEFORE_BYTES, Book, Head, Identity, KeptStamp, Known, Note, Opened, Progress, Restored, Stamp,
+    BEFORE_BYTES, Book, Head, Identity, Journal, Known, Note, Opened, Record, Restored, Stamp,
 };
 use crate::record::{Chunk, Labels, Lines, Origin};
 use crate::tasks::Stop;
+pub use stream::Stream;
 
 /// Lines in one chunk at most: their ends then cost no more than a quarter of a read.
 pub const CHUNK_LINES: usize = 16 * 1024;
@@ -68,8 +71,14 @@ impl Supply {
         }
     }
 
+    /// For what gives its lines times of its own, or cannot be read again.
     pub fn outlet(&self) -> Outlet {
-        Outlet { door: self.budget.door(), supply: self.clone() }
+        Outlet { door: self.budget.door(), supply: self.clone(), stamping: None, until_abort: false }
+    }
+
+    /// For what is read again after a crash: its stamps are in the journal before anything leaves.
+    pub fn stamping_outlet(&self, journal: Journal) -> Outlet {
+        Outlet { stamping: Some(Stamping { journal, ill_until: None }), ..self.outlet() }
     }
 }
 
@@ -77,7 +86,20 @@ impl Supply {
 pub struct Outlet {
     supply: Supply,
     door: Door,
+    stamping: Option<Stamping>,
+    /// Goes on behind the stop.
+    until_abort: bool,
 }
+
+/// What an Outlet has whose stamps outlive the process.
+struct Stamping {
+    journal: Journal,
+    /// The last stamp could not be written; before that nothing is tried.
+    ill_until: Option<Instant>,
+}
+
+/// A disk that was full has room again within seconds or within hours: in neither case is this late.
+const STAMP_RETRY: Duration = Duration::from_secs(1);
 
 /// A generation that was seen for the first time.
 pub struct Opening<'a> {
@@ -93,88 +115,14 @@ pub struct Opening<'a> {
     pub lineage: u64,
 }
 
-/// One generation as its monitor reads it.
-pub struct Stream {
-    origin: Arc<Origin>,
-    filename: Option<PathBuf>,
-    position: u64,
-    next_line: u64,
-    continues: bool,
-    holder: Holder,
-    /// What each sink had when we began; empty once the position is past all of it.
-    progress: Vec<Progress>,
-    /// How an earlier life cut and timed what is read again: those that end behind the position, rising.
-    stamps: VecDeque<KeptStamp>,
-}
-
-/// The agent is stopping: nothing was handed over, the position has not moved.
+/// Nothing was handed over, the position has not moved.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Stopped;
-
-impl Stream {
-    /// Offset of the next byte to read.
-    pub fn position(&self) -> u64 {
-        self.position
-    }
-
-    /// A chunk must not cross this offset: some sink has what follows, or lacks it, or what follows was cut and
-    /// timed by another stamp. What ends here without a line end was cut here before.
-    pub fn read_limit(&self) -> Option<u64> {
-        let edges = self.progress.iter().flat_map(|progress| progress.edges(self.position));
-        let stamp = self.stamps.front().map(|stamp| match self.position < stamp.start {
-            true => stamp.start,
-            false => stamp.end,
-        });
-        edges.chain(stamp).min()
-    }
-
-    /// Of the line at the position, if an earlier life has given it one.
-    fn time_again(&self) -> Option<i64> {
-        let stamp = self.stamps.front().filter(|stamp| stamp.start <= self.position)?;
-        Some(stamp.base_ns + self.next_line.saturating_sub(stamp.first_line) as i64)
-    }
-
-    /// Moves the position, and takes numbers from the stamps where they begin and end: they are what they were,
-    /// even if lines are cut at another length now.
-    fn move_to(&mut self, position: u64, lines: u64, cut: bool) {
-        self.position = position;
-        self.next_line += lines;
-        self.continues = cut;
-        while let Some(stamp) = self.stamps.front().filter(|stamp| stamp.end <= position) {
-            if stamp.end == position {
-                (self.next_line, self.continues) = (stamp.first_line + stamp.lines, stamp.cut);
-            }
-            self.stamps.pop_front();
-        }
-        if let Some(stamp) = self.stamps.front().filter(|stamp| stamp.start == position) {
-            (self.next_line, self.continues) = (stamp.first_line, stamp.continues);
-        }
-        if self.progress.iter().all(|progress| progress.edges(position).next().is_none()) {
-            self.progress.clear(); // from here on every sink lacks everything
-        }
-    }
-
-    pub fn generation(&self) -> GenerationId {
-        self.origin.generation
-    }
-
-    /// The path that matched when it was first seen.
-    pub fn filename(&self) -> Option<&Path> {
-        self.filename.as_deref()
-    }
-
-    fn lacking(&self, sinks: usize) -> SinkSet {
-        if self.progress.is_empty() {
-            return SinkSet::all(sinks);
-        }
-        let mut lacking = SinkSet::EMPTY;
-        for (at, progress) in self.progress.iter().enumerate() {
-            if !progress.contains(self.position) {
-                lacking.insert(SinkId(at as u8));
-            }
-        }
-        lacking
-    }
+pub enum NotSent {
+    /// The agent is stopping.
+    Stopped,
+    /// The journal could not be written, which was said. What is read waits where it stands: [`Outlet::take`]
+    /// gives no credit before it is worth another try.
+    Unstamped,
 }
 
 impl Outlet {
@@ -204,14 +152,16 @@ impl Outlet {
     /// A generation seen for the first time.
     pub fn open(&mut self, opening: Opening<'_>) -> Stream {
         let generation = opening.generation.unwrap_or_else(|| self.reserve());
-        self.supply.book.note(Note::Opened(Box::new(Opened {
+        let opened = Opened {
             generation,
             source: opening.source.name.clone(),
             filename: opening.filename.map(Path::to_owned),
             identity: opening.identity,
             lineage: opening.lineage,
             start: opening.start,
-        })));
+        };
+        let record = self.stamping.as_ref().map(|_| Record::opened(&opened));
+        let written = self.tell(Note::Opened(Box::new(opened)), record.as_ref());
         let origin = Arc::new(origin(opening.source, opening.filename, generation, opening.lineage));
         Stream {
             holder: self.holder(&origin),
@@ -221,7 +171,54 @@ impl Outlet {
             next_line: 0,
             continues: false,
             progress: Vec::new(),
-            stamps: VecDeque::new(),
+            stamps: Default::default(),
+            unwritten: record.filter(|_| !written),
+        }
+    }
+
+    /// Tells the ledger, and the journal if it can be told: what is missing there costs no line, only work after a
+    /// crash. Whether it is in the journal.
+    fn tell(&mut self, note: Note, record: Option<&Record>) -> bool {
+        let stamping = self.stamping.as_mut().filter(|stamping| stamping.ill_until.is_none());
+        let mark = stamping.zip(record).and_then(|(stamping, record)| {
+            stamping.journal.append(std::slice::from_ref(record)).ok() // the next stamp says why not
+        });
+        self.supply.book.noted(note, mark);
+        mark.is_some()
+    }
+
+    /// Tells the journal, then the ledger.
+    fn stamp(&mut self, stream: &mut Stream, stamp: &Stamp) -> Result<(), NotSent> {
+        let Some(Stamping { journal, ill_until }) = &mut self.stamping else {
+            self.supply.book.note(Note::Read(stamp.clone()));
+            return Ok(());
+        };
+        let written = match stream.unwritten.take() {
+            None => journal.append(&[Record::read(stamp)]),
+            Some(opened) => {
+                let written = journal.append(&[opened.clone(), Record::read(stamp)]);
+                stream.unwritten = Some(opened).filter(|_| written.is_err());
+                written
+            }
+        };
+        match written {
+            Ok(mark) => {
+                if ill_until.take().is_some() {
+                    log::info!("files: the journal can be written again");
+                    self.supply.book.note(Note::Stamping { ill: None });
+                }
+                self.supply.book.noted(Note::Read(stamp.clone()), Some(mark));
+                Ok(())
+            }
+            Err(cause) => {
+                if ill_until.replace(self.supply.clock.now() + STAMP_RETRY).is_none() {
+                    log::error!(
+                        "files: {cause}; they wait where they stand, trying again every {STAMP_RETRY:?}"
+                    );
+                    self.supply.book.note(Note::Stamping { ill: Some(cause.to_string()) });
+                }
+                Err(NotSent::Unstamped)
+            }
         }
     }
 
@@ -237,6 +234,7 @@ impl Outlet {
             continues: known.continues,
             progress: known.progress.clone(),
             stamps: known.stamps.iter().filter(|stamp| stamp.end > known.position).copied().collect(),
+            unwritten: None,
         }
     }
 
@@ -246,19 +244,23 @@ impl Outlet {
 
     /// Credit for reading up to `bytes`: before the read, never after it.
     pub fn take(&self, stream: &Stream, bytes: usize) -> Result<Credit, Refused> {
+        let ill_until = self.stamping.as_ref().and_then(|stamping| stamping.ill_until);
+        if ill_until.is_some_and(|until| self.supply.clock.now() < until) {
+            return Err(Refused::Full);
+        }
         let besides = cost_besides(CHUNK_LINES.min(bytes), self.supply.sinks);
         self.door.try_take(&stream.holder, bytes + besides)
     }
 
     /// Hands over whole lines that start at the position. `ends`: where each ends in `data`, the last one at its
-    /// end, at most [`CHUNK_LINES`]. Waits for room downhill until the agent stops.
+    /// end, at most [`CHUNK_LINES`]. Waits for room downhill until the agent stops. The stamp is written down first.
     pub fn send(
         &mut self,
         stream: &mut Stream,
         data: &[u8],
         ends: &[u32],
         mut credit: Credit,
-    ) -> Result<(), Stopped> {
+    ) -> Result<(), NotSent> {
         assert!(
             ends.len() <= CHUNK_LINES && ends.last().copied() == u32::try_from(data.len()).ok(),
             "a chunk is made of whole lines"
@@ -267,7 +269,9 @@ impl Outlet {
         let count = Count { lines: ends.len() as u64, bytes: data.len() as u64 };
         let range = stream.position..stream.position + count.bytes;
         debug_assert!(stream.read_limit().is_none_or(|limit| range.end <= limit), "read across an edge");
-        let base_ns = match stream.time_again() {
+        let again = stream.time_again();
+        let is_new = again.is_none() && !sinks.is_empty();
+        let base_ns = match again {
             Some(base_ns) => base_ns,
             None if sinks.is_empty() => 0, // nobody will see it
             None => self.supply.stamps.lock().reserve(count.lines, self.supply.clock.wall_ns()),
@@ -287,7 +291,10 @@ impl Outlet {
             before: Head::of(&data[data.len().saturating_sub(BEFORE_BYTES)..]),
             cursor: None,
         };
-        self.supply.book.note(Note::Read(stamp.clone()));
+        match is_new {
+            true => self.stamp(stream, &stamp)?,
+            false => self.supply.book.note(Note::Read(stamp.clone())),
+        }
         if !sinks.is_empty() {
             credit.shrink_to(data.len() + cost_besides(ends.len(), sinks.iter().count()));
             let lines = Lines {
@@ -307,39 +314,49 @@ impl Outlet {
         Ok(())
     }
 
-    fn hand_over(&self, chunk: Chunk, stamp: Stamp) -> Result<(), Stopped> {
+    /// For what no later life can read: from now on it is the abort that ends the wait for room.
+    pub fn read_on_until_abort(&mut self) {
+        self.until_abort = true;
+    }
+
+    fn hand_over(&self, chunk: Chunk, stamp: Stamp) -> Result<(), NotSent> {
         let intakes = &self.supply.intakes;
         let intake = &intakes[(chunk.lines.origin.lineage % intakes.len() as u64) as usize];
         let mut select = Select::new_biased();
         let room = select.send(intake);
-        select.recv(self.supply.stop.stop.channel());
+        let stop = if self.until_abort { &self.supply.stop.abort } else { &self.supply.stop.stop };
+        select.recv(stop.channel());
         let ready = select.select();
         if ready.index() == room {
             // Workers outlive every Outlet; one that panicked drops the chunk unsettled, which is a fault.
             let _ = ready.send(intake, chunk);
             return Ok(());
         }
-        let _ = ready.recv(self.supply.stop.stop.channel());
+        let _ = ready.recv(stop.channel());
         chunk.ack.take_back();
         self.supply.book.note(Note::TakenBack(stamp));
-        Err(Stopped)
+        Err(NotSent::Stopped)
     }
 
     /// Bytes from the position up to `upto` will never be read; `why` in few words, for the account.
     pub fn give_up(&mut self, stream: &mut Stream, upto: u64, why: &str) {
-        let generation = stream.origin.generation;
-        self.supply.book.note(Note::GaveUp { generation, upto, why: why.into() });
+        let (generation, from) = (stream.origin.generation, stream.position);
+        let record = Record::GaveUp { generation: generation.0, from, upto, why: why.into() };
+        self.tell(Note::GaveUp { generation, upto, why: why.into() }, Some(&record));
         stream.move_to(stream.position.max(upto), 0, false);
     }
 
     /// The head of the file has grown.
     pub fn identify(&mut self, stream: &Stream, identity: Identity) {
-        self.supply.book.note(Note::Identified { generation: stream.origin.generation, identity });
+        let generation = stream.origin.generation;
+        let record = Record::Identified { generation: generation.0, identity };
+        self.tell(Note::Identified { generation, identity }, Some(&record));
     }
 
     /// The generation is gone and was read to its end, or given up: forgotten once every sink has answered.
     pub fn finish(&mut self, stream: Stream) {
-        self.supply.book.note(Note::Finished { generation: stream.origin.generation });
+        let generation = stream.origin.generation;
+        self.tell(Note::Finished { generation }, Some(&Record::Finished { generation: generation.0 }));
     }
 
     /// At the end: so many folders could not be looked into, so nobody knows what stands there.
@@ -376,11 +393,10 @@ fn origin(source: &SourceOptions, filename: Option<&Path>, generation: Generatio
 /// What stands below a monitor, for the tests of monitors: a ledger, and the test itself in the worker's place.
 #[cfg(test)]
 pub mod fixture {
-    use std::time::Duration;
-
     use crossbeam_channel::bounded;
 
     use super::*;
+    use crate::disk::{Disk, RealDisk};
     use crate::durable::OwnFiles;
     use crate::ledger::{self, Ledger};
     use crate::metrics::Registry;
@@ -391,6 +407,7 @@ pub mod fixture {
         pub ledger: Ledger,
         pub restored: Restored,
         pub supply: Supply,
+        pub journal: Journal,
         pub chunks: Receiver<Chunk>,
         pub metrics: Registry,
         pub own_files: OwnFiles,
@@ -398,6 +415,10 @@ pub mod fixture {
 
     /// `state`: the ledger's folder. `sinks`: how many. `budget` in bytes.
     pub fn below(state: &Path, sinks: usize, budget: usize) -> Below {
+        below_on(Arc::new(RealDisk), state, sinks, budget)
+    }
+
+    pub fn below_on(disk: Arc<dyn Disk>, state: &Path, sinks: usize, budget: usize) -> Below {
         let (switch, stop) = Switch::new().expect("pipes can be made");
         let (metrics, own_files) = (Registry::default(), OwnFiles::default());
         let settings = ledger::Settings {
@@ -405,16 +426,18 @@ pub mod fixture {
             sinks: (0..sinks).map(|number| number.to_string().into()).collect(),
             sync_interval: Duration::from_secs(3600),
             unsynced: Default::default(),
-            passed: Default::default(),
             own_files: own_files.clone(),
+            disk,
+            passed: Default::default(),
         };
         let margin = Duration::from_secs(1);
-        let (ledger, book, restored) =
+        let (ledger, book, journal) =
             Ledger::open(settings, stop.clone(), margin, &metrics, &mut Wires::default());
+        let restored = ledger.restored();
         let (intake, chunks) = bounded(1);
         let budget = Budget::new(budget);
         let supply = Supply::new(budget, Clock::real(), stop, &restored, sinks, book, vec![intake]);
-        Below { switch, ledger, restored, supply, chunks, metrics, own_files }
+        Below { switch, ledger, restored, supply, journal, chunks, metrics, own_files }
     }
 }
 
@@ -423,36 +446,70 @@ mod replay;
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::super::SourceKind;
     use super::*;
     use crate::budget::READ_BYTES;
+    use crate::disk::model::ModelDisk;
 
-    /// What the budget says that a chunk of one byte costs with so many sinks.
-    fn cost(sinks: usize) -> usize {
-        let folder = tempfile::tempdir().unwrap();
-        let below = fixture::below(folder.path(), sinks, READ_BYTES);
-        let source = SourceOptions {
+    fn stdin() -> SourceOptions {
+        SourceOptions {
             name: "one".into(),
             labels: Labels::default(),
             max_line_bytes: 1000,
             idle: Duration::from_secs(5),
             kind: SourceKind::Stdin,
-        };
+        }
+    }
+
+    fn opening(source: &SourceOptions) -> Opening<'_> {
+        Opening { source, generation: None, filename: None, identity: None, start: 0, lineage: 0 }
+    }
+
+    /// What the budget says that a chunk of one byte costs with so many sinks.
+    fn cost(sinks: usize) -> usize {
+        let folder = tempfile::tempdir().unwrap();
+        let below = fixture::below(folder.path(), sinks, READ_BYTES);
+        let source = stdin();
         let mut outlet = below.supply.outlet();
-        let opening = Opening {
-            source: &source,
-            generation: None,
-            filename: None,
-            identity: None,
-            start: 0,
-            lineage: 0,
-        };
-        let mut stream = outlet.open(opening);
+        let mut stream = outlet.open(opening(&source));
         let credit = outlet.take(&stream, 1).unwrap();
         outlet.send(&mut stream, b"\n", &[1], credit).unwrap();
         below.supply.budget.used()
+    }
+
+    /// A full disk that no room was allocated on.
+    #[test]
+    fn what_cannot_be_stamped_is_not_sent_and_waits() {
+        let disk = ModelDisk::default();
+        disk.set_full(true);
+        let clock = Clock::by_hand(1_000_000);
+        let fixture::Below { mut ledger, mut supply, journal, chunks, .. } =
+            fixture::below_on(Arc::new(disk.clone()), Path::new("/data/ledger"), 1, READ_BYTES);
+        supply.clock = clock.clone();
+        let mut outlet = supply.stamping_outlet(journal);
+        let source = stdin();
+        let filename = Some(Path::new("/var/log/a"));
+        let mut stream = outlet.open(Opening { filename, ..opening(&source) });
+        for wait in [STAMP_RETRY / 2, STAMP_RETRY] {
+            let credit = outlet.take(&stream, 2).unwrap();
+            assert_eq!(outlet.send(&mut stream, b"a\n", &[2], credit), Err(NotSent::Unstamped));
+            assert_eq!((stream.position(), chunks.len()), (0, 0));
+            ledger.catch_up(false).unwrap();
+            assert!(ledger.stamping_trouble().unwrap().starts_with("could not make /data/ledger/journal-0"));
+            clock.advance(STAMP_RETRY - wait.min(STAMP_RETRY - Duration::from_millis(1)));
+            assert_eq!(outlet.take(&stream, 2).unwrap_err(), Refused::Full);
+            clock.advance(wait);
+        }
+        disk.set_full(false);
+        let credit = outlet.take(&stream, 2).unwrap();
+        assert_eq!(outlet.send(&mut stream, b"a\n", &[2], credit), Ok(()));
+        ledger.catch_up(false).unwrap();
+        assert_eq!((stream.position(), chunks.len(), ledger.stamping_trouble()), (2, 1, None));
+        // A crash now: how it began is in the journal too, although it could not be written then.
+        drop((outlet, ledger));
+        let below = fixture::below_on(Arc::new(disk), Path::new("/data/ledger"), 1, READ_BYTES);
+        let known = &below.restored.known[0];
+        assert_eq!((known.filename.as_deref(), known.stamps.len(), known.position), (filename, 1, 0));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use super::file::framing::{End, frame};
 use super::file::identity::lineage;
 use super::outlet::CHUNK_LINES;
-use super::{Opening, Outlet, SourceOptions, Stopped, Stream};
+use super::{NotSent, Opening, Outlet, SourceOptions, Stream};
 use crate::budget::Credit;
 use crate::error::{Context, Result};
 use crate::tasks::Task;
@@ -36,8 +36,9 @@ pub struct Stdin {
 /// The agent is stopping.
 struct Stop;
 
-impl From<Stopped> for Stop {
-    fn from(_: Stopped) -> Stop {
+impl From<NotSent> for Stop {
+    fn from(_: NotSent) -> Stop {
+        // A stream has no journal that could fail.
         Stop
     }
 }

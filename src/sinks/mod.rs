@@ -12,10 +12,14 @@ pub mod http;
 pub mod loki;
 pub mod stdout;
 
+use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::ack::GenerationId;
 use crate::clock::Clock;
+use crate::disk::Disk;
 use crate::durable;
 use crate::error::{Error, Result};
 use crate::metrics::Registry;
@@ -112,7 +116,12 @@ pub struct OpenSink {
     pub cancel: Box<dyn Fn() + Send + Sync>,
     /// For the line at the start: `loki at http://127.0.0.1:3100`.
     pub describe: String,
+    /// What the last life delivered, as far as the sink can tell for certain: for the ledger, which may not know.
+    pub recovered: Vec<Delivered>,
 }
+
+/// Source bytes that a sink has.
+pub type Delivered = (GenerationId, Range<u64>);
 
 /// What a sink needs of the house to open.
 pub struct SinkContext {
@@ -122,6 +131,14 @@ pub struct SinkContext {
     pub metrics: Arc<Registry>,
     pub unsynced: durable::Unsynced,
     pub own_files: durable::OwnFiles,
+    pub disk: Arc<dyn Disk>,
+    /// Where sinks that write to the disk keep a journal each; `None`: they keep none, and another process that has
+    /// one may be writing beside us.
+    pub journals: Option<PathBuf>,
+    pub passed: durable::Passed,
+    /// The ledger knows nothing of an earlier life: what journals say is about generations whose numbers are given
+    /// out anew.
+    pub first_start: bool,
     /// One slot: rung when nobody will ever read stdout again.
     pub stdout_gone: crossbeam_channel::Sender<()>,
 }
@@ -138,6 +155,10 @@ impl SinkContext {
             metrics: Arc::default(),
             unsynced: durable::Unsynced::default(),
             own_files: durable::OwnFiles::default(),
+            disk: Arc::new(crate::disk::RealDisk),
+            journals: None,
+            passed: durable::Passed::default(),
+            first_start: false,
             stdout_gone: crossbeam_channel::bounded(1).0,
         };
         (switch, cx)
@@ -281,7 +302,7 @@ pub struct TlsOptions {
 
 pub type OpenResult = Result<OpenSink>;
 
-/// Makes a sink's connections; touches neither network nor disk yet.
+/// Makes a sink's connections. Touches no network yet, and of the disk only what the last life left torn.
 pub fn open(options: &SinkOptions, cx: &SinkContext) -> OpenResult {
     match &options.kind {
         KindOptions::File(file) => file::open(options, file, cx),

@@ -35,6 +35,7 @@ pub fn open(options: &SinkOptions, format: Format, cx: &SinkContext) -> OpenResu
         connections: vec![Box::new(Link::new(encoder, sender))],
         cancel: Box::new(|| {}), // the sender polls `abort` itself
         describe: "stdout".into(),
+        recovered: Vec::new(),
     })
 }
 

@@ -143,6 +143,7 @@ const PARTIAL: u8 = 1;
 const REWRITTEN: u8 = 2;
 const HAS_LABELS: u8 = 4;
 const HAS_METADATA: u8 = 8;
+const GOES_ON: u8 = 16;
 
 /// After an error any part of it may have been written behind `ticket.at`, but no frame stands there.
 pub fn write(
@@ -197,7 +198,7 @@ fn write_meta(out: &mut Out<'_>, slice: &Slice, start: u64) -> io::Result<()> {
     let flags = flag(HAS_FILENAME, filename.is_some())
         | flag(REPLAYABLE, *replayable)
         | flag(DENSE, dense)
-        | flag(CONTINUES, first.partial);
+        | flag(CONTINUES, first.continues);
     out.put(&[flags])?;
     out.text(source)?;
     if let Some(filename) = filename {
@@ -214,6 +215,7 @@ fn write_meta(out: &mut Out<'_>, slice: &Slice, start: u64) -> io::Result<()> {
     for record in slice.iter() {
         let own_labels = !Arc::ptr_eq(record.labels, labels);
         let flags = flag(PARTIAL, record.partial)
+            | flag(GOES_ON, record.continues)
             | flag(REWRITTEN, record.raw.is_none())
             | flag(HAS_LABELS, own_labels)
             | flag(HAS_METADATA, !record.metadata.is_empty());
@@ -258,8 +260,8 @@ fn is_dense(slice: &Slice) -> bool {
     let (mut time_ns, mut offset, mut cut) = (slice.first().time_ns, slice.first().offset, None);
     slice.iter().all(|record| {
         let as_read = |raw: &[u8]| {
-            let continues = cut.unwrap_or(record.partial);
-            record.partial == (continues || !raw.ends_with(b"\n"))
+            let continues = cut.unwrap_or(record.continues);
+            record.continues == continues && record.partial == (continues || !raw.ends_with(b"\n"))
         };
         let dense = record.raw.is_some_and(as_read)
             && Arc::ptr_eq(record.labels, &record.origin.labels)
@@ -484,6 +486,7 @@ fn parse(
             offset: offset32,
             len: len32,
             partial: flags & PARTIAL != 0,
+            continues: flags & GOES_ON != 0,
             rewritten,
         });
         (time_ns, offset) = (time_ns.wrapping_add(1), offset.checked_add(len)?);
@@ -540,11 +543,22 @@ impl<'a> Meta<'a> {
 /// What must come back as it went.
 #[cfg(test)]
 pub fn shown(record: &crate::record::Record<'_>) -> String {
-    let crate::record::Record { origin, labels, time_ns, text, raw, metadata, partial, offset, len } = record;
+    let crate::record::Record {
+        origin,
+        labels,
+        time_ns,
+        text,
+        raw,
+        metadata,
+        partial,
+        continues,
+        offset,
+        len,
+    } = record;
     let Origin { source, generation, lineage, filename, replayable, .. } = &***origin;
     format!(
         "{source} {} {lineage} {filename:?} {replayable} {labels:?} {time_ns} {text:?} {raw:?} {metadata:?} \
-         {partial} {offset} {len}",
+         {partial} {continues} {offset} {len}",
         generation.0
     )
 }

@@ -63,13 +63,15 @@ impl House for Rooms {
     fn unready(&self) -> Vec<String> {
         let stuck =
             self.table.stuck().into_iter().map(|name| format!("{name} is busy and silent for too long"));
-        let ill = self.books.lock().ill.clone().map(|why| format!("the ledger cannot be written: {why}"));
+        let books = self.books.lock().clone();
+        let ill = books.ill.iter().map(|why| format!("the ledger cannot be written: {why}"));
+        let waiting = books.stamping_ill.iter().map(|why| format!("files wait: {why}"));
         let resting = self.healths.iter().filter_map(|health| {
             let health = health.lock();
             let why = health.why.as_deref().unwrap_or("no reason is known");
             (health.mood != Mood::Well).then(|| format!("the sink {} rests: {why}", health.name))
         });
-        stuck.chain(ill).chain(resting).chain(self.stats.suspicions()).collect()
+        stuck.chain(ill).chain(waiting).chain(resting).chain(self.stats.suspicions()).collect()
     }
 
     fn status(&self) -> Value {

@@ -10,7 +10,7 @@ use std::io::ErrorKind;
 
 use crate::error::{Context, Error, Result};
 use crate::metrics::PREFIX;
-use crate::stats::open_descriptors;
+use crate::stats::{live_heap_bytes, open_descriptors};
 use crate::tasks::{State, TaskView};
 
 /// What we use of a `stat` file, of the process or of one thread.
@@ -149,7 +149,8 @@ pub(super) fn memory_page(of_the_house: &str) -> Result<String> {
     let status = std::fs::read_to_string(path).context(|| format!("could not read {path}"))?;
     let of_memory = |line: &&str| line.starts_with("Vm") || line.starts_with("Rss");
     let of_the_kernel: String = status.lines().filter(of_memory).map(|line| format!("{line}\n")).collect();
-    Ok(format!("{of_the_kernel}\n{of_the_house}"))
+    let live = live_heap_bytes().map(|bytes| format!("live heap: {bytes} bytes\n"));
+    Ok(format!("{of_the_kernel}{}\n{of_the_house}", live.unwrap_or_default()))
 }
 
 /// The process's own series, in Prometheus' text format. What could not be read is missing and a comment says
@@ -187,6 +188,10 @@ pub(super) fn metrics(tasks: &[TaskView]) -> String {
         "Memory of the process that is in RAM.",
         of_stat(&|stat| (stat.resident_pages * page_bytes).to_string()),
     );
+    if let Some(bytes) = live_heap_bytes() {
+        let help = "Memory that was asked for and not given back.";
+        series("heap_live_bytes", "gauge", help, Ok(bytes.to_string()));
+    }
     series(
         "cpu_seconds_total",
         "counter",

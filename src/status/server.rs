@@ -137,7 +137,7 @@ impl Server {
         self.address
     }
 
-    /// Serves until `ended` closes, then drops every client as it stands.
+    /// Serves until `ended` closes, then drops every client that has not asked yet.
     pub fn run(mut self, house: Arc<dyn House>, task: &Task, ended: Closed) -> Result<()> {
         while let Some(turn) = self.next_turn(task, &ended) {
             task.beat();
@@ -149,6 +149,8 @@ impl Server {
             self.clients_gauge.set(self.clients.len() as i64);
         }
         task.stopping();
+        // Those who have asked by now get what fits into their socket.
+        self.advance_clients(&vec![true; self.clients.len()], &*house, task);
         Ok(())
     }
 

@@ -6,7 +6,7 @@
 #![expect(clippy::disallowed_methods, reason = "a file of the test need not survive a power cut")]
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::chown;
 use std::os::unix::process::ExitStatusExt;
@@ -227,19 +227,35 @@ impl Agent {
         self.ask("POST", path)
     }
 
+    /// `None`: it went away before it answered, as it may between two lives.
+    pub fn try_get(&self, path: &str) -> Option<(u16, String)> {
+        self.try_ask("GET", path)
+    }
+
     #[track_caller]
     fn ask(&self, method: &str, path: &str) -> (u16, String) {
+        self.try_ask(method, path).unwrap_or_else(|| panic!("{path}: no answer"))
+    }
+
+    #[track_caller]
+    fn try_ask(&self, method: &str, path: &str) -> Option<(u16, String)> {
         let address = self.status_address();
         let mut stream = TcpStream::connect(&address).unwrap_or_else(|cause| panic!("{address}: {cause}"));
         stream.set_read_timeout(Some(DEADLINE)).expect("a socket has a time-out");
         let request = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).expect("a request can be sent");
         let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).expect("an answer comes");
+        let heard = stream.write_all(request.as_bytes()).and_then(|()| stream.read_to_end(&mut answer));
+        match heard {
+            Err(cause) if !matches!(cause.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) => {
+                panic!("{path}: no answer: {cause}")
+            }
+            _ if answer.is_empty() => return None,
+            _ => {}
+        }
         let answer = String::from_utf8_lossy(&answer).into_owned();
         let code = answer.split(' ').nth(1).and_then(|code| code.parse().ok());
         let body = answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned());
-        (code.unwrap_or_else(|| panic!("not HTTP: {answer}")), body.unwrap_or_default())
+        Some((code.unwrap_or_else(|| panic!("not HTTP: {answer}")), body.unwrap_or_default()))
     }
 
     /// The most memory it ever had, in KiB: `VmHWM` of `/proc/<pid>/status`. `None` once it has ended.

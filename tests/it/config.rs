@@ -276,7 +276,11 @@ fn file_sources() {
         &source(r#""multiline": {}"#),
         &["sources[0].multiline", "not available in this version", "leave the key out"],
     );
-    check(&source(r#""hold_deleted": {}"#), &["sources[0].hold_deleted", "not available in this version"]);
+    check(
+        &source(r#""hold_deleted": { "max_age": "0s" }"#),
+        &["sources[0].hold_deleted.max_age", "\"0s\" is below the limit 1s"],
+    );
+    check(&source(r#""hold_deleted": { "bytes": 1 }"#), &["sources[0].hold_deleted.bytes"]);
     check(
         &source(r#""labels": { "a-b": "1" }"#),
         &["sources[0].labels.a-b", "\"a-b\" is not a label name", "letters, digits and _"],

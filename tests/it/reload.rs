@@ -35,8 +35,10 @@ fn out() -> Value {
     json!({ "type": "file", "path": "out.txt", "batch": { "max_wait": "20ms" } })
 }
 
+/// In the present life, or in the next one.
 fn metric(agent: &Agent, result: &str) -> u64 {
-    let (_, text) = agent.get("/metrics");
+    let text =
+        std::iter::repeat_with(|| agent.try_get("/metrics")).flatten().next().expect("it never ends").1;
     let series = format!("log_capturer_reloads_total{{result=\"{result}\"}} ");
     let value = text.lines().find_map(|line| line.strip_prefix(&series));
     value.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {series} in {text}"))

@@ -1,15 +1,17 @@
 //! Does anything leak, get lost or come twice, when everything goes on at once for long?
 //!
-//! One agent of its own process, writers that rotate, files of a moment, a Loki with moods, SIGHUP and a watchdog.
+//! One agent of its own process, writers that rotate, files of a moment, a Loki with moods, reloads and a watchdog.
 //! `scripts/stress-test.sh --duration 2h --workers 10` is the full form, `make soak` two minutes of it; without
 //! `LOG_CAPTURER_STRESS_SECONDS`, `_WORKERS` and `_OUT` it is half a minute, in the target folder.
 //!
 //! ```text
-//! start ── quiet point ── load, a sample each second ── load ends ── all is out ── quiet point ── stop ── sets
+//! start ── quiet point ── load, a sample each second, and every now and then a pause until all is out: a quiet point
+//!       ── load ends ── all is out ── quiet point ── stop ── sets
 //! ```
 //!
-//! What is judged compares the two quiet points, where nobody has anything to do, or holds in every sample. Slopes
-//! are printed and not judged: that depends on the machine. Leaves `samples.csv`, `report.txt` and `stress.svg`.
+//! What is judged compares the quiet points, where nobody has anything to do, or holds in every sample. Threads and
+//! descriptors are the same at all of them; live heap bytes, which an agent with the feature `heap` tells (the script
+//! builds one), have a slope over them. All other slopes are printed and not judged: that depends on the machine. Leaves `samples.csv`, `report.txt` and `stress.svg`.
 
 #![expect(clippy::disallowed_methods, reason = "many programs write at the same time, and sync nothing")]
 
@@ -33,18 +35,26 @@ use log_capturer::clock::Clock;
 use parking_lot::Mutex;
 use serde_json::json;
 
-use crate::agent::{Agent, DEADLINE, Room, pause};
+use crate::agent::{Agent, DEADLINE, Room, Signal, pause};
 use crate::expect::{Arrived, Report};
 use crate::files::bytes;
 use crate::receiver::Receiver;
 use load::{Churn, Hand, Heard, Load};
 use report::{MEMORY_BUDGET, MIB, Outcome, mib};
-use sample::{Descriptors, Sample, csv_head};
+use sample::{Descriptors, Sample, csv_head, heap_bytes, metric};
 
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 
 /// Enough to see a pattern.
 const DESCRIPTORS_NAMED: usize = 60;
+
+/// Of the load, from one quiet point to the next: some twenty in a run, in reason.
+fn quiet_every(seconds: f64) -> f64 {
+    (seconds / 20.0).clamp(8.0, 300.0)
+}
+
+/// The first comes after the second one, so that there is one in half a minute, too.
+const QUIET_POINTS_PER_RELOAD: usize = 5;
 
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
@@ -77,6 +87,8 @@ struct Run<'a> {
     csv: RefCell<File>,
     /// One each second, from the start of the load to the quiet end.
     samples: RefCell<Vec<Sample>>,
+    /// At the quiet points in between.
+    quiet: RefCell<Vec<Sample>>,
     complaints: RefCell<Vec<String>>,
 }
 
@@ -180,6 +192,7 @@ fn a_stress_run() {
         clock,
         csv: RefCell::new(csv),
         samples: RefCell::default(),
+        quiet: RefCell::default(),
         complaints: RefCell::default(),
     };
 
@@ -190,13 +203,13 @@ fn a_stress_run() {
     let others = run.other_descriptors();
     let start = run.sample("well", u64::from(orders.workers));
 
-    let load = Load::new(&room, &agent, &receiver, seed, orders.workers);
+    let load = Load::new(&room, &receiver, seed, orders.workers);
     let (load_ended, hands, mut churn) = thread::scope(|scope| {
         let guard = EndsLoad(&load);
         let writers: Vec<_> = hands.into_iter().map(|hand| scope.spawn(|| load.write(hand))).collect();
         let churn = scope.spawn(|| load.churn());
         let moods = scope.spawn(|| load.moods());
-        let load_ended = watch(&run, &load, orders.seconds);
+        let load_ended = watch(&run, &load, orders.seconds, others, &lines);
         drop(guard);
         moods.join().expect("the moods end");
         let hands = writers.into_iter().map(|writer| writer.join().expect("a writer ends")).collect();
@@ -220,6 +233,7 @@ fn a_stress_run() {
         start: &start,
         end: &end,
         samples: &run.samples.take(),
+        quiet: &run.quiet.take(),
         warm_up_ended: start.at + orders.seconds / 3.0,
         load_ended,
         workers: orders.workers,
@@ -240,11 +254,22 @@ fn a_stress_run() {
     );
 }
 
-/// A sample each second while the load lasts, and a word of it now and then. Returns when it ended.
-fn watch(run: &Run<'_>, load: &Load<'_>, seconds: f64) -> f64 {
-    let (began, mut told) = (run.at(), 0);
+/// A sample each second while the load lasts, quiet points in between, and a word of it now and then. Returns when
+/// it ended.
+fn watch(run: &Run<'_>, load: &Load<'_>, seconds: f64, others: usize, lines: &dyn Fn() -> u64) -> f64 {
+    let (began, mut told, mut resumed) = (run.at(), 0, run.at());
     while run.at() - began < seconds {
         run.sample_when_due(load);
+        if run.at() - resumed >= quiet_every(seconds) {
+            load.pause();
+            quiet_point(run, load, others, lines);
+            load.resume();
+            if run.quiet.borrow().len() % QUIET_POINTS_PER_RELOAD == 2 {
+                reload(run, load);
+            }
+            load.fall_ill();
+            resumed = run.at();
+        }
         let tenth = ((run.at() - began) / seconds * 10.0) as usize;
         if let Some(sample) = run.samples.borrow().last().filter(|_| tenth > told) {
             told = tenth;
@@ -262,6 +287,43 @@ fn watch(run: &Run<'_>, load: &Load<'_>, seconds: f64) -> f64 {
         pause(LOOK_EVERY);
     }
     run.at()
+}
+
+/// The configuration is the same: what changes is the life.
+fn reload(run: &Run<'_>, load: &Load<'_>) {
+    let done = || metric(run.agent, "reloads_total{result=\"done\"}");
+    let before = done();
+    run.agent.signal(Signal::HUP);
+    run.settles(load, "the agent has reloaded", String::new, || done() > before);
+}
+
+/// Whether nothing is under way and only the logs of the writers are known.
+fn is_quiet(now: &Sample, living: u64) -> bool {
+    now.pending == [0, 0] && now.budget_bytes == 0 && now.generations == living && now.followed == living
+}
+
+/// In a pause: everything comes out, and what is held then is kept.
+fn quiet_point(run: &Run<'_>, load: &Load<'_>, others: usize, lines: &dyn Fn() -> u64) {
+    let written = || load.written.load(Ordering::Relaxed);
+    run.settles(load, "everything has come out in a pause", String::new, || {
+        load.is_calm() && lines() >= written()
+    });
+    let last = RefCell::new(Sample::default());
+    let details = || format!("pending {:?}, budget {}", last.borrow().pending, last.borrow().budget_bytes);
+    run.settles(load, "nothing is pending in a pause", details, || {
+        let open = Descriptors::of(run.agent.pid(), run.room);
+        let now = Sample::take(run.agent, run.room, run.at(), load.mood(), written());
+        let quiet = is_quiet(&now, u64::from(load.workers)) && open.deleted == 0 && open.others <= others;
+        last.replace(Sample { descriptors: open, ..now });
+        quiet
+    });
+    // The least of a few: whoever writes a checkpoint meanwhile gives back what it takes.
+    let least = (0..10).filter_map(|_| {
+        pause(LOOK_EVERY);
+        heap_bytes(run.agent)
+    });
+    let heap_bytes = least.min();
+    run.quiet.borrow_mut().push(Sample { heap_bytes, ..last.take() });
 }
 
 /// Everything comes out, what was rotated is deleted, and nobody has anything to do.
@@ -292,9 +354,7 @@ fn quiet_end(
     };
     run.settles(load, "nothing is pending, and only living files are known", details, || {
         let now = Sample::take(run.agent, run.room, run.at(), "well", written);
-        let living = hands.len() as u64;
-        let quiet = now.pending == [0, 0] && now.budget_bytes == 0 && now.generations == living;
-        let quiet = quiet && now.followed == living;
+        let quiet = is_quiet(&now, hands.len() as u64);
         last.replace(now);
         quiet
     });

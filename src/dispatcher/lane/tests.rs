@@ -25,6 +25,7 @@ struct Stage {
     reports: Sender<Report>,
     requests: Receiver<Request>,
     again: Sender<()>,
+    refused: Sender<()>,
     switch: Switch,
     kept: Arc<Kept>,
     folder: tempfile::TempDir,
@@ -55,6 +56,7 @@ impl Stage {
         let (reports, reports_end) = bounded(1);
         let (requests_in, requests) = bounded(8);
         let (again, again_end) = bounded(1);
+        let (refused, refusals) = bounded(1);
         let second = Duration::from_secs(1);
         let options = SinkOptions {
             name: "sink".into(),
@@ -71,6 +73,7 @@ impl Stage {
             reports: reports_end,
             retry: requests_in,
             again: again_end,
+            refusals,
         };
         let lane = Lane::new(SinkId(0), options, ends, stop, dead_letters, None, clock.now());
         let (kept, stored) = (Arc::default(), Vec::new());
@@ -82,6 +85,7 @@ impl Stage {
             reports,
             requests,
             again,
+            refused,
             switch,
             kept,
             folder,
@@ -138,9 +142,11 @@ impl Stage {
         let resting =
             self.lane.mood == Mood::Resting && self.lane.inlet_closed && self.lane.stop.stop.is_closed();
         let aborted = self.lane.stop.abort.is_closed() && !self.lane.giving_up;
+        let refused = !self.lane.refusals.is_empty()
+            && self.lane.streets.iter().any(|street| self.lane.could_leave(street));
         let queued =
             !self.lane.inlet.is_empty() || !self.lane.reports.is_empty() || !self.lane.again.is_empty();
-        !self.lane.is_over() && (queued || closed || resting || aborted)
+        !self.lane.is_over() && (queued || closed || refused || resting || aborted)
     }
 
     /// By our clock: the timer itself would wait for the one on the wall.
@@ -221,6 +227,21 @@ fn an_open_batch_leaves_when_it_has_waited_long_enough() {
     stage.clock.advance(Duration::from_secs(2));
     stage.play(|| Says::Yes);
     assert_eq!(stage.stored, ["1"]);
+}
+
+/// With a small budget one chunk can be all that is granted, and less than a batch.
+#[test]
+fn an_open_batch_does_not_wait_for_company_that_cannot_come() {
+    let mut stage = Stage::new(100, None);
+    stage.refused.send(()).unwrap();
+    stage.play(|| Says::Yes);
+    assert!(!stage.refused.is_empty(), "it may come before the records that it means");
+    stage.feed(&["1"], true);
+    stage.play(|| Says::Yes);
+    assert_eq!((stage.stored.clone(), stage.refused.is_empty()), (vec!["1".to_owned()], true));
+    stage.feed(&["2"], true);
+    stage.play(|| Says::Yes);
+    assert_eq!(stage.stored, ["1"], "it was told once, and has obeyed");
 }
 
 #[test]

@@ -10,6 +10,8 @@
 //! Not here: what a turn does (`tail.rs`), how files are found (`discovery.rs`).
 
 mod copies;
+mod deleted;
+mod missing;
 mod opening;
 mod roster;
 
@@ -23,17 +25,17 @@ use crossbeam_channel::select;
 
 use super::Mailbox;
 use super::discovery::Sweep;
-use super::identity::identity;
 use super::known::NotMet;
+use super::names::rotated;
 use super::tail::{Buffers, Reading, Tail, Turn};
 use super::view::{FileView, FilesSnapshot, FilesView, SHOWN_MAX, Sizes};
 use super::watch::Hints;
 use crate::budget::Refused;
 use crate::durable::{FileId, OwnFiles};
 use crate::error::Result;
-use crate::ledger::{Head, Known};
+use crate::ledger::Known;
 use crate::metrics::{Counter, Gauge, Registry};
-use crate::monitors::{FileSourceOptions, Opening, Outlet, SourceKind, SourceOptions};
+use crate::monitors::{FileSourceOptions, Outlet, SourceKind, SourceOptions};
 use crate::tasks::Task;
 use opening::Opened;
 
@@ -60,6 +62,10 @@ pub struct Files {
     /// Files without lines, with path and size when that was found: looked at again under another path or with
     /// another size, since the inode may be another file's by then, and since text may come after zeros.
     passed_over: HashMap<FileId, (PathBuf, u64)>,
+    /// Compressed files are read one at a time: each takes memory that no budget knows.
+    unpacking: Option<FileId>,
+    /// Of the last life.
+    last_stamp_ns: i64,
     /// Found, and not opened yet.
     newcomers: Vec<FileId>,
     ready: VecDeque<FileId>,
@@ -94,6 +100,8 @@ struct Meters {
     passed_over: Arc<Counter>,
     truncations: Arc<Counter>,
     cut_lines: Arc<Counter>,
+    held: Arc<Gauge>,
+    deleted_given_up: Arc<Counter>,
 }
 
 /// What the thread is told about the world around it.
@@ -105,6 +113,7 @@ pub(super) struct Setting {
     pub once: bool,
     pub first_start: bool,
     pub known: Vec<Known>,
+    pub last_stamp_ns: i64,
     pub open_max: usize,
 }
 
@@ -136,6 +145,8 @@ impl Files {
             paths: HashMap::new(),
             newest: HashMap::new(),
             passed_over: HashMap::new(),
+            unpacking: None,
+            last_stamp_ns: setting.last_stamp_ns,
             newcomers: Vec::new(),
             ready: VecDeque::new(),
             stalled: 0,
@@ -174,6 +185,7 @@ impl Files {
             }
         }
         task.stopping();
+        self.read_deleted_on(task);
         self.account_for_unread();
         Ok(())
     }
@@ -216,7 +228,7 @@ impl Files {
         match event {
             Event::Swept => {
                 if let Some(sweep) = self.picture.take() {
-                    self.take_in(sweep, now);
+                    self.take_in(sweep, task);
                 }
             }
             Event::Hinted => match self.hints.take() {
@@ -232,6 +244,7 @@ impl Files {
                         + file_options(source).map_or(Duration::from_secs(3600), |file| file.poll_interval);
                 }
                 self.poll(|source| due[source], now);
+                self.limit_deleted(now);
                 self.show(now);
             }
             Event::Turn => self.give_turn(task),
@@ -248,7 +261,7 @@ impl Files {
             }
             let Some(mut tail) = self.tails.remove(&file) else { continue };
             task.beat();
-            if let Opened::Remove = self.open(&mut tail, task.now()) {
+            if let Opened::Remove = self.open(&mut tail, task) {
                 self.remove(tail);
             } else {
                 self.tails.insert(file, tail);
@@ -272,17 +285,28 @@ impl Files {
         self.turns += 1;
         let now = task.now();
         if self.is_blocked(&tail) {
-            return self.hold_back(tail, now);
+            return self.hold_back(tail, task);
         }
         tail.after = None;
-        if tail.descriptor.is_none() || tail.stream.is_none() {
-            match self.open(&mut tail, now) {
+        if tail.form.is_some()
+            && self.unpacking.is_some_and(|one| one != file && self.tails.contains_key(&one))
+        {
+            return self.stall(tail, false);
+        }
+        let packed = tail.form.is_some() && tail.content.is_none();
+        if tail.descriptor.is_none() || tail.stream.is_none() || packed {
+            let opened = match self.open(&mut tail, task) {
+                Opened::Ready if packed => self.unpack(&mut tail, task),
+                opened => opened,
+            };
+            match opened {
                 Opened::Ready => {}
                 Opened::Rest => return self.rest(tail),
                 Opened::Remove => return self.remove(tail),
                 Opened::NoDescriptor => return self.stall(tail, false),
             }
         }
+        self.unpacking = tail.form.map(|_| file).or(self.unpacking);
         let mut reading = Reading {
             outlet: &mut self.outlet,
             options: &self.sources[tail.source],
@@ -307,9 +331,17 @@ impl Files {
             Turn::NoCredit(Refused::Full) => self.stall(tail, true),
             Turn::Truncated { seen } => {
                 self.meters.truncations.add(1);
+                if tail.is_copy && tail.gone_since.is_some() {
+                    // What is in it now is another copy, and belongs to whoever was emptied after it was made.
+                    self.begin_anew(&mut tail, seen, "overwritten by another copy");
+                    return self.remove(tail);
+                }
                 log::info!("files: {} was truncated; it is read from its beginning", tail.path.display());
                 self.go_on_in_copy(&mut tail, seen, now);
                 self.begin_anew(&mut tail, seen, "truncated");
+                if tail.is_copy || tail.path.file_name().is_some_and(|name| rotated(name).is_some()) {
+                    (tail.is_copy, tail.is_late, tail.since) = (false, true, now); // perhaps a copy again
+                }
                 tail.queued = true;
                 self.ready.push_back(file);
                 self.tails.insert(file, tail);
@@ -326,17 +358,27 @@ impl Files {
         }
     }
 
-    /// The generation before it is read first, as far as it goes; if it is in the line, it may have grown.
-    fn is_blocked(&self, tail: &Tail) -> bool {
-        let before = tail.after.and_then(|before| self.tails.get(&before));
-        before.is_some_and(|before| (before.queued || !before.is_at_end()) && !before.trouble)
+    /// The generation before it is read first, its half line too, which waits for its rest for a while; if it is in
+    /// the line, it may have grown.
+    fn is_blocked<'a>(&'a self, mut tail: &'a Tail) -> bool {
+        // One that is blocked itself may have grown since it was looked at. Older at each step, so it ends.
+        let age = |tail: &Tail| tail.number().map_or(u64::MAX, |number| number.0);
+        while let Some(before) = tail.after.and_then(|before| self.tails.get(&before))
+            && age(before) < age(tail)
+        {
+            if (before.queued || before.unread() > 0) && !before.trouble {
+                return true;
+            }
+            tail = before;
+        }
+        false
     }
 
     /// Keeps a file open that is not read yet, since it may be rotated away before it is; but not with the last
     /// descriptor, which the one before it may need.
-    fn hold_back(&mut self, mut tail: Tail, now: Instant) {
+    fn hold_back(&mut self, mut tail: Tail, task: &Task) {
         if self.open + 1 < self.open_max && tail.descriptor.is_none() {
-            if let Opened::Remove = self.open(&mut tail, now) {
+            if let Opened::Remove = self.open(&mut tail, task) {
                 return self.remove(tail);
             }
         } else if self.open >= self.open_max && !tail.deleted && tail.gone_since.is_none() {
@@ -356,11 +398,11 @@ impl Files {
         tail.rested = self.turns;
         if tail.descriptor.is_some() && tail.is_closable() {
             self.rested.push_back((tail.file, self.turns));
-            self.trim_rested();
         }
         let followers =
-            if tail.is_at_end() || tail.trouble { std::mem::take(&mut tail.followers) } else { Vec::new() };
+            if tail.unread() == 0 || tail.trouble { std::mem::take(&mut tail.followers) } else { Vec::new() };
         self.tails.insert(tail.file, tail);
+        self.trim_rested();
         while self.open > self.open_max && self.close_one() {}
         followers.into_iter().for_each(|file| self.queue(file));
     }
@@ -389,6 +431,9 @@ impl Files {
 
     /// Nothing more will come: if it is still true that no path leads to it.
     fn finish_if_gone(&mut self, mut tail: Tail) {
+        if tail.form.is_some() {
+            return self.remove(tail);
+        }
         let there = fs::metadata(&tail.path).is_ok_and(|metadata| FileId::of(&metadata) == tail.file);
         if there && !tail.deleted {
             tail.gone_since = None;
@@ -399,10 +444,13 @@ impl Files {
 
     fn remove(&mut self, mut tail: Tail) {
         self.close(&mut tail);
+        self.trim_rested();
+        let unread = tail.unread();
         if let Some(mut stream) = tail.stream.take() {
             // A descriptor that was closed when everything was read, and bytes that came in the moment between.
-            if tail.size > stream.position() {
-                self.outlet.give_up(&mut stream, tail.size, "deleted before it was read");
+            if unread > 0 {
+                let upto = stream.position() + unread;
+                self.outlet.give_up(&mut stream, upto, "deleted before it was read");
             }
             if tail.seen > stream.position() {
                 self.outlet.give_up(&mut stream, tail.seen, "truncated");
@@ -432,37 +480,6 @@ impl Files {
             self.outlet.finish(stream);
         }
         (tail.start, tail.scanned, tail.until, tail.before, tail.first_path) = (0, 0, None, None, None);
-    }
-
-    /// What could not be opened is unread too: it is a generation of which nothing was read.
-    fn account_for_unread(&mut self) {
-        // Before the first sweep is over, nobody knows.
-        let unseen = if self.swept { self.unsure } else { 1 };
-        if unseen > 0 {
-            self.outlet.unseen(unseen as u64);
-        }
-        for tail in self.tails.values_mut() {
-            // On a slow file system a look at each of thousands is too long: then it is what we saw last.
-            let aborted = self.outlet.stop().abort.is_closed();
-            let descriptor = tail.descriptor.as_ref().filter(|_| !aborted);
-            let size = descriptor.and_then(|file| file.metadata().ok());
-            let size = size.map_or(tail.size, |metadata| metadata.len());
-            let bytes = tail.until.unwrap_or(size).min(size).saturating_sub(tail.position());
-            if bytes == 0 {
-                continue;
-            }
-            if tail.stream.is_none() {
-                tail.stream = Some(self.outlet.open(Opening {
-                    source: &self.sources[tail.source],
-                    generation: tail.generation,
-                    filename: Some(tail.name()),
-                    identity: Some(identity(tail.file, Head::of(b""))),
-                    start: tail.start,
-                    lineage: tail.lineage,
-                }));
-            }
-            tail.stream.iter().for_each(|stream| self.outlet.unread(stream, bytes));
-        }
     }
 
     fn show(&mut self, now: Instant) {
@@ -533,6 +550,16 @@ impl Meters {
             truncations: metrics.counter(
                 "file_truncations_total",
                 "Files that became shorter than what was read.",
+                &[],
+            ),
+            held: metrics.gauge(
+                "files_deleted_held_bytes",
+                "Bytes of the disk that deleted files take since they are held open until they are read.",
+                &[],
+            ),
+            deleted_given_up: metrics.counter(
+                "files_deleted_given_up_bytes_total",
+                "Unread bytes of deleted files that were let go because of hold_deleted.",
                 &[],
             ),
             cut_lines: metrics.counter(

@@ -8,8 +8,6 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use rustix::fs::SeekFrom;
-use rustix::io::Errno;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::durable::FileId;
@@ -20,8 +18,13 @@ pub const HEAD_BYTES: usize = 1024;
 
 /// At most [`HEAD_BYTES`] from the beginning.
 pub fn read_head(file: &File) -> io::Result<Vec<u8>> {
+    read_head_at(file, 0)
+}
+
+/// At most [`HEAD_BYTES`] from where the text begins.
+pub fn read_head_at(file: &File, offset: u64) -> io::Result<Vec<u8>> {
     let mut head = vec![0; HEAD_BYTES];
-    let len = read_at(file, &mut head, 0)?;
+    let len = read_at(file, &mut head, offset)?;
     head.truncate(len);
     Ok(head)
 }
@@ -40,11 +43,15 @@ pub fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize>
     Ok(filled)
 }
 
-/// As large as a block of any file system that has holes.
-const HOLE_BLOCK: usize = 64 * 1024;
-
 pub fn identity(file: FileId, head: Head) -> Identity {
     Identity { device: file.device, inode: file.inode, head }
+}
+
+/// What tells a file by its first bytes: up to [`HEAD_BYTES`], and without NUL bytes at the end, which are a hole that
+/// is filled later.
+pub fn head_of(bytes: &[u8]) -> Head {
+    let bytes = &bytes[..bytes.len().min(HEAD_BYTES)];
+    Head::of(&bytes[..bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1)])
 }
 
 /// Whether a file still begins as it did when `head` was taken.
@@ -53,15 +60,45 @@ pub fn begins_with(now: &[u8], head: Head) -> bool {
 }
 
 /// Whether a file is the one that `known` tells of, and its position can be trusted. A device number may
-/// change with a reboot: then only a whole head is believed.
-pub fn is_known(known: &Known, file: FileId, size: u64, head: &[u8]) -> bool {
+/// change with a reboot: then only a whole head is believed. `before`: whether these bytes stand in front of this
+/// position.
+pub fn is_known(
+    known: &Known,
+    file: FileId,
+    size: u64,
+    head: &[u8],
+    before: impl Fn(Head, u64) -> bool,
+) -> bool {
     known.identity.is_some_and(|identity| {
         let same_device = identity.device == file.device || identity.head.len as usize == HEAD_BYTES;
         identity.inode == file.inode
             && same_device
             && size >= known.position
             && begins_with(head, identity.head)
+            && known.before.is_none_or(|hash| before(hash, known.position))
     })
+}
+
+/// Whether the bytes in front of `position` are those of `before`.
+pub fn stands_before(file: &File, before: Head, position: u64) -> io::Result<bool> {
+    let mut bytes = vec![0; before.len as usize];
+    let Some(from) = position.checked_sub(bytes.len() as u64) else { return Ok(false) };
+    let read = read_at(file, &mut bytes, from)?;
+    Ok(read == bytes.len() && Head::of(&bytes) == before)
+}
+
+/// Whether a file that has another inode goes on like what was read up to `position`. Where nothing was noted of
+/// what stands before, a head that is whole, or has all of it, must do.
+pub fn goes_on_like(file: &File, head: Head, before: Option<Head>, position: u64) -> io::Result<bool> {
+    match before {
+        Some(before) => stands_before(file, before, position),
+        None => Ok(is_enough(head, position)),
+    }
+}
+
+/// Whether a head alone tells that a position is the right one.
+pub fn is_enough(head: Head, position: u64) -> bool {
+    position <= u64::from(head.len) || head.len as usize == HEAD_BYTES
 }
 
 /// Equal for all generations of one path of one source, in every life of the agent.
@@ -92,23 +129,6 @@ pub fn not_text(head: &[u8]) -> Option<&'static str> {
     magic.or_else(|| memchr::memchr(0, head).map(|_| "binary: there is a NUL byte in its first KiB"))
 }
 
-/// A writer that does not append goes on at its old offset after its file was truncated, and leaves a hole of
-/// NUL bytes in front. For a file that begins with one: where its text begins, and its first bytes.
-pub fn text_after_hole(file: &File) -> io::Result<Option<(u64, Vec<u8>)>> {
-    let start = match rustix::fs::seek(file, SeekFrom::Data(0)) {
-        Ok(start) => start,
-        // Nothing but a hole, or a file system that does not tell.
-        Err(Errno::NXIO | Errno::INVAL | Errno::OPNOTSUPP) => return Ok(None),
-        Err(cause) => return Err(cause.into()),
-    };
-    // The hole ends with a block; the text begins somewhere in the next.
-    let mut block = vec![0; HOLE_BLOCK];
-    let len = read_at(file, &mut block, start)?;
-    let Some(nul) = block[..len].iter().position(|byte| *byte != 0) else { return Ok(None) };
-    let text = block[nul..len.min(nul + HEAD_BYTES)].to_vec();
-    Ok((start > 0 || nul >= HEAD_BYTES).then_some((start + nul as u64, text)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -136,7 +156,7 @@ mod tests {
     #[test]
     fn a_file_is_known_by_inode_head_and_size() {
         let whole = [b'x'; HEAD_BYTES];
-        let check = |known: Known, size, head: &[u8]| is_known(&known, FILE, size, head);
+        let check = |known: Known, size, head: &[u8]| is_known(&known, FILE, size, head, |_, _| true);
         assert!(check(known(1, b"abc", 3), 6, b"abcdef"), "it has grown");
         assert!(check(known(1, b"", 0), 6, b"abcdef"), "it was empty");
         assert!(!check(known(1, b"abc", 3), 6, b"abX"), "another head");
@@ -145,7 +165,11 @@ mod tests {
         assert!(!check(known(2, b"abc", 3), 6, b"abcdef"), "another device");
         assert!(check(known(2, &whole, 3), 2000, &whole), "the device has another number");
         let other = FileId { inode: 8, ..FILE };
-        assert!(!is_known(&known(1, b"abc", 3), other, 6, b"abcdef"), "another inode");
+        assert!(!is_known(&known(1, b"abc", 3), other, 6, b"abcdef", |_, _| true), "another inode");
+        let rewritten = Known { before: Some(Head::of(b"bc")), ..known(1, b"abc", 3) };
+        let asked = |head, position| (head, position) == (Head::of(b"bc"), 3);
+        assert!(is_known(&rewritten, FILE, 6, b"abcdef", asked));
+        assert!(!is_known(&rewritten, FILE, 6, b"abcdef", |_, _| false), "other bytes before the position");
     }
 
     #[test]

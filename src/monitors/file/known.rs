@@ -5,16 +5,18 @@
 //! not there now (a mount that comes later) is kept.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fs;
+use std::fs::{self, File};
+use std::io;
 use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use super::discovery::Found;
-use super::identity::is_known;
+use super::identity::{is_known, read_head, stands_before};
 use crate::durable::FileId;
-use crate::ledger::Known;
+use crate::ledger::{Head, Known};
 
 /// By inode; nearly always one each.
+#[derive(Default)]
 pub(super) struct NotMet(HashMap<u64, Vec<Known>>);
 
 impl NotMet {
@@ -42,11 +44,38 @@ impl NotMet {
         self.0.get(&file.inode)?.iter().min_by_key(|known| known.generation)
     }
 
-    /// The one that is this file, and those that were, before another file got the inode.
-    pub fn claim(&mut self, file: FileId, size: u64, head: &[u8]) -> (Option<Known>, Vec<Known>) {
+    pub fn all(&self) -> impl Iterator<Item = &Known> {
+        self.0.values().flatten()
+    }
+
+    pub fn put_back(&mut self, known: Known) {
+        if let Some(identity) = known.identity {
+            self.0.entry(identity.inode).or_default().push(known);
+        }
+    }
+
+    /// Those that may be this file by their inode and are another by their content.
+    pub fn take_others(&mut self, id: FileId, file: &File) -> io::Result<Vec<Known>> {
+        let (size, head) = (file.metadata()?.len(), read_head(file)?);
+        let before = |before, position| stands_before(file, before, position).unwrap_or(false);
+        let Some(candidates) = self.0.get_mut(&id.inode) else { return Ok(Vec::new()) };
+        let others = candidates.extract_if(.., |known| !is_known(known, id, size, &head, before)).collect();
+        self.0.retain(|_, known| !known.is_empty());
+        Ok(others)
+    }
+
+    /// The one that is this file, and those that were, before another file got the inode. `before`: as
+    /// [`is_known`] asks it.
+    pub fn claim(
+        &mut self,
+        file: FileId,
+        size: u64,
+        head: &[u8],
+        before: impl Fn(Head, u64) -> bool,
+    ) -> (Option<Known>, Vec<Known>) {
         let Some(mut candidates) = self.0.remove(&file.inode) else { return (None, Vec::new()) };
         candidates.sort_by_key(|known| known.generation);
-        let same = candidates.iter().rposition(|known| is_known(known, file, size, head));
+        let same = candidates.iter().rposition(|known| is_known(known, file, size, head, &before));
         let same = same.map(|at| candidates.remove(at));
         let device = |known: &Known| known.identity.map(|identity| identity.device);
         let (replaced, others) =
@@ -59,11 +88,11 @@ impl NotMet {
     }
 
     /// Looks for those that no pattern leads to: beside where they were, by inode, the oldest generation first;
-    /// and takes out those that are gone for good. `source`: its place in the configuration, by name.
+    /// and takes out those that are gone for good. `source`: its place in the configuration.
     pub fn search(
         &mut self,
         met: &HashSet<u64>,
-        source: impl Fn(&str) -> Option<usize>,
+        source: impl Fn(&Known) -> Option<usize>,
     ) -> (Vec<Found>, Vec<Known>) {
         let mut by_folder: BTreeMap<PathBuf, Vec<&Known>> = BTreeMap::new();
         for known in self.0.values().flatten() {
@@ -83,7 +112,7 @@ impl NotMet {
             );
             for known in wanted {
                 let inode = known.identity.map_or(0, |identity| identity.inode);
-                match (beside.as_ref().and_then(|beside| beside.get(&inode)), source(&known.source)) {
+                match (beside.as_ref().and_then(|beside| beside.get(&inode)), source(known)) {
                     (Some(beside), Some(source)) => {
                         let Beside { path, file, size } = beside;
                         let at = Found { path: path.clone(), file: *file, size: *size, source };
@@ -145,7 +174,6 @@ mod tests {
     use super::super::identity::identity;
     use super::*;
     use crate::ack::GenerationId;
-    use crate::ledger::Head;
 
     fn known(generation: u64, path: &Path, file: FileId, position: u64) -> Known {
         Known {
@@ -182,12 +210,12 @@ mod tests {
             known(5, &path, unmounted, 5),
             known(6, &folder.path().join("gone/b.log"), FileId { inode: u64::MAX - 2, ..id }, 0),
         ]);
-        let (found, gone) = not_met.search(&HashSet::new(), |name| (name == "s").then_some(0));
+        let (found, gone) = not_met.search(&HashSet::new(), |_| Some(0));
         assert_eq!(found, [Found { path: rotated, file: id, size: 5, source: 0 }]);
         let mut gone: Vec<u64> = gone.iter().map(|known| known.generation.0).collect();
         gone.sort();
         assert_eq!(gone, [4, 6]);
-        let (same, replaced) = not_met.claim(id, 5, b"line\n");
+        let (same, replaced) = not_met.claim(id, 5, b"line\n", |_, _| true);
         assert_eq!((same.unwrap().generation.0, replaced.len()), (3, 0));
         assert!(not_met.perhaps(unmounted).is_some() && not_met.perhaps(id).is_none());
     }
@@ -196,7 +224,7 @@ mod tests {
     fn a_reused_inode_is_another_file() {
         let id = FileId { device: 1, inode: 9 };
         let mut not_met = NotMet::new(vec![known(3, Path::new("/v/a.log"), id, 100)]);
-        let (same, replaced) = not_met.claim(id, 50, b"line\n");
+        let (same, replaced) = not_met.claim(id, 50, b"line\n", |_, _| true);
         assert_eq!((same, replaced.len()), (None, 1));
         assert!(not_met.is_empty());
     }

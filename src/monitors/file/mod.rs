@@ -15,8 +15,11 @@ pub mod discovery;
 pub mod files;
 pub mod framing;
 pub mod glob;
+mod holes;
 pub mod identity;
 mod known;
+mod names;
+mod packed;
 mod tail;
 #[cfg(test)]
 mod tests;
@@ -50,6 +53,7 @@ pub struct Settings {
     pub once: bool,
     /// From the ledger.
     pub known: Vec<Known>,
+    pub last_stamp_ns: i64,
     pub first_start: bool,
     /// Descriptors that may be held on files.
     pub open_files_max: usize,
@@ -93,6 +97,7 @@ pub fn wire(settings: Settings, outlet: Outlet, metrics: &Registry) -> Result<Bo
         once: settings.once,
         first_start: settings.first_start,
         known: settings.known,
+        last_stamp_ns: settings.last_stamp_ns,
         open_max: settings.open_files_max,
     };
     let files = Files::new(settings.sources.into(), setting, metrics);

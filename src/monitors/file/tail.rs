@@ -12,22 +12,28 @@ use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::discovery::Found;
 use super::framing::{End, frame};
-use super::identity::{HEAD_BYTES, begins_with, identity, read_at};
+use super::holes::{Ahead, ahead, text_from};
+use super::identity::{HEAD_BYTES, begins_with, head_of, identity, read_at, stands_before};
+use super::packed::{Form, Unpacked};
 use crate::ack::GenerationId;
 use crate::budget::{READ_BYTES, Refused};
 use crate::durable::FileId;
-use crate::ledger::{BEFORE_BYTES, Head};
+use crate::ledger::{BEFORE_BYTES, HOLE, Head};
 use crate::metrics::Counter;
 use crate::monitors::outlet::CHUNK_LINES;
-use crate::monitors::{Outlet, SourceOptions, Stream};
+use crate::monitors::{NotSent, Outlet, SourceOptions, Stream};
 use crate::tasks::Task;
 
 /// With what the Outlet adds for the ends of its lines, this is one [`READ_BYTES`] of credit.
 const TURN_BYTES: usize = READ_BYTES - CHUNK_LINES * size_of::<u32>() - 2048;
+
+/// In which the system counts what stands on the disk.
+pub(super) const BLOCK_BYTES: u64 = 512;
 
 /// How long a file that no pattern leads to any more is followed after its last change: a writer that was not
 /// told of a rotation writes on for a while.
@@ -98,11 +104,20 @@ pub(super) struct Tail {
     pub lineage: u64,
     /// Where to begin if it was never read.
     pub start: u64,
-    pub descriptor: Option<File>,
+    pub descriptor: Option<Arc<File>>,
+    /// It was compressed after its rotation: nobody writes to it any more, and [`Tail::size`] and all offsets are
+    /// of its content.
+    pub form: Option<Form>,
+    /// While such a file is open.
+    pub content: Option<Unpacked>,
     /// `None`: it has no byte yet, or was not opened yet.
     pub stream: Option<Stream>,
     pub head: Head,
     pub size: u64,
+    /// It has, or seems to have, less on the disk than its size.
+    pub has_holes: bool,
+    /// Behind it is nothing but a hole.
+    ends_at: Option<u64>,
     /// Seconds and nanoseconds, by the clock of the file system: only compared.
     modified: (i64, i64),
     pub scanned: u64,
@@ -113,6 +128,8 @@ pub(super) struct Tail {
     pub deleted: bool,
     /// The size it was seen with, if it was larger before: a copy that lacks the last lines of its original.
     pub seen: u64,
+    /// Of another file, which was emptied.
+    pub is_copy: bool,
     /// Came after the first sweep.
     pub is_late: bool,
     /// With `once`: its size when it was opened.
@@ -175,9 +192,13 @@ impl Tail {
             lineage,
             start,
             descriptor: None,
+            form: None,
+            content: None,
             stream: None,
             head: Head::default(),
             size,
+            has_holes: false,
+            ends_at: None,
             modified: (0, 0),
             scanned: 0,
             changed: now,
@@ -185,6 +206,7 @@ impl Tail {
             gone_since: None,
             deleted: false,
             seen: 0,
+            is_copy: false,
             is_late: false,
             until: None,
             after: None,
@@ -213,12 +235,21 @@ impl Tail {
         self.stream.as_ref().map_or(0, Stream::position)
     }
 
+    /// Of its generation, or the one that is reserved for it.
+    pub fn number(&self) -> Option<GenerationId> {
+        self.stream.as_ref().map(Stream::generation).or(self.generation)
+    }
+
     /// Its size, as far as it concerns us.
     fn size_to_read(&self) -> u64 {
-        match self.until {
-            Some(until) => self.size.min(until.max(self.position())),
-            None => self.size,
-        }
+        let until = self.until.map_or(u64::MAX, |until| until.max(self.position()));
+        // Shorter than what was read stays shorter.
+        self.size.min(until).min(self.ends_at.unwrap_or(u64::MAX))
+    }
+
+    /// Bytes that it has behind the position.
+    pub fn unread(&self) -> u64 {
+        self.size_to_read().saturating_sub(self.position())
     }
 
     /// Whether the file looks as it did at its last turn.
@@ -234,6 +265,8 @@ impl Tail {
             self.size = metadata.len();
             self.modified = (metadata.mtime(), metadata.mtime_nsec());
             self.deleted = metadata.nlink() == 0;
+            self.has_holes = metadata.blocks() * BLOCK_BYTES < self.size;
+            self.ends_at = None;
             self.changed = now;
         }
         changed
@@ -268,7 +301,14 @@ impl Tail {
     /// One turn. The file is open and its stream is there; else there is nothing to do.
     pub fn turn(&mut self, reading: &mut Reading<'_>) -> Turn {
         let (Some(file), Some(_)) = (&self.descriptor, &self.stream) else { return Turn::Rest };
-        let seen = self.size;
+        let seen = self.size.min(self.ends_at.unwrap_or(u64::MAX));
+        if self.form.is_some() {
+            return match self.size {
+                size if size <= self.position() => Turn::Finish,
+                size if size > self.scanned => self.read(reading, End::More),
+                _ => self.read(reading, End::Final),
+            };
+        }
         let changed = match file.metadata() {
             Ok(metadata) => self.refresh(&metadata, reading.now),
             Err(cause) => return Turn::Failed(cause),
@@ -276,6 +316,7 @@ impl Tail {
         match self.step(reading.options.idle, reading.now) {
             Step::Truncated => Turn::Truncated { seen },
             Step::Wait if self.was_rewritten() => Turn::Truncated { seen: 0 },
+            Step::Wait if self.is_copy && self.unread() > 0 => self.read(reading, End::Final), // it is whole
             Step::Wait => Turn::Rest,
             Step::Finish => Turn::Finish,
             Step::Read if changed && self.begins_otherwise() => Turn::Truncated { seen: 0 },
@@ -286,8 +327,8 @@ impl Tail {
 
     /// Truncated and grown beyond the position between two looks: something else stands before it now. A read
     /// of what follows finds out by itself.
-    fn was_rewritten(&self) -> bool {
-        let Some(file) = &self.descriptor else { return false };
+    pub fn was_rewritten(&self) -> bool {
+        let Some(file) = self.descriptor.as_ref().filter(|_| self.form.is_none()) else { return false };
         // An error is met again by the read that follows.
         let before =
             self.before.is_none_or(|head| stands_before(file, head, self.position()).unwrap_or(true));
@@ -297,7 +338,7 @@ impl Tail {
     /// What stands before the position may be what stood there before, in a log of equal lines. Within the head
     /// a read finds out by itself.
     fn begins_otherwise(&self) -> bool {
-        let Some(file) = &self.descriptor else { return false };
+        let Some(file) = self.descriptor.as_ref().filter(|_| self.form.is_none()) else { return false };
         let mut head = [0; HEAD_BYTES];
         let head = &mut head[..self.head.len as usize];
         read_at(file, head, 0).is_ok_and(|_| Head::of(head) != self.head)
@@ -305,17 +346,42 @@ impl Tail {
 
     fn read(&mut self, reading: &mut Reading<'_>, end: End) -> Turn {
         let size = self.size_to_read();
-        let rewritten = self.scanned > self.position() && self.was_rewritten();
+        // A half line that is found whole by the next turn needs no look ahead.
+        let is_long = self.scanned >= self.position() + (TURN_BYTES / 2) as u64;
+        let rewritten = is_long && self.was_rewritten();
         let (Some(file), Some(stream)) = (&self.descriptor, &mut self.stream) else { return Turn::Rest };
+        let mut hole_at = None;
+        if self.has_holes && self.form.is_none() {
+            match ahead(file, stream.position(), self.size) {
+                Ok(Ahead::Text { hole }) => hole_at = Some(hole).filter(|hole| *hole < self.size),
+                Ok(Ahead::Hole { end }) => {
+                    reading.outlet.give_up(stream, end, HOLE);
+                    (self.scanned, self.before) = (end, None);
+                    return Turn::Again;
+                }
+                Ok(Ahead::HoleToEnd) => {
+                    self.ends_at = Some(stream.position());
+                    return Turn::Rest;
+                }
+                Err(cause) => return Turn::Failed(cause),
+            }
+        }
+        let content = &mut self.content;
+        let mut read_at = |buffer: &mut [u8], offset| match content {
+            Some(content) => content.read_at(buffer, offset),
+            None => read_at(file, buffer, offset),
+        };
         let Reading { outlet, options, task, buffers, cut_lines, now } = reading;
         let Buffers { data, ends } = &mut **buffers;
         let longest = options.max_line_bytes;
         let position = stream.position();
         let there = usize::try_from(size.saturating_sub(position)).unwrap_or(usize::MAX);
 
+        // Up to the hole at most: then there is no more of the line that stands before it.
+        let to_hole = hole_at.map(|hole| (hole - position) as usize).filter(|to| *to <= TURN_BYTES);
         let limit = stream.read_limit().unwrap_or(u64::MAX);
-        let mut want = TURN_BYTES.min(there);
-        if self.scanned > position && end == End::More {
+        let mut want = to_hole.unwrap_or(TURN_BYTES).min(there);
+        if is_long && end == End::More && to_hole.is_none() {
             // The line that begins here is longer than what was read so far: look for its end only.
             if limit <= size && limit - position <= longest as u64 {
                 want = (limit - position) as usize; // it was cut there in another life
@@ -325,7 +391,7 @@ impl Tail {
                 return Turn::Truncated { seen: 0 };
             } else {
                 data.resize(TURN_BYTES.min((size - self.scanned) as usize), 0);
-                let fresh = match read_at(file, data, self.scanned) {
+                let fresh = match read_at(data, self.scanned) {
                     Ok(fresh) => fresh,
                     Err(cause) => return Turn::Failed(cause),
                 };
@@ -337,7 +403,7 @@ impl Tail {
                     }
                 }
             }
-        } else if end == End::Final {
+        } else if end == End::Final && to_hole.is_none() {
             want = there.min(longest.max(TURN_BYTES));
         }
         want = want.min(usize::try_from(limit - position).unwrap_or(usize::MAX));
@@ -351,7 +417,7 @@ impl Tail {
         let before = self.before.unwrap_or_default();
         let back = if position < HEAD_BYTES as u64 { position as usize } else { before.len as usize };
         data.resize(back + want, 0);
-        let read = match read_at(file, data, position - back as u64) {
+        let read = match read_at(data, position - back as u64) {
             Ok(read) => read,
             Err(cause) => return Turn::Failed(cause),
         };
@@ -363,23 +429,46 @@ impl Tail {
         {
             return Turn::Truncated { seen: 0 };
         }
-        if known && (self.head.len as usize) < read.min(HEAD_BYTES) {
-            self.head = Head::of(&data[..read.min(HEAD_BYTES)]);
+        if known && head_of(&data[..read]).len > self.head.len {
+            self.head = head_of(&data[..read]);
             outlet.identify(stream, identity(self.file, self.head));
         }
         let fresh = &data[back..];
+        let mut end = end;
+        let len = match to_hole.filter(|to| *to == len) {
+            None => len,
+            Some(_) => {
+                let text = fresh[..len].iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+                match text_from(file, position + len as u64) {
+                    Ok(Some(_)) => end = End::Final,
+                    Ok(None) => self.ends_at = Some(position + text as u64),
+                    Err(cause) => return Turn::Failed(cause),
+                }
+                text
+            }
+        };
         // Up to the limit the pieces are those of the last life, the cut one at its end included.
         let end = if position + len as u64 == limit { End::Final } else { end };
         ends.clear();
         let consumed = frame(&fresh[..len], longest, end, CHUNK_LINES, ends);
         let looked_at = if ends.len() < CHUNK_LINES { len } else { consumed };
         self.scanned = position + looked_at as u64;
+        if self.form.is_none() && !self.has_holes && fresh[consumed..len].first() == Some(&0) {
+            self.has_holes = true; // room that was taken in advance is counted as if it were used
+            self.scanned = position + consumed as u64;
+        }
         if consumed > 0 {
             let cut = ends.iter().filter(|end| fresh[**end as usize - 1] != b'\n').count();
             cut_lines.add(cut as u64);
             task.waits_for("the workers");
-            if outlet.send(stream, &fresh[..consumed], ends, credit).is_err() {
-                return Turn::Stopped;
+            match outlet.send(stream, &fresh[..consumed], ends, credit) {
+                Ok(()) => {}
+                Err(NotSent::Stopped) => return Turn::Stopped,
+                // Nothing else can be stamped either: like a budget without room.
+                Err(NotSent::Unstamped) => {
+                    self.scanned = position;
+                    return Turn::NoCredit(Refused::Full);
+                }
             }
             task.beat();
             let before = &data[..back + consumed];
@@ -393,16 +482,12 @@ impl Tail {
 
     /// A read that got nothing met a file that has just become shorter: the next look tells.
     fn after_read(&self, len: usize, idle: Duration, now: Instant) -> Turn {
-        if len > 0 && self.step(idle, now) != Step::Wait { Turn::Again } else { Turn::Rest }
+        if len > 0 && (self.form.is_some() || self.step(idle, now) != Step::Wait) {
+            Turn::Again
+        } else {
+            Turn::Rest
+        }
     }
-}
-
-/// Whether the bytes in front of `position` are those of `before`.
-pub(super) fn stands_before(file: &File, before: Head, position: u64) -> io::Result<bool> {
-    let mut bytes = vec![0; before.len as usize];
-    let Some(from) = position.checked_sub(bytes.len() as u64) else { return Ok(false) };
-    let read = read_at(file, &mut bytes, from)?;
-    Ok(read == bytes.len() && Head::of(&bytes) == before)
 }
 
 #[cfg(test)]

@@ -1,69 +1,112 @@
 //! The file sink: the exact bytes of the sources, or a JSON object a line, into files named by a [`Template`].
 //!
 //! The encoder lays the records of a batch one after the other into one buffer and says which part of it goes
-//! into which file; [`outputs`] opens, rotates, writes, and takes back what was written of a batch that failed.
+//! into which file, and where it comes from; [`outputs`] opens, rotates, writes, and takes back what was written of
+//! a batch that failed. Before it writes, it notes in the [`journal`] what it is about to write; so the next life
+//! knows what stands in the outputs, and cuts off what a crash has torn ([`recovery`]).
 //!
 //! Always true: records of one output keep their order. In text, what was written is what was read, byte by
-//! byte.
+//! byte. After the death of the process at any moment, and a replay of what was not recovered, each line stands in
+//! its output once.
 
+mod frame;
+mod journal;
 mod outputs;
+mod payload;
+mod recovery;
 mod rotate;
 mod template;
 
 use std::collections::HashMap;
-use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
 pub use outputs::{OPEN_MAX, UNSYNCED_MAX};
 pub use template::Template;
 
+use self::journal::Journal;
 use self::outputs::Outputs;
+use self::payload::Payload;
+use self::recovery::{Recovered, recover};
 use super::format::Renderer;
-use super::{Encoder, FileOptions, Link, OpenResult, OpenSink, SinkContext, SinkOptions};
+use super::{Delivered, Encoder, FileOptions, Format, Link, OpenResult, OpenSink, SinkContext, SinkOptions};
 use crate::ack::GenerationId;
 use crate::error::Error;
 use crate::record::{Batch, Record};
 
-/// Opens nothing yet: an output is opened, or made, by its first line. Always one connection, whatever the
-/// options say: the outputs have one writer. An error is a path that the configuration should have refused.
+/// Reads the journal of the last life and repairs its outputs; else an output is opened, or made, by its first
+/// line. Always one connection, whatever the options say: the outputs have one writer. An error is a path that the
+/// configuration should have refused.
 pub fn open(options: &SinkOptions, file: &FileOptions, cx: &SinkContext) -> OpenResult {
     let template = Template::parse(&file.path)
         .map_err(|complaint| Error::new(format!("{}: path: {:?} {complaint}", options.name, file.path)))?;
     let encoder = FileEncoder {
         timed: template.has_time(),
         template,
+        exact: file.format == Format::Text,
+        cuts: file.rotate.is_some_and(|rotate| rotate.max_bytes.is_some()),
         renderer: Renderer::new(file.format, options.labels.clone()),
         places: HashMap::new(),
         paths: HashMap::new(),
     };
+    let (journal, recovered) = match &cx.journals {
+        Some(folder) => {
+            let (journal, recovered) = open_journal(&options.name, folder, cx);
+            (Some(journal), recovered)
+        }
+        None => (None, Vec::new()),
+    };
+    let outputs = Outputs::new(&options.name, file.rotate, journal, cx);
     Ok(OpenSink {
-        connections: vec![Box::new(Link::new(encoder, Outputs::new(&options.name, file.rotate, cx)))],
+        connections: vec![Box::new(Link::new(encoder, outputs))],
         cancel: Box::new(|| {}), // a write to a disk cannot be interrupted, and does not wait for others
         describe: format!("files at {}", file.path),
+        recovered,
     })
 }
 
-/// A batch, laid out for the disk.
-#[derive(Default)]
-pub struct Payload {
-    bytes: Vec<u8>,
-    paths: Vec<Arc<Path>>,
-    /// Index into `paths`, and range of `bytes`. Neighbours have different paths.
-    pieces: Vec<(usize, Range<usize>)>,
-}
-
-impl Payload {
-    /// In order.
-    fn pieces(&self) -> impl Iterator<Item = (&Arc<Path>, &[u8])> {
-        self.pieces.iter().map(|(path, range)| (&self.paths[*path], &self.bytes[range.clone()]))
+fn open_journal(name: &Arc<str>, folder: &Path, cx: &SinkContext) -> (Journal, Vec<Delivered>) {
+    let counter = |family, help| cx.metrics.counter(family, help, &[("sink", name)]);
+    let unjournaled = counter(
+        "outputs_unjournaled_total",
+        "Writes to outputs that could not be noted first: a crash soon after them doubles lines.",
+    );
+    let (disk, unsynced, passed) = (cx.disk.clone(), cx.unsynced.clone(), cx.passed.clone());
+    let (mut journal, entries) =
+        Journal::open(name, folder.join(&**name), disk, unsynced, passed, unjournaled);
+    let Recovered { mut delivered, cut, strange, failed } = recover(name, entries, &*cx.disk, &cx.unsynced);
+    counter("outputs_cut_bytes_total", "Bytes of torn writes cut off outputs at the start.").add(cut);
+    counter(
+        "outputs_strange_bytes_total",
+        "Bytes that a crash may have doubled: torn, and not to be cut off.",
+    )
+    .add(strange);
+    if cut > 0 {
+        log::info!("{name}: cut {cut} bytes off the outputs that the last life had not written to their end");
     }
+    if strange > 0 {
+        log::warn!(
+            "{name}: {strange} bytes of outputs are not as they were written, and may stand there twice now"
+        );
+    }
+    if failed {
+        journal.start_over();
+    }
+    if cx.first_start {
+        journal.forget();
+        delivered.clear();
+    }
+    (journal, delivered)
 }
 
 struct FileEncoder {
     template: Template,
     /// The path depends on the record's time.
     timed: bool,
+    /// A record that no stage has replaced stands in the output byte by byte.
+    exact: bool,
+    /// A rotation may come between the records of a batch.
+    cuts: bool,
     renderer: Renderer,
     /// Index into the payload's paths. A generation has one source and one filename for ever.
     places: HashMap<(GenerationId, i64), usize>,
@@ -75,9 +118,7 @@ impl Encoder for FileEncoder {
     type Payload = Payload;
 
     fn encode(&mut self, batch: &Batch, payload: &mut Payload) {
-        payload.bytes.clear();
-        payload.pieces.clear();
-        payload.paths.clear();
+        payload.clear();
         self.places.clear();
         self.paths.clear();
         let mut run = None; // records come in long runs of one place
@@ -89,13 +130,9 @@ impl Encoder for FileEncoder {
                 _ => self.path(&record, place, payload),
             };
             run = Some((place, path));
-            let start = payload.bytes.len();
-            self.renderer.push(&record, &mut payload.bytes);
-            let end = payload.bytes.len();
-            match payload.pieces.last_mut() {
-                Some((last, range)) if *last == path => range.end = end,
-                _ => payload.pieces.push((path, start..end)),
-            }
+            let exact = self.exact && record.raw.is_some();
+            let renderer = &self.renderer;
+            payload.push(path, &record, exact, self.cuts, |bytes| renderer.push(&record, bytes));
         }
     }
 }
@@ -104,13 +141,12 @@ impl FileEncoder {
     fn path(&mut self, record: &Record<'_>, place: (GenerationId, i64), payload: &mut Payload) -> usize {
         *self.places.entry(place).or_insert_with(|| {
             let path: Arc<Path> = self.template.render(record.origin, place.1).into();
-            *self.paths.entry(path).or_insert_with_key(|path| {
-                payload.paths.push(path.clone());
-                payload.paths.len() - 1
-            })
+            *self.paths.entry(path).or_insert_with_key(|path| payload.add_path(path.clone()))
         })
     }
 }
 
+#[cfg(test)]
+mod crashes;
 #[cfg(test)]
 pub mod tests;

@@ -1,8 +1,8 @@
 //! The open outputs of a file sink: a batch goes into all of its files whole, or into none.
 //!
 //! ```text
-//! send ── look at the file ── rotate ── append ──┬── all pieces written: noted for the sync, Delivered
-//!                                                └── an error: all is taken back, Retry
+//! send ── look at the file ── rotate ── journal, append ──┬── all pieces written: noted for the sync, Delivered
+//!                                                         └── an error: all is taken back, Retry
 //! ```
 //!
 //! Always true: a file that was written is noted as unsynced before the answer. After an error each file of the
@@ -12,23 +12,22 @@
 //! An output is ours alone: what another process appends to it during a batch that fails is cut off with the
 //! batch. Moving, deleting and truncating it is everybody's right (logrotate), and is noticed.
 //!
-//! Not here yet: after a kill in the middle of a batch its first part stands in the files and is written again
-//! with the replay. A write journal belongs into [`Outputs::open_output`], which is the first to see an output
-//! after a start, and into [`Outputs::write_lines`], which knows offset and bytes before they are written.
+//! A line never goes on where something else ends: if the last byte of an output that is opened ends no line, a
+//! line end comes first, unless what comes is the rest of a line that was cut.
 
 use std::collections::HashMap;
-use std::fs::{DirBuilder, File, Metadata, OpenOptions};
-use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use rustix::fs::OFlags;
-
-use super::{Payload, rotate};
+use super::frame::Part;
+use super::journal::Journal;
+use super::payload::{Payload, Piece};
+use super::rotate;
 use crate::clock::Clock;
-use crate::durable::{self, FileId, OwnFiles, Unsynced, folder_of};
+use crate::disk::{Disk, DiskFile, FileId, Kind, Open, Seen};
+use crate::durable::{OwnFiles, SyncFolder, Unsynced, folder_of};
 use crate::error::{Context, Error, Result};
 use crate::metrics::Gauge;
 use crate::sinks::{Answer, RotateOptions, Sender, SinkContext};
@@ -46,17 +45,15 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// A quiet output is closed, so that deleting it frees its space.
 const CLOSE_AFTER: Duration = Duration::from_secs(5);
 
-/// Not for everybody: what was captured may be as private as `/var/log/auth.log`, which has this mode too.
-const FILE_MODE: u32 = 0o640;
-
-/// Those that we make on the way to an output.
-const FOLDER_MODE: u32 = 0o750;
-
 pub struct Outputs {
     /// The sink's: begins every error.
     name: Arc<str>,
     rotate: Option<RotateOptions>,
     clock: Clock,
+    disk: Arc<dyn Disk>,
+    journal: Option<Journal>,
+    /// For the journal; kept for its memory.
+    parts: Vec<Part>,
     unsynced: Unsynced,
     own_files: OwnFiles,
     open: HashMap<Arc<Path>, Output>,
@@ -64,13 +61,13 @@ pub struct Outputs {
     /// Rises with every try of a batch.
     turn: u64,
     /// The last folder that got a new name in this turn: many outputs are created side by side.
-    folder: Option<(PathBuf, Arc<File>)>,
+    folder: Option<(PathBuf, Arc<SyncFolder>)>,
     /// A rotation by age failed, and that was said.
     complained: bool,
 }
 
 struct Output {
-    file: Arc<File>,
+    file: Arc<dyn DiskFile>,
     id: FileId,
     len: u64,
     /// Empty, or ends in a line end.
@@ -79,14 +76,14 @@ struct Output {
     age: (Duration, Instant),
     used: Instant,
     looked: Instant,
-    /// The turn that wrote to it last.
+    /// The turn that wrote to it last; 0: nothing was written since it was opened.
     turn: u64,
 }
 
 /// A step of a batch, and how to take it back.
 enum Undo {
     /// It had this length. `file` is weak, since a batch may have more outputs than may be open.
-    Appended { path: Arc<Path>, file: Weak<File>, id: FileId, len: u64 },
+    Appended { path: Arc<Path>, file: Weak<dyn DiskFile>, id: FileId, len: u64 },
     /// `new` was created at `path` and has only bytes of this batch.
     Rotated { path: Arc<Path>, new: Option<FileId>, moves: Vec<(PathBuf, PathBuf)> },
 }
@@ -95,8 +92,11 @@ impl Sender<Payload> for Outputs {
     fn send(&mut self, payload: &Payload) -> Answer {
         self.turn += 1;
         self.folder = None;
+        if let Some(journal) = &mut self.journal {
+            journal.answered(); // who brings a batch has dealt with the answer for the last one
+        }
         let mut undo = Vec::new();
-        let written = payload.pieces().try_for_each(|(path, bytes)| self.write_piece(path, bytes, &mut undo));
+        let written = payload.pieces().try_for_each(|piece| self.write_piece(&piece, &mut undo));
         self.open_gauge.set(self.open.len() as i64);
         if let Err(why) = written {
             let why = self.take_back(undo, why);
@@ -127,7 +127,7 @@ impl Sender<Payload> for Outputs {
                     }
                 }
             } else if now.saturating_duration_since(output.used) < CLOSE_AFTER
-                || max_age.is_some() && output.file.metadata().is_ok_and(|metadata| metadata.nlink() > 0)
+                || max_age.is_some() && output.file.seen().is_ok_and(|seen| seen.links > 0)
             {
                 self.open.insert(path, output); // with an age limit, it must stay in sight
             }
@@ -138,11 +138,19 @@ impl Sender<Payload> for Outputs {
 }
 
 impl Outputs {
-    pub fn new(name: &Arc<str>, rotate: Option<RotateOptions>, cx: &SinkContext) -> Outputs {
+    pub fn new(
+        name: &Arc<str>,
+        rotate: Option<RotateOptions>,
+        journal: Option<Journal>,
+        cx: &SinkContext,
+    ) -> Outputs {
         Outputs {
             name: name.clone(),
             rotate,
             clock: cx.clock.clone(),
+            disk: cx.disk.clone(),
+            journal,
+            parts: Vec::new(),
             unsynced: cx.unsynced.clone(),
             own_files: cx.own_files.clone(),
             open: HashMap::new(),
@@ -153,50 +161,49 @@ impl Outputs {
         }
     }
 
-    fn write_piece(&mut self, path: &Arc<Path>, bytes: &[u8], undo: &mut Vec<Undo>) -> Result<()> {
+    fn write_piece(&mut self, piece: &Piece<'_>, undo: &mut Vec<Undo>) -> Result<()> {
         let now = self.clock.now();
-        let mut output = self.output(path, now)?;
+        let mut output = self.output(piece.path, now)?;
         output.used = now;
-        let written = self.write_lines(path, &mut output, bytes, undo);
-        self.open.insert(path.clone(), output);
+        let written = self.write_lines(piece, &mut output, undo);
+        self.open.insert(piece.path.clone(), output);
         written
     }
 
-    fn write_lines(
-        &mut self,
-        path: &Arc<Path>,
-        output: &mut Output,
-        mut rest: &[u8],
-        undo: &mut Vec<Undo>,
-    ) -> Result<()> {
+    fn write_lines(&mut self, piece: &Piece<'_>, output: &mut Output, undo: &mut Vec<Undo>) -> Result<()> {
+        let path = piece.path;
         if output.turn != self.turn {
             let begun = |step: &Undo| matches!(step, Undo::Appended { path: known, .. } if known == path);
-            if self.is_due(output, rest) && !undo.iter().any(begun) {
+            if self.is_due(output, piece) && !undo.iter().any(begun) {
                 // Due whatever becomes of the batch: it is not taken back, and makes room on a full disk.
                 self.shift(path)?;
                 self.prune(path);
                 *output = self.open_output(path, output.used)?;
             }
-            output.turn = self.turn;
             undo.push(Undo::Appended {
                 path: path.clone(),
                 file: Arc::downgrade(&output.file),
                 id: output.id,
                 len: output.len,
             });
-        }
-        loop {
-            let max_bytes = self.rotate.and_then(|rotate| rotate.max_bytes);
-            let part = max_bytes
-                .map_or(rest.len(), |max_bytes| rotate::fits(rest, output.len, output.whole, max_bytes));
-            if part > 0 {
-                output
-                    .append(&rest[..part])
-                    .context(|| format!("could not write {part} bytes to {}", path.display()))?;
-                self.unsynced.note(output.file.clone());
-                rest = &rest[part..];
+            let fresh = std::mem::replace(&mut output.turn, self.turn) == 0;
+            if fresh && !output.whole && !piece.continues {
+                self.append(path, output, b"\n")?;
             }
-            if rest.is_empty() {
+        }
+        let mut at = 0;
+        loop {
+            let part = self.fits(output, piece, at);
+            if part > 0 {
+                if let Some(journal) = &mut self.journal {
+                    piece.parts(at..at + part, &mut self.parts);
+                    let bytes = &piece.bytes[at..at + part];
+                    journal.append(path, output.id.inode, output.len, bytes, &self.parts);
+                }
+                self.append(path, output, &piece.bytes[at..at + part])?;
+                at += part;
+            }
+            if at == piece.bytes.len() {
                 return Ok(());
             }
             let moves = self.shift(path)?;
@@ -209,17 +216,36 @@ impl Outputs {
         }
     }
 
-    fn is_due(&self, output: &Output, rest: &[u8]) -> bool {
+    fn append(&self, path: &Path, output: &mut Output, bytes: &[u8]) -> Result<()> {
+        let written = output.append(bytes);
+        self.unsynced.note(output.file.clone()); // a write that failed may have left its part
+        written.context(|| format!("could not write {} bytes to {}", bytes.len(), path.display()))
+    }
+
+    /// How many bytes of the piece from `at` on go into the output before it is rotated.
+    fn fits(&self, output: &Output, piece: &Piece<'_>, at: usize) -> usize {
+        let rest = &piece.bytes[at..];
+        let Some(max_bytes) = self.rotate.and_then(|rotate| rotate.max_bytes) else { return rest.len() };
+        let fits = rotate::fits(rest, output.len, output.whole, max_bytes);
+        // No record is divided by a rotation, whatever lines it is made of.
+        match piece.cuts_around(at + fits) {
+            (before, _) if before > at || fits == 0 => before - at,
+            _ if rotate::may_end(output.len, output.whole, Some(max_bytes)) => 0,
+            (_, behind) => behind - at,
+        }
+    }
+
+    fn is_due(&self, output: &Output, piece: &Piece<'_>) -> bool {
         let Some(RotateOptions { max_bytes, max_age, .. }) = self.rotate else { return false };
         rotate::may_end(output.len, output.whole, max_bytes)
             && (output.is_old(max_age, output.used)
-                || max_bytes.is_some_and(|max| rotate::fits(rest, output.len, output.whole, max) == 0))
+                || max_bytes.is_some() && self.fits(output, piece, 0) == 0)
     }
 
     /// The open output, if it still is the one that stands at `path`; else it is opened, or made.
     fn output(&mut self, path: &Arc<Path>, now: Instant) -> Result<Output> {
         if let Some(mut output) = self.open.remove(path)
-            && (output.turn == self.turn || output.still_at(path, now, LOOK_EVERY)?)
+            && (output.turn == self.turn || output.still_at(&*self.disk, path, now, LOOK_EVERY)?)
         {
             return Ok(output);
         }
@@ -230,8 +256,8 @@ impl Outputs {
         self.make_room()?;
         let doing = || format!("could not open {}", path.display());
         // Asked first: to open a named pipe or a device can do things already.
-        let is_new = match std::fs::metadata(path) {
-            Ok(metadata) => must_be_regular(path, &metadata).map(|()| false)?,
+        let is_new = match self.disk.look(path) {
+            Ok(seen) => must_be_regular(path, &seen).map(|()| false)?,
             Err(cause) if cause.kind() == ErrorKind::NotFound => true,
             Err(cause) => return Err(cause).context(doing),
         };
@@ -239,23 +265,19 @@ impl Outputs {
             self.create_folder(folder_of(path))
                 .context(|| format!("could not create the folder {}", folder_of(path).display()))?;
         }
-        let mut how = OpenOptions::new();
-        how.append(true).create(true).mode(FILE_MODE).custom_flags(OFlags::NONBLOCK.bits() as i32);
-        let file = how.open(path).context(doing)?;
-        let metadata = file.metadata().context(doing)?;
-        must_be_regular(path, &metadata)?;
+        let file = self.disk.open(path, Open::Append).context(doing)?;
+        let seen = file.seen().context(doing)?;
+        must_be_regular(path, &seen)?;
         if is_new {
-            self.note_folder(folder_of(path)).context(doing)?;
+            self.note_folder(folder_of(path));
         }
-        let id = FileId::of(&metadata);
-        self.own_files.add(id, path);
-        let len = metadata.len();
+        self.own_files.add(seen.id, path);
         Ok(Output {
-            file: Arc::new(file),
-            id,
-            len,
-            whole: ends_whole(path, len),
-            age: (self.age_of(&metadata), now),
+            id: seen.id,
+            len: seen.size,
+            whole: ends_whole(&*file, seen.size),
+            age: (self.age_of(&seen), now),
+            file,
             used: now,
             looked: now,
             turn: 0,
@@ -263,8 +285,8 @@ impl Outputs {
     }
 
     /// By its time of creation, where the file system knows one.
-    fn age_of(&self, metadata: &Metadata) -> Duration {
-        let created = metadata.created().ok().and_then(|created| created.duration_since(UNIX_EPOCH).ok());
+    fn age_of(&self, seen: &Seen) -> Duration {
+        let created = seen.created.and_then(|created| created.duration_since(UNIX_EPOCH).ok());
         let now = Duration::from_nanos(self.clock.wall_ns().max(0) as u64);
         created.map_or(Duration::ZERO, |created| now.saturating_sub(created))
     }
@@ -282,32 +304,34 @@ impl Outputs {
 
     /// With all above it, each noted in its own folder.
     fn create_folder(&mut self, folder: &Path) -> io::Result<()> {
-        let mut create = DirBuilder::new().mode(FOLDER_MODE).create(folder);
+        let mut create = self.disk.create_output_folder(folder);
         if let (Err(cause), Some(_)) = (&create, folder.parent())
             && cause.kind() == ErrorKind::NotFound
         {
             self.create_folder(folder_of(folder))?;
-            create = DirBuilder::new().mode(FOLDER_MODE).create(folder);
+            create = self.disk.create_output_folder(folder);
         }
         match create {
-            Err(cause) if cause.kind() == ErrorKind::AlreadyExists => Ok(()),
-            Err(cause) => Err(cause),
-            Ok(()) => self.note_folder(folder_of(folder)),
+            Err(cause) if cause.kind() == ErrorKind::AlreadyExists => {}
+            created => {
+                created?;
+                self.note_folder(folder_of(folder));
+            }
         }
-    }
-
-    fn note_folder(&mut self, folder: &Path) -> io::Result<()> {
-        let handle = match &self.folder {
-            Some((known, handle)) if known == folder => handle.clone(),
-            _ => Arc::new(File::open(folder)?),
-        };
-        self.unsynced.note(handle.clone());
-        self.folder = Some((folder.to_owned(), handle));
         Ok(())
     }
 
-    fn rotate_quiet(&self, path: &Path, output: &mut Output, now: Instant) -> Result<()> {
-        if output.still_at(path, now, Duration::ZERO)? {
+    fn note_folder(&mut self, folder: &Path) {
+        let note = match &self.folder {
+            Some((known, note)) if known == folder => note.clone(),
+            _ => SyncFolder::of(&self.disk, folder),
+        };
+        self.unsynced.note(note.clone());
+        self.folder = Some((folder.to_owned(), note));
+    }
+
+    fn rotate_quiet(&mut self, path: &Path, output: &mut Output, now: Instant) -> Result<()> {
+        if output.still_at(&*self.disk, path, now, Duration::ZERO)? {
             self.shift(path)?;
             self.prune(path);
         }
@@ -316,25 +340,34 @@ impl Outputs {
 
     /// Frees `path` for a new file. The oldest are not deleted yet: see [`Outputs::prune`].
     fn shift(&self, path: &Path) -> Result<Vec<(PathBuf, PathBuf)>> {
-        let moves = rotate::moves(path)?;
+        let moves = rotate::moves(&*self.disk, path)?;
         self.rename_all(&moves)?;
         Ok(moves)
     }
 
+    /// Each one is made durable before the next: a disk that forgets one of them and keeps the next, which takes its
+    /// place, would have lost a file.
     fn rename_all(&self, moves: &[(PathBuf, PathBuf)]) -> Result<()> {
-        durable::rename_all(moves)?;
-        for (_, to) in moves {
-            if let Ok(metadata) = std::fs::metadata(to) {
-                self.own_files.add(FileId::of(&metadata), to); // else it is gone, and nobody can capture it
+        for (from, to) in moves {
+            let moved = self.disk.rename(from, to).and_then(|()| self.disk.sync_folder(folder_of(to)));
+            moved.context(|| format!("could not rename {} to {}", from.display(), to.display()))?;
+            if let Ok(seen) = self.disk.look(to) {
+                self.own_files.add(seen.id, to); // else it is gone, and nobody can capture it
             }
         }
         Ok(())
     }
 
     /// The batch is written: that an old file cannot be deleted must not write it again.
-    fn prune(&self, path: &Path) {
+    fn prune(&mut self, path: &Path) {
         let keep = self.rotate.map_or(usize::MAX - 1, |rotate| rotate.keep);
-        if let Err(cause) = rotate::prune(path, keep) {
+        let Outputs { disk, journal, .. } = self;
+        let note = |old: &Path| {
+            if let (Some(journal), Ok(seen)) = (&mut *journal, disk.look(old)) {
+                journal.delete(seen.id.inode, seen.size);
+            }
+        };
+        if let Err(cause) = rotate::prune(&**disk, path, keep, note) {
             log::warn!("file: the rotated files of {} are more than {keep}: {cause}", path.display());
         }
     }
@@ -360,23 +393,23 @@ impl Outputs {
                 let doing = || format!("could not cut {} back to {len} bytes", path.display());
                 let file = match file.upgrade() {
                     Some(file) => file,
-                    None => Arc::new(OpenOptions::new().append(true).open(&path).context(doing)?),
+                    None => self.disk.open(&path, Open::Existing).context(doing)?,
                 };
-                let metadata = file.metadata().context(doing)?;
-                if FileId::of(&metadata) != id {
+                let seen = file.seen().context(doing)?;
+                if seen.id != id {
                     return Err(Error::new("it is another file now")).context(doing);
                 }
-                if metadata.len() > len {
-                    file.set_len(len).context(doing)?;
+                if seen.size > len {
+                    file.set_size(len).context(doing)?;
                     self.unsynced.note(file.clone());
                 }
                 Ok(())
             }
             Undo::Rotated { path, new, moves } => {
-                if new.is_some_and(|new| new.stands_at(&path)) {
-                    std::fs::remove_file(&path).context(|| format!("could not remove {}", path.display()))?;
+                if new.is_some_and(|new| stands_at(&*self.disk, new, &path)) {
+                    self.disk.remove(&path).context(|| format!("could not remove {}", path.display()))?;
                 }
-                if rotate::exists(&path)? {
+                if rotate::exists(&*self.disk, &path)? {
                     return Err(Error::new(format!("{} is another file now", path.display())));
                 }
                 let back: Vec<_> = moves.into_iter().rev().map(|(from, to)| (to, from)).collect();
@@ -391,7 +424,7 @@ impl Output {
         if self.len == 0 {
             self.age = (Duration::ZERO, self.used);
         }
-        (&*self.file).write_all(bytes)?;
+        self.file.write_at(bytes, self.len)?;
         self.len += bytes.len() as u64;
         self.whole = bytes.ends_with(b"\n");
         Ok(())
@@ -403,39 +436,41 @@ impl Output {
     }
 
     /// Whether this still is the output, asking the path at most every `look_every`; learns its true length.
-    fn still_at(&mut self, path: &Path, now: Instant, look_every: Duration) -> Result<bool> {
-        let metadata = self.file.metadata().context(|| format!("could not look at {}", path.display()))?;
-        if metadata.nlink() == 0 {
+    fn still_at(&mut self, disk: &dyn Disk, path: &Path, now: Instant, look_every: Duration) -> Result<bool> {
+        let seen = self.file.seen().context(|| format!("could not look at {}", path.display()))?;
+        if seen.links == 0 {
             return Ok(false);
         }
-        if metadata.len() != self.len {
-            self.len = metadata.len(); // somebody truncated it, or wrote to it
-            self.whole = ends_whole(path, self.len);
+        if seen.size != self.len {
+            self.len = seen.size; // somebody truncated it, or wrote to it
+            self.whole = ends_whole(&*self.file, self.len);
         }
         if now.saturating_duration_since(self.looked) < look_every {
             return Ok(true);
         }
         self.looked = now;
-        Ok(self.id.stands_at(path))
+        Ok(stands_at(disk, self.id, path))
     }
 }
 
-/// Whether the file is empty or its last byte ends a line. One that we may write but not read is taken as whole.
-fn ends_whole(path: &Path, len: u64) -> bool {
-    let Some(at) = len.checked_sub(1) else { return true };
-    let mut last = [0];
-    let read = File::open(path).and_then(|file| file.read_exact_at(&mut last, at));
-    read.is_err() || last == *b"\n"
+fn stands_at(disk: &dyn Disk, id: FileId, path: &Path) -> bool {
+    disk.look(path).is_ok_and(|seen| seen.id == id)
 }
 
-fn must_be_regular(path: &Path, metadata: &Metadata) -> Result<()> {
-    let kind = metadata.file_type();
-    let what = match () {
-        () if kind.is_file() => return Ok(()),
-        () if kind.is_dir() => "a folder",
-        () if kind.is_fifo() => "a named pipe",
-        () if kind.is_socket() => "a socket",
-        () => "a device",
+/// Whether the file is empty or its last byte ends a line. One that we may write but not read is taken as whole.
+fn ends_whole(file: &dyn DiskFile, len: u64) -> bool {
+    let Some(at) = len.checked_sub(1) else { return true };
+    let mut last = [0];
+    file.read_at(&mut last, at).is_err() || last == *b"\n"
+}
+
+fn must_be_regular(path: &Path, seen: &Seen) -> Result<()> {
+    let what = match seen.kind {
+        Kind::File => return Ok(()),
+        Kind::Folder => "a folder",
+        Kind::Pipe => "a named pipe",
+        Kind::Socket => "a socket",
+        Kind::Device => "a device",
     };
     Err(Error::new(format!("{} is {what}: an output must be a regular file", path.display())))
 }

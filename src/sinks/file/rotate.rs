@@ -4,9 +4,10 @@
 //! Always true: a rotation deletes nothing. It moves every number up to the first gap by one, so that it can
 //! be taken back; what is beyond `keep` is deleted by [`prune`], once the batch is whole.
 
-use std::io::ErrorKind;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use crate::disk::Disk;
 use crate::error::{Context, Result};
 
 /// How much of `rest` goes into a file of `len` bytes that should not exceed `max`; 0: rotate first. The cut is
@@ -37,41 +38,44 @@ fn numbered(path: &Path, number: usize) -> PathBuf {
     name.into()
 }
 
+/// `12` for `x.log.12` beside `x.log`.
+pub fn number(path: &Path, other: &Path) -> Option<usize> {
+    let tail = other.as_os_str().as_bytes().strip_prefix(path.as_os_str().as_bytes())?.strip_prefix(b".")?;
+    std::str::from_utf8(tail).ok()?.parse().ok()
+}
+
 /// The renames of one rotation, in their order.
-pub fn moves(path: &Path) -> Result<Vec<(PathBuf, PathBuf)>> {
+pub fn moves(disk: &dyn Disk, path: &Path) -> Result<Vec<(PathBuf, PathBuf)>> {
     let mut gap = 1;
-    while exists(&numbered(path, gap))? {
+    while exists(disk, &numbered(path, gap))? {
         gap += 1;
     }
     let name = |number| if number == 0 { path.to_owned() } else { numbered(path, number) };
     Ok((0..gap).rev().map(|number| (name(number), name(number + 1))).collect())
 }
 
-/// Deletes what is numbered beyond `keep`, without gaps.
-pub fn prune(path: &Path, keep: usize) -> Result<()> {
+/// Deletes what is numbered beyond `keep`, without gaps. `before` is told of each.
+pub fn prune(disk: &dyn Disk, path: &Path, keep: usize, mut before: impl FnMut(&Path)) -> Result<()> {
     for number in keep + 1.. {
         let old = numbered(path, number);
-        match std::fs::remove_file(&old) {
-            Ok(()) => {}
-            Err(cause) if cause.kind() == ErrorKind::NotFound => break,
-            failed => return failed.context(|| format!("could not delete {}", old.display())),
+        if !exists(disk, &old)? {
+            break;
         }
+        before(&old);
+        disk.remove(&old).context(|| format!("could not delete {}", old.display()))?;
     }
     Ok(())
 }
 
 /// Whether there is anything of this name, be it a link to nowhere.
-pub fn exists(path: &Path) -> Result<bool> {
-    match std::fs::symlink_metadata(path) {
-        Ok(_) => Ok(true),
-        Err(cause) if cause.kind() == ErrorKind::NotFound => Ok(false),
-        Err(cause) => Err(cause).context(|| format!("could not look at {}", path.display())),
-    }
+pub fn exists(disk: &dyn Disk, path: &Path) -> Result<bool> {
+    disk.is_taken(path).context(|| format!("could not look at {}", path.display()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::RealDisk;
 
     #[test]
     fn a_file_is_cut_between_lines() {
@@ -99,11 +103,17 @@ mod tests {
             std::fs::File::create(folder.path().join(name)).unwrap();
         }
         let name = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().to_owned();
-        let moves: Vec<_> = moves(&path).unwrap().iter().map(|(from, to)| (name(from), name(to))).collect();
+        let moves: Vec<_> =
+            moves(&RealDisk, &path).unwrap().iter().map(|(from, to)| (name(from), name(to))).collect();
         let expected = [("x.log.2", "x.log.3"), ("x.log.1", "x.log.2"), ("x.log", "x.log.1")];
         assert_eq!(moves, expected.map(|(from, to)| (from.to_owned(), to.to_owned())));
-        prune(&path, 1).unwrap();
-        assert!(!exists(&folder.path().join("x.log.2")).unwrap());
-        assert!(exists(&folder.path().join("x.log.1")).unwrap());
+        prune(&RealDisk, &path, 1, |old| assert!(old.ends_with("x.log.2"))).unwrap();
+        assert!(!exists(&RealDisk, &folder.path().join("x.log.2")).unwrap());
+        assert!(exists(&RealDisk, &folder.path().join("x.log.1")).unwrap());
+        for (other, expected) in
+            [("x.log.7", Some(7)), ("x.log", None), ("x.log.", None), ("x.log.1.gz", None)]
+        {
+            assert_eq!(number(&path, &folder.path().join(other)), expected, "{other}");
+        }
     }
 }

@@ -9,6 +9,7 @@
 //! Not here: the bytes of the forms (`wire.rs`), the text of labels (`labels.rs`).
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::wire::{Entry, json, protobuf};
@@ -23,7 +24,9 @@ const CHAR_BYTES_MAX: usize = 4;
 /// What one request carries.
 #[derive(Default)]
 pub struct LokiPayload {
-    body: Vec<u8>,
+    /// Longer than the body: a compressor wants room for the worst case, and to clear that each time is work.
+    buffer: Vec<u8>,
+    length: usize,
     pub(super) streams: usize,
     /// One per entry, in the order of the body.
     pub(super) sent: Vec<Sent>,
@@ -39,7 +42,7 @@ pub(super) struct Sent {
 
 impl LokiPayload {
     pub fn body(&self) -> &[u8] {
-        &self.body
+        &self.buffer[..self.length]
     }
 }
 
@@ -49,7 +52,7 @@ pub struct LokiEncoder {
     max_line_bytes: usize,
     long_lines: LongLines,
     long_lines_total: Arc<Counter>,
-    places: Vec<Place>,
+    runs: Vec<Run>,
     /// The streams of the current batch, by their labels.
     streams: HashMap<Arc<Labels>, u32>,
     /// The body before it is compressed.
@@ -59,13 +62,14 @@ pub struct LokiEncoder {
     snappy: snap::raw::Encoder,
 }
 
-/// Where a record is, and into which stream it goes.
-struct Place {
+/// Records that stand next to each other in one part and go into one stream: as a rule, all of a chunk.
+struct Run {
     stream: u32,
-    /// Index into [`Batch::records`].
+    /// Index into [`Batch::records`] of the first one.
     record: u32,
     part: u32,
-    index: u32,
+    /// Within the part's records.
+    range: Range<u32>,
 }
 
 impl Encoder for LokiEncoder {
@@ -74,21 +78,22 @@ impl Encoder for LokiEncoder {
     fn encode(&mut self, batch: &Batch, payload: &mut LokiPayload) {
         payload.sent.clear();
         payload.streams = self.group(batch);
-        let places = std::mem::take(&mut self.places);
+        let runs = std::mem::take(&mut self.runs);
         self.raw.clear();
         match self.encoding {
             LokiEncoding::Protobuf => {
-                self.write(batch, &places, &mut payload.sent);
-                compress(&mut self.snappy, &self.raw, &mut payload.body);
+                self.write(batch, &runs, &mut payload.sent);
+                payload.length = compress(&mut self.snappy, &self.raw, &mut payload.buffer);
             }
             LokiEncoding::Json => {
                 json::open(&mut self.raw);
-                self.write(batch, &places, &mut payload.sent);
+                self.write(batch, &runs, &mut payload.sent);
                 json::close(&mut self.raw);
-                std::mem::swap(&mut self.raw, &mut payload.body);
+                std::mem::swap(&mut self.raw, &mut payload.buffer);
+                payload.length = payload.buffer.len();
             }
         }
-        self.places = places;
+        self.runs = runs;
     }
 }
 
@@ -102,7 +107,7 @@ impl LokiEncoder {
             max_line_bytes: options.max_line_bytes.max(CHAR_BYTES_MAX),
             long_lines: options.long_lines,
             long_lines_total: metrics.counter("sink_long_lines_total", help, &[("sink", name)]),
-            places: Vec::new(),
+            runs: Vec::new(),
             streams: HashMap::new(),
             raw: Vec::new(),
             clean: String::new(),
@@ -110,15 +115,17 @@ impl LokiEncoder {
         }
     }
 
-    /// Fills `places`, ordered by stream and then as the batch is. Returns how many streams there are.
+    /// Fills `runs`, ordered by stream and then as the batch is. Returns how many streams there are.
     fn group(&mut self, batch: &Batch) -> usize {
-        self.places.clear();
+        self.runs.clear();
         self.streams.clear();
-        let (mut stream, mut last): (u32, Option<&Arc<Labels>>) = (0, None);
+        let (mut record, mut stream, mut last): (u32, u32, Option<&Arc<Labels>>) = (0, 0, None);
         for (part, slice) in batch.slices().enumerate() {
+            let part = part as u32;
             for index in slice.range.clone() {
-                let labels = slice.records.get(index).labels;
-                if !last.is_some_and(|last| Arc::ptr_eq(last, labels)) {
+                let labels = slice.records.labels(index);
+                let is_same = last.is_some_and(|last| Arc::ptr_eq(last, labels));
+                if !is_same {
                     let next = self.streams.len() as u32;
                     stream = match self.streams.get(labels) {
                         Some(known) => *known,
@@ -126,25 +133,26 @@ impl LokiEncoder {
                     };
                     last = Some(labels);
                 }
-                let record = self.places.len() as u32;
-                self.places.push(Place { stream, record, part: part as u32, index });
+                match self.runs.last_mut() {
+                    Some(run) if is_same && run.part == part => run.range.end = index + 1,
+                    _ => self.runs.push(Run { stream, record, part, range: index..index + 1 }),
+                }
+                record += 1;
             }
         }
         let streams = self.streams.len();
         self.streams.clear(); // keeps no source's labels alive
         if streams > 1 {
-            self.places.sort_unstable_by_key(|place| (place.stream, place.record));
+            self.runs.sort_unstable_by_key(|run| (run.stream, run.record));
         }
         streams
     }
 
-    fn write(&mut self, batch: &Batch, places: &[Place], sent: &mut Vec<Sent>) {
-        let record = |place: &Place| {
-            let (slice, _) = &batch.parts[place.part as usize];
-            slice.records.get(place.index)
-        };
-        for stream in places.chunk_by(|a, b| a.stream == b.stream) {
-            let pairs = labels::stream_labels(record(&stream[0]).labels, &self.sink_labels);
+    fn write(&mut self, batch: &Batch, runs: &[Run], sent: &mut Vec<Sent>) {
+        let records = |run: &Run| &batch.parts[run.part as usize].0.records;
+        for stream in runs.chunk_by(|a, b| a.stream == b.stream) {
+            let labels = records(&stream[0]).labels(stream[0].range.start);
+            let pairs = labels::stream_labels(labels, &self.sink_labels);
             let opened = match self.encoding {
                 LokiEncoding::Protobuf => protobuf::open_stream(&mut self.raw, &labels::text(&pairs)),
                 LokiEncoding::Json => {
@@ -152,8 +160,10 @@ impl LokiEncoder {
                     0
                 }
             };
-            for place in stream {
-                self.line(&record(place), place.record, sent);
+            for run in stream {
+                for (number, index) in (run.record..).zip(run.range.clone()) {
+                    self.line(&records(run).get(index), number, sent);
+                }
             }
             match self.encoding {
                 LokiEncoding::Protobuf => protobuf::close_stream(&mut self.raw, opened),
@@ -164,23 +174,27 @@ impl LokiEncoder {
 
     /// One record: an entry, or several if it is too long.
     fn line(&mut self, record: &Record, number: u32, sent: &mut Vec<Sent>) {
+        let sent = &mut |time_ns| sent.push(Sent { time_ns, record: number });
+        let flags: &[_] = if record.partial { &[PARTIAL] } else { &[] };
+        // Nearly every line: found out faster than that it is UTF-8.
+        if record.text.len() <= self.max_line_bytes && record.text.is_ascii() {
+            return self.entry(record, record.text, flags, sent);
+        }
         let mut clean = std::mem::take(&mut self.clean);
         let text = clean_text(record.text, &mut clean);
-        let sent = &mut |time_ns| sent.push(Sent { time_ns, record: number });
         if text.len() <= self.max_line_bytes {
-            let flags: &[_] = if record.partial { &[PARTIAL] } else { &[] };
-            self.entry(record, text, flags, sent);
+            self.entry(record, text.as_bytes(), flags, sent);
         } else {
             self.long_lines_total.add(1);
             match self.long_lines {
                 LongLines::Truncate => {
                     let end = cut(text, self.max_line_bytes);
-                    self.entry(record, &text[..end], &[PARTIAL], sent);
+                    self.entry(record, &text.as_bytes()[..end], &[PARTIAL], sent);
                 }
                 LongLines::Split => {
                     for (index, piece) in pieces(text, self.max_line_bytes).enumerate() {
                         let part = (index + 1).to_string();
-                        self.entry(record, piece, &[PARTIAL, ("part", &part)], sent);
+                        self.entry(record, piece.as_bytes(), &[PARTIAL, ("part", &part)], sent);
                     }
                 }
             }
@@ -188,7 +202,8 @@ impl LokiEncoder {
         self.clean = clean;
     }
 
-    fn entry(&mut self, record: &Record, line: &str, flags: &[(&str, &str)], sent: &mut impl FnMut(i64)) {
+    /// `line` is UTF-8.
+    fn entry(&mut self, record: &Record, line: &[u8], flags: &[(&str, &str)], sent: &mut impl FnMut(i64)) {
         let entry = Entry { time_ns: record.time_ns, line, metadata: record.metadata, flags };
         match self.encoding {
             LokiEncoding::Protobuf => wire::protobuf::entry(&mut self.raw, &entry),
@@ -200,12 +215,14 @@ impl LokiEncoder {
 
 const PARTIAL: (&str, &str) = ("partial", "true");
 
-/// Snappy's block format, which Loki expects of a protobuf push.
-fn compress(snappy: &mut snap::raw::Encoder, raw: &[u8], body: &mut Vec<u8>) {
-    body.resize(snap::raw::max_compress_len(raw.len()), 0);
+/// Snappy's block format, which Loki expects of a protobuf push. Returns how much of `buffer` it fills.
+fn compress(snappy: &mut snap::raw::Encoder, raw: &[u8], buffer: &mut Vec<u8>) -> usize {
+    let most = snap::raw::max_compress_len(raw.len());
+    if buffer.len() < most {
+        buffer.resize(most, 0);
+    }
     // It fails only on a buffer that is too small, or on 4 GiB, which no memory budget lets a batch have.
-    let length = snappy.compress(raw, body).expect("the buffer is as large as snappy wants it");
-    body.truncate(length);
+    snappy.compress(raw, buffer).expect("the buffer is as large as snappy wants it")
 }
 
 /// Every invalid sequence becomes one U+FFFD, as everywhere else.

@@ -61,6 +61,7 @@ pub fn open(options: &SinkOptions, loki: &LokiOptions, cx: &SinkContext) -> Open
         connections: (0..options.connections).map(|_| connection()).collect(),
         cancel: Box::new(client.canceller()),
         describe: format!("loki at {}", client.base()),
+        recovered: Vec::new(),
     })
 }
 

@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use log_capturer::config::Config;
-use log_capturer::monitors::{Binary, SourceKind, StartAt};
+use log_capturer::monitors::{Binary, HoldDeleted, SourceKind, StartAt};
 use log_capturer::sinks::{Auth, Format, KindOptions, LokiEncoding, LongLines, SinkOptions};
 
 use super::{SECRET, folder, good, load_in, loki, put, source, sources, stage, status};
@@ -59,8 +59,13 @@ fn everything_has_a_default() {
     let SourceKind::File(file) = &source.kind else { panic!("{source:?}") };
     assert_eq!(file.include, ["/var/log/**/*.log"]);
     assert_eq!(
-        (file.start_at, file.binary, file.poll_interval),
-        (StartAt::Beginning, Binary::Skip, 2 * second)
+        (file.start_at, file.binary, file.poll_interval, file.hold_deleted),
+        (
+            StartAt::Beginning,
+            Binary::Skip,
+            2 * second,
+            HoldDeleted { max_bytes: 1024 * MIB as u64, max_age: None }
+        )
     );
 
     let sink = &config.sinks[0];
@@ -174,7 +179,10 @@ fn the_example_shows_every_common_key_with_its_default() {
     for (path, keys) in [
         ("/agent", "data_dir workers memory_budget stop_timeout sync_interval open_files_max"),
         ("/status", "listen token"),
-        ("/sources/0", "name labels include exclude start_at max_line_bytes poll_interval idle binary"),
+        (
+            "/sources/0",
+            "name labels include exclude start_at max_line_bytes poll_interval idle binary hold_deleted",
+        ),
         ("/sinks/0", "name labels path format rotate batch connections timeout retry"),
         ("/sinks/0/batch", "max_bytes max_lines max_wait"),
         ("/sinks/0/retry", "initial max max_attempts"),

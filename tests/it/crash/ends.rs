@@ -56,6 +56,10 @@ impl End {
         }
     }
 
+    pub fn choose_stop(random: &mut Rng) -> End {
+        if random.bool() { End::Stop } else { End::StopNow }
+    }
+
     /// Its place in [`End::NAMES`].
     pub fn row(&self) -> usize {
         match self {

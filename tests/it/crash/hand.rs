@@ -2,7 +2,8 @@
 //!
 //! Always true: the truth is known. Nothing is written while a file is copied and truncated, since what is would be
 //! lost by the rotation itself. A file is rotated only when its first line has come out: what nobody ever saw
-//! before it got another name is nobody's to find. What was rotated stays until the end of the run.
+//! before it got another name is nobody's to find. What was rotated stays, unless somebody
+//! cleans up.
 
 use std::path::{Path, PathBuf};
 
@@ -40,6 +41,8 @@ pub struct Hand {
     /// Number of the first line of the file that stands there now.
     first: u64,
     rotations: u64,
+    /// What was rotated, and the number of the line after its last.
+    rotated: Vec<(PathBuf, u64)>,
     half: bool,
     steps_per_rotation: u32,
 }
@@ -52,7 +55,16 @@ impl Hand {
         let output = room.path("out").join(below);
         let writer = Writer::new(ALL_SIZES + id, path);
         let habit = HABITS[id as usize % HABITS.len()];
-        Hand { writer, output, habit, first: 0, rotations: 0, half: false, steps_per_rotation }
+        Hand {
+            writer,
+            output,
+            habit,
+            first: 0,
+            rotations: 0,
+            rotated: Vec::new(),
+            half: false,
+            steps_per_rotation,
+        }
     }
 
     pub fn rotations(&self) -> u64 {
@@ -103,6 +115,15 @@ impl Hand {
             Habit::Rename | Habit::Mixed => self.writer.rotate(&name),
         }
         self.first = self.writer.written().1;
+        self.rotated.push((self.writer.path().with_file_name(name), self.first));
+    }
+
+    /// Deletes what was rotated and has come out to its last line.
+    pub fn clean_up(&mut self, is_out: impl Fn(u32, u64) -> bool) {
+        let id = self.writer.written().0;
+        for (path, _) in self.rotated.extract_if(.., |(_, end)| is_out(id, *end - 1)) {
+            std::fs::remove_file(path).expect("a log can be deleted");
+        }
     }
 
     /// Everything that was ever written to the path, as the file sink has to have it.

@@ -5,7 +5,9 @@
 //! truncate, to delete), it does in a later step.
 //!
 //! Always true: nothing is taken away that the agent could not have read. A file is rotated when a line of it has
-//! come out, so the agent holds it; emptied or deleted when all that was ever written to its path has come out.
+//! come out, so the agent holds it; emptied or deleted when all that was ever written to its path has come out of the
+//! file sink. Loki may still lack it, and a life that ends lets go of what it lacks: so reloads come while Loki is
+//! well, under load all the same.
 //!
 //! A place is kept for containers: once they can be captured, one more hand starts, feeds and removes them.
 
@@ -18,7 +20,7 @@ use std::time::Duration;
 
 use log_capturer::clock::Clock;
 
-use crate::agent::{Agent, Room, Signal, pause};
+use crate::agent::{Room, pause};
 use crate::expect::Arrived;
 use crate::files::{Writer, bytes};
 use crate::push::Entry;
@@ -63,7 +65,6 @@ const MOODS: [Spell; 12] = [
 /// Shared by all hands.
 pub struct Load<'a> {
     pub room: &'a Room,
-    pub agent: &'a Agent,
     pub receiver: &'a Receiver,
     pub seed: u64,
     pub workers: u32,
@@ -72,19 +73,18 @@ pub struct Load<'a> {
     pub rotations: AtomicU64,
     mood: AtomicUsize,
     over: AtomicBool,
+    /// Nobody begins anything: a quiet point.
+    paused: AtomicBool,
+    /// Loki has no moods.
+    well: AtomicBool,
+    /// By hand, those who make files of a moment last: all of its files have come out, since the pause began.
+    calm: Vec<AtomicBool>,
 }
 
 impl<'a> Load<'a> {
-    pub fn new(
-        room: &'a Room,
-        agent: &'a Agent,
-        receiver: &'a Receiver,
-        seed: u64,
-        workers: u32,
-    ) -> Load<'a> {
+    pub fn new(room: &'a Room, receiver: &'a Receiver, seed: u64, workers: u32) -> Load<'a> {
         Load {
             room,
-            agent,
             receiver,
             seed,
             workers,
@@ -92,6 +92,9 @@ impl<'a> Load<'a> {
             rotations: AtomicU64::new(0),
             mood: AtomicUsize::new(0),
             over: AtomicBool::new(false),
+            paused: AtomicBool::new(false),
+            well: AtomicBool::new(false),
+            calm: (0..=workers).map(|_| AtomicBool::new(false)).collect(),
         }
     }
 
@@ -104,6 +107,30 @@ impl<'a> Load<'a> {
         self.over.store(true, Ordering::Relaxed);
     }
 
+    pub fn pause(&self) {
+        self.calm.iter().for_each(|calm| calm.store(false, Ordering::Release));
+        self.paused.store(true, Ordering::Release);
+    }
+
+    /// The hands go on; Loki stays well until [`Load::fall_ill`].
+    pub fn resume(&self) {
+        self.well.store(true, Ordering::Release);
+        self.paused.store(false, Ordering::Release);
+    }
+
+    pub fn fall_ill(&self) {
+        self.well.store(false, Ordering::Release);
+    }
+
+    /// Every hand has nothing left that did not come out. What was written by then is counted.
+    pub fn is_calm(&self) -> bool {
+        self.calm.iter().all(|calm| calm.load(Ordering::Acquire))
+    }
+
+    fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::Acquire) && !self.is_over()
+    }
+
     fn is_over(&self) -> bool {
         self.over.load(Ordering::Relaxed)
     }
@@ -113,6 +140,9 @@ impl<'a> Load<'a> {
         let mut random = fastrand::Rng::with_seed(self.seed.wrapping_add(u64::from(hand.writer.written().0)));
         let mut wish = None;
         while !self.is_over() {
+            if self.is_paused() {
+                self.rest(&mut hand);
+            }
             let lines = random.u64(20..400);
             hand.clean_up();
             if hand.rotated.len() < ROTATED_MAX && wish.is_none() && random.u32(..BURSTS_PER_ROTATION) == 0 {
@@ -143,6 +173,18 @@ impl<'a> Load<'a> {
         hand
     }
 
+    /// To the end of the pause.
+    fn rest(&self, hand: &mut Hand) {
+        hand.writer.write(1); // a file that was just emptied would have no page in the books
+        self.written.fetch_add(1, Ordering::Relaxed);
+        let calm = &self.calm[hand.writer.written().0 as usize];
+        while self.is_paused() {
+            hand.clean_up();
+            calm.store(hand.is_complete() && hand.rotated.is_empty(), Ordering::Release);
+            pause(STEP);
+        }
+    }
+
     /// The body of the thread that makes files which live for a moment.
     pub fn churn(&self) -> Churn<'a> {
         let mut random = fastrand::Rng::with_seed(!self.seed);
@@ -153,35 +195,46 @@ impl<'a> Load<'a> {
             written: BTreeMap::new(),
         };
         while !self.is_over() {
-            if churn.living.len() < CHURN_MAX {
+            let paused = self.is_paused();
+            if churn.living.len() < CHURN_MAX && !paused {
                 let lines = random.u64(1..100);
                 churn.make(lines);
                 self.written.fetch_add(lines, Ordering::Relaxed);
             }
             churn.clean_up();
+            if paused {
+                self.calm[self.workers as usize].store(churn.is_complete(), Ordering::Release);
+            }
             pause(STEP);
         }
         churn
     }
 
-    /// The body of the thread that changes the receiver's mood, and bothers the agent with SIGHUP.
+    /// The body of the thread that changes the receiver's mood. A pause ends a mood.
     pub fn moods(&self) {
         let clock = Clock::real();
         for at in (0..MOODS.len()).cycle() {
-            let (name, mood, seconds) = MOODS[at];
+            let (_, mood, seconds) = MOODS[at];
             self.receiver.set(mood());
             self.mood.store(at, Ordering::Relaxed);
-            if name == "503" {
-                self.agent.signal(Signal::HUP);
-            }
             let until = clock.now() + Duration::from_secs(seconds);
-            while clock.now() < until && !self.is_over() {
+            while clock.now() < until && !self.is_over() && !self.is_paused() {
+                pause(STEP);
+            }
+            if self.is_paused() {
+                self.be_well();
+            }
+            while self.is_paused() || self.well.load(Ordering::Acquire) && !self.is_over() {
                 pause(STEP);
             }
             if self.is_over() {
                 break;
             }
         }
+        self.be_well();
+    }
+
+    fn be_well(&self) {
         self.receiver.set(Mood::Well);
         self.mood.store(0, Ordering::Relaxed);
     }

@@ -24,6 +24,8 @@ pub struct Sample {
     pub foreign: u64,
     pub descriptors: Descriptors,
     pub resident_bytes: u64,
+    /// `None`: this agent does not count them (see `scripts/stress-test.sh`).
+    pub heap_bytes: Option<u64>,
     pub cpu_seconds: f64,
     pub budget_bytes: u64,
     /// Lines, for each sink.
@@ -76,7 +78,7 @@ impl Descriptors {
 /// The names of the columns of `samples.csv`, and how a sample fills them.
 type Column = (&'static str, fn(&Sample) -> String);
 
-const COLUMNS: [Column; 23] = [
+const COLUMNS: [Column; 24] = [
     ("seconds", |sample| format!("{:.2}", sample.at)),
     ("mood", |sample| sample.mood.to_string()),
     ("threads_of_process", |sample| sample.threads.to_string()),
@@ -89,6 +91,7 @@ const COLUMNS: [Column; 23] = [
     ("descriptors_deleted", |sample| sample.descriptors.deleted.to_string()),
     ("descriptors_others", |sample| sample.descriptors.others.to_string()),
     ("resident_bytes", |sample| sample.resident_bytes.to_string()),
+    ("heap_live_bytes", |sample| sample.heap_bytes.map_or_else(String::new, |bytes| bytes.to_string())),
     ("cpu_seconds", |sample| format!("{:.2}", sample.cpu_seconds)),
     ("budget_used_bytes", |sample| sample.budget_bytes.to_string()),
     ("pending_lines_loki", |sample| sample.pending[0].to_string()),
@@ -133,9 +136,10 @@ impl Sample {
             threads: threads.len(),
             tasks: table.len(),
             apart: threads.symmetric_difference(&table).copied().collect(),
-            foreign: metric(agent, "foreign_threads"),
+            foreign: metric(agent, "foreign_threads").expect("it is always there"),
             descriptors,
             resident_bytes: resident_bytes(pid),
+            heap_bytes: heap_bytes(agent),
             cpu_seconds: cpu_seconds(pid),
             budget_bytes: number(&status["budget"]["used"]),
             pending: sinks[0],
@@ -154,7 +158,7 @@ impl Sample {
 }
 
 fn page(agent: &Agent, name: &str) -> Value {
-    let (code, body) = agent.get(&format!("/api/v1/{name}"));
+    let (code, body) = get(agent, &format!("/api/v1/{name}"));
     assert_eq!(code, 200, "{name}: {body}");
     serde_json::from_str(&body).unwrap_or_else(|cause| panic!("{name}: {cause}: {body}"))
 }
@@ -164,10 +168,20 @@ fn number(value: &Value) -> u64 {
     value.as_u64().unwrap_or_else(|| panic!("not a number: {value}"))
 }
 
-fn metric(agent: &Agent, name: &str) -> u64 {
-    let (_, text) = agent.get("/metrics");
+/// Between two lives one who had no answer asks again.
+fn get(agent: &Agent, path: &str) -> (u16, String) {
+    (0..3).find_map(|_| agent.try_get(path)).unwrap_or_else(|| panic!("{path}: no answer, three times"))
+}
+
+/// `None`: there is no such series.
+pub fn metric(agent: &Agent, name: &str) -> Option<u64> {
+    let (_, text) = get(agent, "/metrics");
     let line = text.lines().find_map(|line| line.strip_prefix(&format!("log_capturer_{name} ")));
-    line.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {name} in the metrics:\n{text}"))
+    line.and_then(|value| value.parse().ok())
+}
+
+pub fn heap_bytes(agent: &Agent) -> Option<u64> {
+    metric(agent, "heap_live_bytes")
 }
 
 fn threads(pid: u32) -> BTreeSet<i32> {

@@ -12,12 +12,13 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::super::discovery::Found;
-use super::super::identity::{HEAD_BYTES, begins_with, identity, read_head};
-use super::super::tail::{self, Tail};
+use super::super::identity::{begins_with, goes_on_like, identity, read_head};
+use super::super::tail::Tail;
 use super::opening::open_for_reading;
 use super::{Files, file_options};
 use crate::durable::FileId;
@@ -50,12 +51,15 @@ impl Files {
         self.outlet.identify(&stream, identity(id, tail.head));
         copy.scanned = stream.position();
         copy.stream = Some(stream);
-        (copy.head, copy.before, copy.seen) = (tail.head, tail.before, seen);
+        (copy.head, copy.before, copy.seen, copy.is_copy) = (tail.head, tail.before, seen, true);
         copy.until = self.once.then_some(metadata.len());
         copy.gone_since = Some(now);
         copy.after = tail.after.take();
         if let Some(mut found) = self.tails.remove(&id) {
-            self.close(&mut found); // it has waited for this, and nothing was read of it
+            // It has waited for this, or it is the copy of the generation before, and overwritten.
+            let seen = found.size;
+            self.begin_anew(&mut found, seen, "overwritten by another copy");
+            self.close(&mut found);
             (copy.followers, copy.queued) = (std::mem::take(&mut found.followers), found.queued);
         }
         self.hold(&mut copy, file);
@@ -65,7 +69,7 @@ impl Files {
         self.meters.followed.set(self.tails.len() as i64);
     }
 
-    fn find_copy(&self, tail: &Tail) -> Option<(File, fs::Metadata)> {
+    fn find_copy(&self, tail: &Tail) -> Option<(Arc<File>, fs::Metadata)> {
         if tail.head.len == 0 {
             return None;
         }
@@ -77,34 +81,48 @@ impl Files {
         // What cannot be read is no copy for us.
         let held = held.find_map(|file| {
             let metadata = is_copy(tail, file).ok()??;
-            Some((file.try_clone().ok()?, metadata))
+            Some((file.clone(), metadata))
         });
         held.or_else(|| (0..LOOKS_MAX).find_map(|_| self.find_copy_beside(tail)))
     }
 
-    fn find_copy_beside(&self, tail: &Tail) -> Option<(File, fs::Metadata)> {
+    fn find_copy_beside(&self, tail: &Tail) -> Option<(Arc<File>, fs::Metadata)> {
+        self.candidates(&tail.path, tail.position()).iter().find_map(|path| {
+            let file = open_for_reading(path).ok()?;
+            let metadata = is_copy(tail, &file).ok()??;
+            // Asked of what was opened: the name may lead elsewhere by now.
+            self.is_free(FileId::of(&metadata)).then(|| (Arc::new(file), metadata))
+        })
+    }
+
+    /// Files that may have the content of one that was at `original`, by their names; the newest first, and at
+    /// most [`CANDIDATES_MAX`].
+    pub(super) fn candidates(&self, original: &Path, size_min: u64) -> Vec<PathBuf> {
         let mut candidates = Vec::new();
-        for entry in fs::read_dir(tail.path.parent()?).ok()?.flatten() {
-            let Ok(metadata) = entry.metadata() else { continue };
-            let path = entry.path();
-            let may_be = metadata.is_file() && metadata.len() >= tail.position();
-            if may_be && !self.is_followed(FileId::of(&metadata)) && is_named_after(&tail.path, &path) {
+        // What cannot be read is no candidate.
+        for entry in
+            original.parent().into_iter().filter_map(|folder| fs::read_dir(folder).ok()).flatten().flatten()
+        {
+            let (Ok(metadata), path) = (entry.metadata(), entry.path()) else { continue };
+            let may_be = metadata.is_file() && metadata.len() >= size_min;
+            if may_be && !self.is_followed(FileId::of(&metadata)) && is_named_after(original, &path) {
                 candidates.push(((metadata.mtime(), metadata.mtime_nsec()), path));
             }
         }
         candidates.sort_unstable_by(|a, b| b.cmp(a));
-        candidates.iter().take(CANDIDATES_MAX).find_map(|(_, path)| {
-            let file = open_for_reading(path).ok()?;
-            let metadata = is_copy(tail, &file).ok()??;
-            // Asked of what was opened: the name may lead elsewhere by now.
-            let id = FileId::of(&metadata);
-            (!self.is_followed(id) && !self.own.contains(id)).then_some((file, metadata))
-        })
+        candidates.into_iter().take(CANDIDATES_MAX).map(|(_, path)| path).collect()
     }
 
-    /// Something was read of it: it is no copy that waits for its original.
+    /// Nobody reads it, nor is it ours.
+    pub(super) fn is_free(&self, id: FileId) -> bool {
+        !self.is_followed(id) && !self.own.contains(id)
+    }
+
+    /// Something was read of what is in it now: it is no copy that waits for its original.
     fn is_followed(&self, id: FileId) -> bool {
-        self.tails.get(&id).is_some_and(|tail| tail.stream.is_some())
+        self.tails
+            .get(&id)
+            .is_some_and(|tail| tail.stream.is_some() && !(tail.is_copy && is_overwritten(tail)))
     }
 
     /// A file that begins like one beside it and holds all that we have read of that: it may be a copy of it.
@@ -127,7 +145,7 @@ impl Files {
                     begin = Head::of(&head[..len]);
                 }
                 // One that is still being written has not come so far.
-                let here = || tail.size < other.position() || stands_before(other, file).unwrap_or(false);
+                let here = || tail.size < other.position() || has_read_of(other, file).unwrap_or(false);
                 if begin == other.head && here() {
                     return true;
                 }
@@ -146,6 +164,12 @@ impl Files {
     }
 }
 
+/// Many make each copy under the name of the last, and in its file.
+fn is_overwritten(copy: &Tail) -> bool {
+    let size = copy.descriptor.as_ref().and_then(|file| file.metadata().ok()).map(|metadata| metadata.len());
+    size.is_some_and(|size| size < copy.position()) || copy.was_rewritten()
+}
+
 fn is_named_after(original: &Path, copy: &Path) -> bool {
     let (stem, name) = (original.file_stem(), copy.file_name());
     let (stem, name) = (stem.map(OsStr::as_encoded_bytes), name.map(OsStr::as_encoded_bytes));
@@ -158,15 +182,11 @@ fn is_copy(tail: &Tail, file: &File) -> io::Result<Option<fs::Metadata>> {
         && FileId::of(&metadata) != tail.file
         && metadata.len() >= tail.position()
         && begins_with(&read_head(file)?, tail.head)
-        && stands_before(tail, file)?;
+        && has_read_of(tail, file)?;
     Ok(same.then_some(metadata))
 }
 
-/// Whether what `tail` has read before its position stands there in `file` as well. Where nothing was noted, a
-/// whole head has to do.
-fn stands_before(tail: &Tail, file: &File) -> io::Result<bool> {
-    match tail.before {
-        Some(before) => tail::stands_before(file, before, tail.position()),
-        None => Ok(tail.position() <= u64::from(tail.head.len) || tail.head.len as usize == HEAD_BYTES),
-    }
+/// Whether what `tail` has read before its position stands there in `file` as well.
+fn has_read_of(tail: &Tail, file: &File) -> io::Result<bool> {
+    goes_on_like(file, tail.head, tail.before, tail.position())
 }

@@ -3,21 +3,31 @@
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::super::discovery::Found;
-use super::super::identity::{begins_with, identity, not_text, read_head, text_after_hole};
+use super::super::glob::{Excludes, Pattern};
+use super::super::holes::{Ahead, ahead};
+use super::super::identity::{
+    begins_with, head_of, identity, not_text, read_head, read_head_at, stands_before,
+};
 use super::super::known::inodes;
+use super::super::packed::Unpacked;
 use super::super::tail::{Step, Tail};
 use super::{Files, file_options};
 use crate::durable::FileId;
-use crate::ledger::{Head, Known};
-use crate::monitors::{Binary, Opening};
+use crate::ledger::Known;
+use crate::monitors::{Binary, Opening, SourceOptions};
+use crate::tasks::Task;
+
+/// A compressed file that ends in the middle is waited for until it was not changed for so long.
+const TORN_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What came of opening a file.
 pub(super) enum Opened {
@@ -30,13 +40,14 @@ pub(super) enum Opened {
 
 impl Files {
     /// Opens the file if it is closed, makes sure that it is the one we mean, and finds out where to read on.
-    pub(super) fn open(&mut self, tail: &mut Tail, now: Instant) -> Opened {
+    pub(super) fn open(&mut self, tail: &mut Tail, task: &Task) -> Opened {
+        let now = task.now();
         if tail.descriptor.is_none() {
             if self.open >= self.open_max && !self.close_one() {
                 return Opened::NoDescriptor;
             }
             match open_for_reading(&tail.path) {
-                Ok(file) => self.hold(tail, file),
+                Ok(file) => self.hold(tail, Arc::new(file)),
                 Err(cause) => match Errno::from_io_error(&cause) {
                     Some(Errno::MFILE | Errno::NFILE) => return self.out_of_descriptors(&cause),
                     Some(Errno::NOENT) => return self.not_there(tail, now),
@@ -59,6 +70,9 @@ impl Files {
             self.close(tail);
             return self.not_there(tail, now);
         }
+        if tail.form.is_some() {
+            return Opened::Ready; // what is in it is found out when it is read
+        }
         let head = match read_head(file) {
             Ok(head) => head,
             Err(cause) => {
@@ -74,46 +88,117 @@ impl Files {
         if tail.stream.is_none() {
             tail.refresh(&metadata, now);
             if head.is_empty() {
+                self.line_up_others(tail, task);
                 let over = tail.deleted || tail.step(Duration::ZERO, now) == Step::Finish;
                 return if over { Opened::Remove } else { Opened::Rest };
             }
             if tail.descriptor.as_ref().is_some_and(|file| self.may_be_copy(tail, file, &head, now)) {
                 return Opened::Rest;
             }
-            return self.begin(tail, &head);
+            return self.begin(tail, &head, task);
         }
         Opened::Ready
     }
 
+    /// Finds out how much is in it, and that it is whole. What is being written now is waited for.
+    pub(super) fn unpack(&mut self, tail: &mut Tail, task: &Task) -> Opened {
+        let (Some(file), Some(stream), Some(form)) = (&tail.descriptor, &tail.stream, tail.form) else {
+            return Opened::Rest;
+        };
+        let mut content = Unpacked::new(file.clone(), form);
+        let surveyed = content.survey(stream.position(), &|| self.goes_on(task));
+        let (metadata, survey) = match file.metadata().and_then(|metadata| Ok((metadata, surveyed?))) {
+            Ok((metadata, Some(survey))) => (metadata, survey),
+            Ok((_, None)) => return Opened::Rest, // the stop is the next event
+            Err(_) if file.metadata().is_ok_and(|metadata| metadata.nlink() == 0) => return Opened::Remove,
+            Err(cause) => {
+                self.complain(tail, "unpack", &cause);
+                return Opened::Rest;
+            }
+        };
+        tail.trouble = false;
+        let quiet_s = self.outlet.clock().wall_ns() / 1_000_000_000 - metadata.mtime();
+        if survey.torn && quiet_s < TORN_PATIENCE.as_secs() as i64 {
+            return Opened::Rest;
+        }
+        let goes_on = survey.begins_with(tail.head) && survey.stands_before(tail.before);
+        if survey.torn || !goes_on {
+            let what = if goes_on { "is damaged behind" } else { "is not what it was before" };
+            log::warn!("files: {} {what} byte {} of its content", tail.path.display(), survey.size);
+        }
+        if !goes_on || survey.size <= stream.position() {
+            tail.size = stream.position();
+            return Opened::Remove;
+        }
+        (tail.size, tail.scanned, tail.content) = (survey.size, stream.position(), Some(content));
+        Opened::Ready
+    }
+
+    /// It is empty now, and was not: what was read of it before may go on elsewhere.
+    fn line_up_others(&mut self, tail: &mut Tail, task: &Task) {
+        let Some(file) = tail.descriptor.clone() else { return };
+        // An error is met again when there is something to read.
+        let others = self.not_met.take_others(tail.file, &file).unwrap_or_default();
+        if !others.is_empty() {
+            self.line_up(others, "truncated while the agent was down", Some(tail), task);
+        }
+    }
+
     /// The first byte is there: goes on where the last life ended, or begins a generation.
-    pub(super) fn begin(&mut self, tail: &mut Tail, head: &[u8]) -> Opened {
-        let (known, replaced) = self.not_met.claim(tail.file, tail.size, head);
-        replaced.into_iter().for_each(|known| self.finish_known(known, "replaced while the agent was down"));
+    pub(super) fn begin(&mut self, tail: &mut Tail, head: &[u8], task: &Task) -> Opened {
+        let file = tail.descriptor.clone();
+        let (known, others) = self.not_met.claim(tail.file, tail.size, head, |before, position| {
+            file.as_ref().is_some_and(|file| stands_before(file, before, position).unwrap_or(false))
+        });
+        if !others.is_empty() {
+            let why = "rewritten or replaced while the agent was down";
+            self.line_up(others, why, Some(tail), task);
+            if self.is_blocked(tail) {
+                known.into_iter().for_each(|known| self.not_met.put_back(known));
+                if !tail.queued {
+                    tail.queued = true;
+                    self.ready.push_back(tail.file);
+                }
+                return Opened::Rest;
+            }
+        }
         let source = &self.sources[tail.source];
-        tail.head = Head::of(head);
+        tail.head = head_of(head);
         let identity = identity(tail.file, tail.head);
         if let Some(known) = known {
             let stream = self.outlet.reopen(source, &known);
-            tail.lineage = known.lineage;
+            let lineage = std::mem::replace(&mut tail.lineage, known.lineage);
+            if lineage != known.lineage && self.newest.get(&lineage) == Some(&tail.file) {
+                self.newest.remove(&lineage);
+                self.newest.entry(known.lineage).or_insert(tail.file);
+            }
+            tail.before = known.before;
             if known.identity != Some(identity) {
                 self.outlet.identify(&stream, identity);
             }
             tail.stream = Some(stream);
         } else {
             let skip = file_options(source).is_some_and(|file| file.binary == Binary::Skip);
-            let hole = match &tail.descriptor {
-                Some(file) if head.iter().all(|byte| *byte == 0) => text_after_hole(file).unwrap_or(None),
-                _ => None,
-            };
-            if let Some((start, _)) = hole {
-                log::info!(
-                    "files: {} begins with a hole of {start} bytes, which is passed over",
-                    tail.path.display()
-                );
-                tail.start = tail.start.max(start);
+            // What a hole hides of the head is not what makes a file binary.
+            let (mut begin, mut text) = (0, head.to_vec());
+            let nothing = head.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+            if let Some(file) = tail.descriptor.as_ref().filter(|_| nothing < head.len()) {
+                match (nothing, ahead(file, nothing as u64, tail.size)) {
+                    (0, Ok(Ahead::HoleToEnd)) => return Opened::Rest, // as if it were empty
+                    (0, Ok(Ahead::Hole { end })) => {
+                        begin = end;
+                        text = read_head_at(file, begin).unwrap_or(text);
+                        text.truncate(text.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1));
+                    }
+                    (_, Ok(Ahead::Hole { .. } | Ahead::HoleToEnd)) => text.truncate(nothing),
+                    (_, Ok(Ahead::Text { .. }) | Err(_)) => {} // an error is met again by the first read
+                }
             }
-            let text = hole.as_ref().map_or(head, |(_, text)| text);
-            if let Some(what) = not_text(text).filter(|_| skip) {
+            if begin > 0 {
+                log::info!("files: {} begins with a hole of {begin} bytes", tail.path.display());
+                tail.start = tail.start.max(begin);
+            }
+            if let Some(what) = not_text(&text).filter(|_| skip) {
                 if self.passed_over.insert(tail.file, (tail.path.clone(), tail.size)).is_none() {
                     log::info!("files: {} is passed over: it is {what}", tail.path.display());
                     self.meters.passed_over.add(1);
@@ -137,34 +222,45 @@ impl Files {
     /// Its path leads elsewhere. A sweep may find it under another name.
     pub(super) fn not_there(&mut self, tail: &mut Tail, now: Instant) -> Opened {
         tail.gone_since.get_or_insert(now);
-        if let Ok(metadata) = fs::metadata(&tail.path)
+        let path = tail.path.clone();
+        // Renamed while its descriptor was closed: it is beside where it was, and may have unread bytes.
+        let wanted = HashSet::from([tail.file.inode]);
+        let beside = path.parent().and_then(|folder| inodes(folder, &wanted)).unwrap_or_default();
+        let beside =
+            beside.get(&tail.file.inode).filter(|found| found.file == tail.file && found.path != path);
+        if let Some(found) = beside {
+            if self.paths.get(&path) == Some(&tail.file) {
+                self.paths.remove(&path); // nobody else would: no file may ever stand there again
+            }
+            tail.stands_at(&found.path);
+            if !tail.queued {
+                tail.queued = true; // and read before what stands in its place now
+                self.ready.push_back(tail.file);
+            }
+        }
+        if let Ok(metadata) = fs::metadata(&path)
             && metadata.is_file()
             && FileId::of(&metadata) != tail.file
             && !self.own.contains(FileId::of(&metadata))
         {
-            let (path, file, size) = (tail.path.clone(), FileId::of(&metadata), metadata.len());
+            let (file, size) = (FileId::of(&metadata), metadata.len());
+            let is_new = !self.tails.contains_key(&file);
             self.admit(Found { path, file, size, source: tail.source }, now);
-        }
-        if tail.stream.is_none() {
-            return Opened::Remove;
-        }
-        // Renamed while its descriptor was closed: it is beside where it was, and may have unread bytes.
-        let wanted = HashSet::from([tail.file.inode]);
-        let beside = tail.path.parent().and_then(|folder| inodes(folder, &wanted)).unwrap_or_default();
-        if let Some(found) = beside.get(&tail.file.inode).filter(|found| found.file == tail.file)
-            && found.path != tail.path
-        {
-            if self.paths.get(&tail.path) == Some(&tail.file) {
-                self.paths.remove(&tail.path); // nobody else would: no file may ever stand there again
+            if let Some(next) =
+                self.tails.get_mut(&file).filter(|next| is_new && next.lineage == tail.lineage)
+            {
+                next.after = next.after.or(beside.map(|_| tail.file));
             }
-            tail.stands_at(&found.path);
-            tail.size = tail.position(); // looks different now, so that it gets a turn
+        }
+        if beside.is_some() {
+            return Opened::Rest;
         }
         let idle = self.sources[tail.source].idle;
-        if tail.step(idle, now) == Step::Finish { Opened::Remove } else { Opened::Rest }
+        let over = tail.stream.is_none() || tail.step(idle, now) == Step::Finish;
+        if over { Opened::Remove } else { Opened::Rest }
     }
 
-    pub(super) fn hold(&mut self, tail: &mut Tail, file: File) {
+    pub(super) fn hold(&mut self, tail: &mut Tail, file: Arc<File>) {
         tail.descriptor = Some(file);
         self.open += 1;
         self.meters.open.set(self.open as i64);
@@ -217,14 +313,24 @@ impl Files {
         tail.trouble = true;
     }
 
+    /// The source that a generation of the last life belongs to: by its name, else the first that would capture
+    /// its file now, since names change. `None`: nobody wants it any more.
+    pub(super) fn source_of(&self, known: &Known) -> Option<usize> {
+        let captures = |source: &SourceOptions| {
+            let path = known.filename.as_deref()?;
+            let file = file_options(source)?;
+            let included = |text: &String| Pattern::parse(text).is_ok_and(|pattern| pattern.matches(path));
+            let excluded = Excludes::parse(&file.exclude).is_ok_and(|excludes| excludes.matches(path));
+            Some(file.include.iter().any(included) && !excluded)
+        };
+        let named = self.sources.iter().position(|source| source.name == known.source);
+        named.or_else(|| self.sources.iter().position(|source| captures(source) == Some(true)))
+    }
+
     /// A generation of the last life that will not be met again.
     pub(super) fn finish_known(&mut self, known: Known, why: &str) {
-        let Some(source) =
-            self.sources.iter().find(|source| source.name == known.source).or(self.sources.first())
-        else {
-            return;
-        };
-        let mut stream = self.outlet.reopen(source, &known);
+        let Some(source) = self.source_of(&known).or((!self.sources.is_empty()).then_some(0)) else { return };
+        let mut stream = self.outlet.reopen(&self.sources[source], &known);
         // What one sink has and another lacks did stand there once.
         if known.known_to() > known.position {
             self.outlet.give_up(&mut stream, known.known_to(), why);

@@ -12,31 +12,31 @@ use super::super::tail::{Step, Tail};
 use super::{Files, file_options};
 use crate::durable::FileId;
 use crate::monitors::StartAt;
+use crate::tasks::Task;
 
 impl Files {
-    pub(super) fn take_in(&mut self, sweep: Sweep, now: Instant) {
+    pub(super) fn take_in(&mut self, sweep: Sweep, task: &Task) {
+        let now = task.now();
         let mut found = sweep.found;
         let met: HashSet<u64> = found.iter().map(|found| found.file.inode).collect();
         let ids: HashSet<FileId> = found.iter().map(|found| found.file).collect();
         if !self.not_met.is_empty() {
-            let sources = self.sources.clone();
-            let place = |name: &str| sources.iter().position(|source| *source.name == *name);
-            let (beside, gone) = self.not_met.search(&met, place);
-            for known in gone {
-                let (path, position) = (known.filename.clone().unwrap_or_default(), known.position);
-                log::info!("files: {} is gone; the last run had read {position} bytes of it", path.display());
-                self.finish_known(known, "deleted while the agent was down");
-            }
+            let mut not_met = std::mem::take(&mut self.not_met);
+            let (mut moved, gone) = not_met.search(&met, |known| self.source_of(known));
+            self.not_met = not_met;
+            // Renamed to where a pattern leads as well.
+            let elsewhere = |found: &&Found| {
+                let known = self.not_met.perhaps(found.file);
+                known.is_some_and(|known| known.filename.as_ref() != Some(&found.path))
+            };
+            moved.extend(found.iter().filter(elsewhere).cloned());
+            moved.retain(|found| !self.tails.contains_key(&found.file));
+            self.line_up_missing(moved, gone, now, task);
             // Oldest first, and before the files that stand in their places now.
             found.sort_by_key(|found| match self.not_met.perhaps(found.file) {
                 Some(known) => known.generation.0,
                 None => u64::MAX,
             });
-            for beside in beside {
-                let file = beside.file;
-                self.admit(beside, now);
-                self.tails.entry(file).and_modify(|tail| tail.gone_since = Some(now));
-            }
         }
         for found in found {
             self.admit(found, now);

@@ -15,7 +15,7 @@ use crate::ack::Verdict;
 use crate::clock::Clock;
 use crate::ledger::Books;
 use crate::monitors::outlet::fixture::{Below, below};
-use crate::monitors::{Binary, FileSourceOptions, Off, SourceKind, SourceOptions, StartAt};
+use crate::monitors::{Binary, FileSourceOptions, HoldDeleted, Off, SourceKind, SourceOptions, StartAt};
 use crate::record::{Chunk, Labels};
 use crate::tasks::{self, Spec, Table};
 
@@ -63,6 +63,7 @@ pub fn source(name: &str, include: &[PathBuf]) -> SourceOptions {
             start_at: StartAt::Beginning,
             poll_interval: Duration::from_millis(50),
             binary: Binary::Skip,
+            hold_deleted: HoldDeleted::default(),
         }),
     }
 }
@@ -100,7 +101,7 @@ impl World {
 
     /// One life of the agent, from its start to its stop; returns every line of it.
     pub fn live(&mut self, body: impl FnOnce(&World, &mut Life)) -> Vec<Line> {
-        let Below { switch, ledger, restored, supply, chunks, metrics, own_files } =
+        let Below { switch, ledger, restored, supply, journal, chunks, metrics, own_files } =
             below(self.state.path(), 1, self.budget);
         let view = ledger.view();
         let settings = Settings {
@@ -110,10 +111,12 @@ impl World {
             own_files,
             once: self.once,
             known: restored.known,
+            last_stamp_ns: restored.last_stamp_ns,
             first_start: restored.first_start,
             open_files_max: self.open_files_max,
         };
-        let Bodies { watch, discovery, files } = wire(settings, supply.outlet(), &metrics).unwrap();
+        let Bodies { watch, discovery, files } =
+            wire(settings, supply.stamping_outlet(journal), &metrics).unwrap();
         drop(supply);
         let table = Arc::new(Table::new(Clock::real()));
         let world = &*self;
@@ -189,6 +192,15 @@ impl Life {
             if let Ok(chunk) = self.chunks.recv_timeout(Duration::from_millis(20)) {
                 self.take(chunk);
             }
+        }
+    }
+
+    /// The same, and no chunk is taken: the sink is dead.
+    pub fn until_view_only(&mut self, what: &str, fact: impl Fn(&FilesSnapshot) -> bool) {
+        let deadline = crossbeam_channel::after(DEADLINE);
+        while !fact(&self.view.get()) {
+            assert!(deadline.try_recv().is_err(), "until {what}: {:?}", self.view.get());
+            let _ = crossbeam_channel::after(Duration::from_millis(20)).recv();
         }
     }
 

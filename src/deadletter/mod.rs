@@ -3,13 +3,23 @@
 //! `deadletter.jsonl` in its folder below `data_dir` has one JSON object a line ([`Kept`]). It says itself from
 //! which sink, generation and range a letter comes, so that a whole line is as good as a receipt after a crash.
 //!
-//! Always true: a letter that `put` accepted is in the file, and the file is noted as unsynced. Nothing is
-//! dropped for lack of room: `put` fails, and its lane rests.
+//! Always true: a letter that `put` accepted is in the file, and the file is noted as unsynced, before its share is
+//! settled: no checkpoint says "answered for" of a letter that a power cut could take. Nothing is dropped for lack of
+//! room: `put` fails, which is counted, and its lane rests until somebody has replayed or purged.
 //!
 //! Every letter is part of one write at the end of the file, so several threads may call and no lock is held meanwhile.
 //! A crash or a full disk can leave half a letter. The next one starts on a new line; should two threads meet
 //! there, half a letter may stand before a whole one on one line, and a line may be empty. [`Kept::parse`] knows
 //! the former; a reader passes over the latter.
+//!
+//! The commands work beside an agent that appends ([`folder`]): they move the file aside, and the next letter begins a
+//! new one. A letter is written under a shared lock of its file (`flock`), taken without waiting, and only if the file
+//! still has its name then; whoever has moved it aside takes the lock exclusively once, and knows that nothing comes
+//! any more.
+
+pub mod folder;
+#[cfg(test)]
+mod tests;
 
 use std::borrow::Borrow;
 use std::collections::BTreeMap;
@@ -23,15 +33,22 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use parking_lot::Mutex;
+use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
+use crate::ack::GenerationId;
+use crate::budget::Credit;
 use crate::clock::Clock;
 use crate::durable::{FileId, Unsynced, folder_of};
 use crate::error::{Context, Error, Result};
-use crate::record::Record;
+use crate::metrics::{Counter, Registry};
+use crate::record::{Changed, Entry, Labels, Lines, Origin, Record, Records};
 
 /// The name of the file in its folder.
 pub const FILE_NAME: &str = "deadletter.jsonl";
+
+/// How often a letter is tried to be written while somebody moves files aside.
+const TRIES: usize = 100;
 
 /// A refused record. Texts and times as they stand in the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +72,9 @@ pub struct Letter {
     /// Cut at the limit of length or at the end of a file, or the rest of such a line.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub partial: bool,
+    /// A stage has replaced the text.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub replaced: bool,
     /// The exact bytes of the source, line end included; or, if a stage replaced the text, the new one without
     /// a line end. Read it with [`Letter::bytes`].
     #[serde(rename = "bytes")]
@@ -93,6 +113,7 @@ impl Letter {
                 .map(|(name, value)| (name.to_string(), value.to_string()))
                 .collect(),
             partial: record.partial,
+            replaced: record.raw.is_none(),
             text,
             encoding,
         }
@@ -106,6 +127,41 @@ impl Letter {
                 STANDARD.decode(&self.text).context(|| "a dead letter is not base64".into())
             }
         }
+    }
+
+    /// As it was when it was refused: time, labels, generation and offset make the id that it had. `credit` pays for
+    /// the bytes. An error is a file that somebody else wrote.
+    pub fn records(&self, credit: Credit) -> Result<Records> {
+        let bytes = self.bytes()?;
+        let time: jiff::Timestamp =
+            self.record_time.parse().context(|| "the time of a dead letter is none".to_owned())?;
+        let base_ns = i64::try_from(time.as_nanosecond()).context(|| "a time beyond all times".to_owned())?;
+        let origin = Origin {
+            source: self.source.as_str().into(),
+            generation: GenerationId(self.generation),
+            lineage: 0,
+            labels: Arc::new(Labels::new(self.labels.iter().map(|(name, value)| (&**name, &**value)))),
+            filename: self.filename.as_deref().map(Arc::from),
+            replayable: true,
+        };
+        let text = self.replaced.then(|| bytes.clone().into_boxed_slice());
+        let data = if self.replaced || bytes.is_empty() { [&bytes, &b"\n"[..]].concat() } else { bytes };
+        let metadata: Vec<(Arc<str>, Box<str>)> =
+            self.metadata.iter().map(|(name, value)| (name.as_str().into(), value.as_str().into())).collect();
+        let ends = vec![u32::try_from(data.len()).context(|| "a dead letter is too long".to_owned())?];
+        let continues = self.partial && data.ends_with(b"\n");
+        let lines = Lines {
+            origin: Arc::new(origin),
+            start: self.offset,
+            data,
+            ends,
+            base_ns,
+            first_line: 0,
+            continues,
+            credit,
+        };
+        let changed = Changed { text, metadata, ..Changed::default() };
+        Ok(Records::kept(lines, vec![Entry { line: 0, changed: Some(Box::new(changed)) }]))
     }
 }
 
@@ -146,6 +202,9 @@ struct Inner {
     torn: AtomicBool,
     /// Of the file, at the last letter of this life.
     len: AtomicU64,
+    /// Of the files that were moved aside, as far as is known.
+    aside: AtomicU64,
+    failed: Arc<Counter>,
 }
 
 #[derive(Clone)]
@@ -155,7 +214,7 @@ struct Open {
 }
 
 impl DeadLetters {
-    /// Touches no disk: folder (0700) and file (0600) are made by the first letter. `max_bytes`: of the file.
+    /// Touches no disk: folder (0700) and file (0600) are made by the first letter. `max_bytes`: of all letters.
     pub fn open(dir: &Path, max_bytes: u64, unsynced: Unsynced, clock: Clock) -> DeadLetters {
         DeadLetters(Arc::new(Inner {
             path: dir.join(FILE_NAME),
@@ -166,7 +225,15 @@ impl DeadLetters {
             under_way: AtomicU64::new(0),
             torn: AtomicBool::new(false),
             len: AtomicU64::new(0),
+            aside: AtomicU64::new(0),
+            failed: Arc::default(),
         }))
+    }
+
+    pub fn count_in(&self, metrics: &Registry) {
+        let help =
+            "Times that dead letters could not be kept: no room, or no disk. Their sink rests meanwhile.";
+        metrics.adopt("dead_letters_failed_total", help, &[], &self.0.failed);
     }
 
     /// Bytes of the file, as far as it is known without touching the disk: 0 before the first letter of this life.
@@ -199,6 +266,9 @@ impl DeadLetters {
         let others = inner.under_way.fetch_add(reserved, Ordering::SeqCst);
         let written = inner.write(&line, others + reserved);
         inner.under_way.fetch_sub(reserved, Ordering::SeqCst);
+        if written.is_err() {
+            inner.failed.add(1);
+        }
         written
     }
 }
@@ -206,13 +276,19 @@ impl DeadLetters {
 impl Inner {
     /// `under_way`: this letter and those that other threads are writing.
     fn write(&self, line: &[u8], under_way: u64) -> Result<()> {
-        let (file, len) = self.file()?;
-        if len + under_way > self.max_bytes {
-            return Err(Error::new(format!(
-                "{} is full with {len} of {} bytes: purge it or raise its limit",
-                self.path.display(),
-                self.max_bytes
-            )));
+        let (file, len, _held) = self.held_file()?;
+        let is_full = |aside: u64| aside + len + under_way > self.max_bytes;
+        if is_full(self.aside.load(Ordering::Relaxed)) {
+            let aside = folder::bytes_aside(folder_of(&self.path))?; // somebody may have replayed or purged
+            self.aside.store(aside, Ordering::Relaxed);
+            if is_full(aside) {
+                return Err(Error::new(format!(
+                    "{} is full with {} of {} bytes: replay or purge the dead letters",
+                    folder_of(&self.path).display(),
+                    aside + len,
+                    self.max_bytes
+                )));
+            }
         }
         let was_torn = self.torn.swap(false, Ordering::SeqCst);
         let line = if was_torn { line } else { &line[1..] };
@@ -240,7 +316,27 @@ impl Inner {
         Err(Error::new(format!("could not write to {}: {short}", self.path.display())))
     }
 
-    /// The file that stands at `path` now (somebody may have purged it), and its length.
+    /// The file, its length, and the lock that keeps it from being moved aside unnoticed.
+    fn held_file(&self) -> Result<(Arc<File>, u64, File)> {
+        for _ in 0..TRIES {
+            let (file, len) = self.file()?;
+            let id = FileId::of(
+                &file.metadata().context(|| format!("could not look at {}", self.path.display()))?,
+            );
+            // A descriptor of our own: those who share one share its lock, and the first to be ready lets go of it.
+            let Ok(held) = File::open(&self.path) else { continue };
+            let is_it = held.metadata().is_ok_and(|metadata| FileId::of(&metadata) == id);
+            if is_it
+                && flock(&held, FlockOperation::NonBlockingLockShared).is_ok()
+                && id.stands_at(&self.path)
+            {
+                return Ok((file, len, held));
+            }
+        }
+        Err(Error::new(format!("could not write to {}: somebody holds it", self.path.display())))
+    }
+
+    /// The file that stands at `path` now (somebody may have moved it aside), and its length.
     fn file(&self) -> Result<(Arc<File>, u64)> {
         let doing = || format!("could not open {}", self.path.display());
         let known = self.open.lock().clone();
@@ -260,6 +356,7 @@ impl Inner {
         let file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(&self.path);
         let file = Arc::new(file.context(doing)?);
         let metadata = file.metadata().context(doing)?;
+        self.aside.store(folder::bytes_aside(folder_of(&self.path))?, Ordering::Relaxed);
         if there.is_none() {
             self.unsynced.note(Arc::new(File::open(folder_of(&self.path)).context(doing)?));
         }
@@ -278,162 +375,4 @@ impl Inner {
 /// RFC 3339, UTC, nine digits. An i64 of nanoseconds is within what jiff knows.
 fn time_text(time_ns: i64) -> String {
     format!("{:.9}", jiff::Timestamp::from_nanosecond(time_ns.into()).unwrap_or_default())
-}
-
-#[cfg(test)]
-#[expect(clippy::disallowed_methods, reason = "several threads put letters at once")]
-mod tests {
-    use super::*;
-    use crate::ack::GenerationId;
-    use crate::budget::{Budget, Holder, READ_BYTES};
-    use crate::record::{Changed, Entry, Labels, Lines, Origin, Records};
-
-    fn letter(raw: &[u8], changed: Option<Changed>) -> Letter {
-        let origin = Arc::new(Origin {
-            source: "app".into(),
-            generation: GenerationId(7),
-            lineage: 1,
-            labels: Arc::new(Labels::new([("time", "of the label")])),
-            filename: Some("/var/log/a.log".into()),
-            replayable: true,
-        });
-        let credit = Budget::new(READ_BYTES).door().try_take(&Holder::default(), 1).unwrap();
-        let lines = Lines {
-            origin,
-            start: 40,
-            data: [b"first\n", raw].concat(),
-            ends: vec![6, 6 + raw.len() as u32],
-            base_ns: 1_000_000_000,
-            first_line: 0,
-            continues: false,
-            credit,
-        };
-        let records = Records::kept(lines, vec![Entry { line: 1, changed: changed.map(Box::new) }]);
-        Letter::of(&records.get(0), "loki", "entry too far behind")
-    }
-
-    fn open(folder: &tempfile::TempDir, max_bytes: u64) -> DeadLetters {
-        let clock = Clock::by_hand(5_000_000_007);
-        DeadLetters::open(&folder.path().join("deadletter"), max_bytes, Unsynced::default(), clock)
-    }
-
-    fn read(letters: &DeadLetters) -> Vec<Result<Kept<Letter>>> {
-        let text = std::fs::read(letters.path()).unwrap();
-        text.split_inclusive(|byte| *byte == b'\n').map(Kept::parse).collect()
-    }
-
-    fn check(raw: &[u8], changed: Option<Changed>, expected: &[u8]) {
-        let folder = tempfile::tempdir().unwrap();
-        let letters = open(&folder, 1 << 20);
-        let letter = letter(raw, changed);
-        assert_eq!((letter.offset, letter.len), (46, raw.len() as u64));
-        letters.put(&letter).unwrap();
-        let kept = read(&letters).pop().unwrap().unwrap();
-        assert_eq!(kept.letter.bytes().unwrap(), expected);
-        assert_eq!(kept, Kept { time: "1970-01-01T00:00:05.000000007Z".into(), letter });
-    }
-
-    #[test]
-    fn letters_come_back_as_they_went() {
-        for raw in ["a\n", "a\r\n", "no end", "\n", "nul\0\n", "{\"time\":\"\n", "ä \u{1f600}\n"] {
-            check(raw.as_bytes(), None, raw.as_bytes());
-        }
-        check(b"\xff\xfe\n", None, b"\xff\xfe\n");
-        let metadata = vec![("trace".into(), "7".into())];
-        let changed = Changed { text: Some(b"new".as_slice().into()), metadata, ..Changed::default() };
-        check(b"old\n", Some(changed), b"new");
-    }
-
-    #[test]
-    fn the_format_is_one_object_a_line() {
-        let folder = tempfile::tempdir().unwrap();
-        let letters = open(&folder, 1 << 20);
-        letters.put(&letter(b"a\xff\n", None)).unwrap();
-        assert_eq!(
-            std::fs::read_to_string(letters.path()).unwrap(),
-            "{\"time\":\"1970-01-01T00:00:05.000000007Z\",\"sink\":\"loki\",\"reason\":\"entry too far behind\",\
-             \"source\":\"app\",\"filename\":\"/var/log/a.log\",\"generation\":7,\"offset\":46,\"len\":3,\
-             \"record_time\":\"1970-01-01T00:00:01.000000001Z\",\"labels\":{\"time\":\"of the label\"},\
-             \"bytes\":\"Yf8K\",\"encoding\":\"base64\"}\n"
-        );
-    }
-
-    #[test]
-    fn nothing_is_made_before_the_first_letter_and_that_waits_for_its_sync() {
-        let folder = tempfile::tempdir().unwrap();
-        let letters = open(&folder, 1 << 20);
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
-        letters.put(&letter(b"a\n", None)).unwrap();
-        assert_eq!(letters.0.unsynced.len(), 2, "the file and its folder");
-        letters.put(&letter(b"b\n", None)).unwrap();
-        assert_eq!(letters.0.unsynced.len(), 2, "one descriptor for all letters");
-    }
-
-    #[test]
-    fn a_full_file_is_an_error_until_it_is_purged() {
-        let folder = tempfile::tempdir().unwrap();
-        let letters = open(&folder, 1000);
-        let accepted = (0..10).take_while(|_| letters.put(&letter(b"a\n", None)).is_ok()).count();
-        assert!((2..5).contains(&accepted), "{accepted}");
-        let error = letters.put(&letter(b"a\n", None)).unwrap_err().to_string();
-        assert!(error.contains(" is full with ") && error.contains(" of 1000 bytes: purge it"), "{error}");
-        assert_eq!(read(&letters).len(), accepted);
-        std::fs::remove_file(letters.path()).unwrap();
-        letters.put(&letter(b"b\n", None)).unwrap();
-        assert_eq!(read(&letters).len(), 1);
-    }
-
-    #[test]
-    fn half_a_letter_costs_no_other_letter() {
-        let folder = tempfile::tempdir().unwrap();
-        let letters = open(&folder, 1 << 20);
-        letters.put(&letter(b"a\n", None)).unwrap();
-        let whole = std::fs::read(letters.path()).unwrap();
-        let half = &whole[..whole.len() / 2];
-        OpenOptions::new().append(true).open(letters.path()).unwrap().write_all(half).unwrap();
-        let letters = open(&folder, 1 << 20);
-        letters.put(&letter(b"b\n", None)).unwrap();
-        letters.put(&letter(b"c\n", None)).unwrap();
-        let read = read(&letters);
-        let bytes: Vec<_> =
-            read.iter().map(|kept| kept.as_ref().ok().map(|kept| kept.letter.text.as_str())).collect();
-        assert_eq!(bytes, [Some("a\n"), None, Some("b\n"), Some("c\n")]);
-        for cut in 1..whole.len() - 1 {
-            let glued = [&whole[..cut], &whole].concat();
-            assert_eq!(Kept::parse(&glued).unwrap().letter.text, "a\n", "cut at {cut}");
-            assert!(Kept::parse(&whole[..cut]).is_err(), "cut at {cut}");
-        }
-    }
-
-    #[test]
-    fn a_disk_that_takes_nothing_is_an_error() {
-        let folder = tempfile::tempdir().unwrap();
-        let letters = open(&folder, 1 << 20);
-        std::fs::create_dir(folder.path().join("deadletter")).unwrap();
-        std::os::unix::fs::symlink("/dev/full", letters.path()).unwrap();
-        let error = letters.put(&letter(b"a\n", None)).unwrap_err().to_string();
-        assert!(error.contains("could not write to ") && error.contains("No space"), "{error}");
-        std::fs::remove_file(letters.path()).unwrap();
-        letters.put(&letter(b"a\n", None)).unwrap();
-        assert_eq!(read(&letters).len(), 1);
-    }
-
-    #[test]
-    fn letters_of_several_threads_stay_whole() {
-        let folder = tempfile::tempdir().unwrap();
-        let letters = open(&folder, 1 << 20);
-        let put = |name: usize| {
-            let letters = letters.clone();
-            move || {
-                (0..50)
-                    .for_each(|at| letters.put(&letter(format!("{name}.{at}\n").as_bytes(), None)).unwrap())
-            }
-        };
-        let threads: Vec<_> = (0..4).map(|name| std::thread::spawn(put(name))).collect();
-        threads.into_iter().for_each(|thread| thread.join().unwrap());
-        let mut all: Vec<String> = read(&letters).into_iter().map(|kept| kept.unwrap().letter.text).collect();
-        all.sort();
-        all.dedup();
-        assert_eq!(all.len(), 200);
-    }
 }

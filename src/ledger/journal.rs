@@ -1,0 +1,493 @@
+//! The journal: what the file monitor has cut and timed, written down before it is handed over.
+//!
+//! The monitor's Outlet alone owns the [`Journal`] and appends to it; nobody waits for a sync there. A checkpoint
+//! syncs what was written so far and says up to where it holds it ([`Mark`]). After a crash the checkpoint and the
+//! records behind its mark are the state: so the same bytes get the same times again.
+//!
+//! ```text
+//! journal-<n>     a header of 64 bytes, then records; 1 MiB, allocated before it is used
+//! header          magic (24) | sequence of the first record (8) | seal of the record before it (4) | salt (4)
+//!                 | zeros (20) | CRC-32 of all that (4)
+//! record          length of the body (4) | sequence (8) | seal (4) | body, JSON
+//! ```
+//!
+//! Numbers are little endian. A seal is the CRC-32 of length, sequence and body, begun with the seal before it; for
+//! the first record of a segment, with that and the salt, which is drawn whenever a segment is begun. So each record
+//! proves all those that led to it: whatever was torn by a crash, or left over in a segment that is used again, is
+//! not sealed by what stands before it, and ends the journal there. Names mean nothing.
+//!
+//! Always true: a segment is used again only when both checkpoints are past it. What could not be appended has no
+//! sequence, and is written over by the next attempt.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use super::checkpoint::AnyPath;
+use super::{Head, Identity, Opened, Stamp};
+use crate::ack::{GenerationId, SinkSet};
+use crate::disk::{Disk, DiskFile, Durable, Open};
+use crate::error::{Context, Error, Result};
+
+/// Ten thousand stamps: 2.5 GB of a file that is read at full speed, or a second of as many quiet files.
+const SEGMENT_BYTES: u64 = 1024 * 1024;
+
+/// Allocated at the first start, and kept when the journal was longer for a while.
+const SPARE_SEGMENTS: usize = 2;
+
+/// Only if no checkpoint can be written there are ever so many. Then files wait.
+const SEGMENTS_MAX: usize = 128;
+
+const MAGIC: &[u8; 24] = b"log-capturer journal 1\n\0";
+
+const HEADER_BYTES: usize = 64;
+
+const RECORD_HEAD_BYTES: usize = 16;
+
+/// The last record that a checkpoint holds, and its seal: what the next one has to be sealed with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Mark {
+    pub sequence: u64,
+    pub seal: u32,
+}
+
+/// What is written down.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Record {
+    #[serde(rename = "o")]
+    Opened {
+        generation: u64,
+        source: String,
+        filename: Option<AnyPath>,
+        identity: Option<Identity>,
+        lineage: u64,
+        start: u64,
+    },
+    #[serde(rename = "i")]
+    Identified { generation: u64, identity: Identity },
+    #[serde(rename = "r")]
+    Read(ReadRecord),
+    #[serde(rename = "g")]
+    GaveUp { generation: u64, from: u64, upto: u64, why: String },
+    #[serde(rename = "f")]
+    Finished { generation: u64 },
+}
+
+/// A stamp, in few bytes: there are thousands a second.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ReadRecord {
+    #[serde(rename = "g")]
+    generation: u64,
+    #[serde(rename = "s")]
+    start: u64,
+    #[serde(rename = "e")]
+    end: u64,
+    #[serde(rename = "f")]
+    first_line: u64,
+    #[serde(rename = "l")]
+    lines: u64,
+    #[serde(rename = "t")]
+    base_ns: i64,
+    #[serde(rename = "c")]
+    continues: bool,
+    #[serde(rename = "x")]
+    cut: bool,
+    #[serde(rename = "b")]
+    before: (u32, u64),
+}
+
+impl Record {
+    pub fn generation(&self) -> u64 {
+        match self {
+            Record::Opened { generation, .. }
+            | Record::Identified { generation, .. }
+            | Record::Read(ReadRecord { generation, .. })
+            | Record::GaveUp { generation, .. }
+            | Record::Finished { generation } => *generation,
+        }
+    }
+
+    pub fn opened(opened: &Opened) -> Record {
+        Record::Opened {
+            generation: opened.generation.0,
+            source: opened.source.to_string(),
+            filename: opened.filename.clone().map(AnyPath),
+            identity: opened.identity,
+            lineage: opened.lineage,
+            start: opened.start,
+        }
+    }
+
+    /// Allocates nothing.
+    pub fn read(stamp: &Stamp) -> Record {
+        let Stamp { generation, start, end, first_line, lines, base_ns, continues, cut, before, .. } = *stamp;
+        let (generation, before) = (generation.0, (before.len, before.hash));
+        Record::Read(ReadRecord {
+            generation,
+            start,
+            end,
+            first_line,
+            lines,
+            base_ns,
+            continues,
+            cut,
+            before,
+        })
+    }
+}
+
+impl ReadRecord {
+    /// Who lacked it then is not known any more, and does not matter: the progress says who lacks it now.
+    pub fn stamp(&self) -> Stamp {
+        let ReadRecord {
+            start, end, first_line, lines, base_ns, continues, cut, before: (len, hash), ..
+        } = *self;
+        Stamp {
+            generation: GenerationId(self.generation),
+            start,
+            end,
+            first_line,
+            lines,
+            base_ns,
+            continues,
+            cut,
+            sinks: SinkSet::EMPTY,
+            before: Head { len, hash },
+            cursor: None,
+        }
+    }
+}
+
+/// What the journal and the ledger, which are on two threads, tell each other.
+#[derive(Default)]
+pub struct Link {
+    /// Both checkpoints hold every record up to this sequence.
+    passed: AtomicU64,
+    /// What was written since the last sync, in order; the last one is written to now.
+    to_sync: Mutex<Vec<Arc<dyn Durable>>>,
+}
+
+impl Link {
+    pub fn pass(&self, sequence: u64) {
+        self.passed.store(sequence, Ordering::Relaxed);
+    }
+
+    /// Makes everything durable that was appended before the call. The ledger alone calls this.
+    pub fn sync(&self) -> Result<()> {
+        let files = self.to_sync.lock().clone();
+        for file in &files {
+            file.sync().context(|| "could not sync the journal of the ledger".into())?;
+        }
+        // Others may have come behind them; the last one may be written to again.
+        self.to_sync.lock().drain(..files.len().saturating_sub(1));
+        Ok(())
+    }
+}
+
+struct Segment {
+    path: PathBuf,
+    file: Arc<dyn DiskFile>,
+    /// Of the highest record in it that may be needed.
+    last: u64,
+}
+
+/// Owned by whoever stamps.
+pub struct Journal {
+    disk: Arc<dyn Disk>,
+    folder: PathBuf,
+    link: Arc<Link>,
+    last: Mark,
+    /// What the next record is sealed with: the seal of the last one, or what the header of the segment made of it.
+    chain: u32,
+    current: Option<Segment>,
+    /// How far the current one is written.
+    used: u64,
+    /// The others, those that were written first in front.
+    others: Vec<Segment>,
+    next_name: u64,
+    /// Kept from call to call, so that a stamp costs no allocation.
+    buffer: Vec<u8>,
+}
+
+/// What a segment holds that seals itself.
+struct Run {
+    segment: Segment,
+    /// What the first record is sealed with.
+    before: Mark,
+    /// In order, each with the place of its body.
+    records: Vec<(Mark, std::ops::Range<usize>)>,
+    bytes: Vec<u8>,
+}
+
+impl Run {
+    fn last(&self) -> Mark {
+        self.records.last().map_or(self.before, |(mark, _)| *mark)
+    }
+
+    /// Where the records behind `mark` begin, if they are sealed with it.
+    fn behind(&self, mark: Mark) -> Option<usize> {
+        if self.before == mark {
+            return Some(0);
+        }
+        self.records.iter().position(|(known, _)| *known == mark).map(|at| at + 1)
+    }
+}
+
+/// What stands in the journal behind a checkpoint, and the journal to go on with.
+pub struct Found {
+    pub journal: Journal,
+    pub link: Arc<Link>,
+    pub records: Vec<Record>,
+    /// The last of them.
+    pub last: Mark,
+    /// Somebody has written to it, in whatever life.
+    pub was_used: bool,
+}
+
+/// Reads what is behind `mark`; without a checkpoint, everything there is. Never fails because of what it reads:
+/// what is no journal is used as room for one. Writes nothing.
+pub fn find(disk: Arc<dyn Disk>, folder: &Path, mark: Option<Mark>) -> Found {
+    let mut runs = Vec::new();
+    let (mut others, mut next_name) = (Vec::new(), 0);
+    for (number, path) in segment_paths(&*disk, folder) {
+        next_name = next_name.max(number + 1);
+        match read_segment(&*disk, &path) {
+            Ok(run) => runs.push(run),
+            Err(cause) => log::error!("ledger: could not read {}: {cause}", path.display()),
+        }
+    }
+    let was_used = runs.iter().any(|run| !run.records.is_empty());
+    runs.sort_by_key(|run| run.before.sequence);
+    let mut last = mark
+        .or_else(|| runs.iter().find(|run| !run.records.is_empty()).map(|run| run.before))
+        .unwrap_or_default();
+    let mut records = Vec::new();
+    while let Some((run, first)) = runs.iter().find_map(|run| {
+        let first = run.behind(last)?;
+        (first < run.records.len()).then_some((run, first))
+    }) {
+        for (mark, body) in &run.records[first..] {
+            match serde_json::from_slice(&run.bytes[body.clone()]) {
+                Ok(record) => records.push(record),
+                Err(cause) => log::error!("ledger: record {} of the journal: {cause}", mark.sequence),
+            }
+        }
+        last = run.last();
+    }
+    for mut run in runs {
+        // Junk behind a tear can be written over at once; it holds nothing that a checkpoint could go on with.
+        run.segment.last = run.last().sequence.min(last.sequence);
+        others.push(run.segment);
+    }
+    let link = Arc::new(Link::default());
+    let journal = Journal {
+        disk,
+        folder: folder.to_owned(),
+        link: link.clone(),
+        last,
+        chain: last.seal,
+        current: None,
+        used: 0,
+        others,
+        next_name,
+        buffer: Vec::new(),
+    };
+    Found { journal, link, records, last, was_used }
+}
+
+fn segment_paths(disk: &dyn Disk, folder: &Path) -> Vec<(u64, PathBuf)> {
+    let paths = disk.list(folder).unwrap_or_else(|cause| {
+        log::error!("ledger: could not look into {}: {cause}", folder.display());
+        Vec::new()
+    });
+    let numbered = paths.into_iter().filter_map(|path| {
+        let number = path.file_name()?.to_str()?.strip_prefix("journal-")?.parse().ok()?;
+        Some((number, path))
+    });
+    numbered.collect()
+}
+
+fn read_segment(disk: &dyn Disk, path: &Path) -> std::io::Result<Run> {
+    let file = disk.open(path, Open::Existing)?;
+    let mut bytes = vec![0; file.size()?.min(SEGMENT_BYTES) as usize];
+    let read = file.read_at(&mut bytes, 0)?;
+    bytes.truncate(read);
+    let segment = Segment { path: path.to_owned(), file, last: 0 };
+    let Some((before, chain)) = parse_header(&bytes) else {
+        // Allocated and never used, or damaged: room for the next.
+        return Ok(Run { segment, before: Mark::default(), records: Vec::new(), bytes });
+    };
+    let (mut at, mut records) = (HEADER_BYTES, Vec::new());
+    let mut last = Mark { seal: chain, ..before };
+    while let Some((mark, body)) = parse_record(&bytes, at, last) {
+        at = body.end;
+        last = mark;
+        records.push((mark, body));
+    }
+    Ok(Run { segment, before, records, bytes })
+}
+
+/// What stands before the first record, and what that is sealed with.
+fn parse_header(bytes: &[u8]) -> Option<(Mark, u32)> {
+    let header = bytes.get(..HEADER_BYTES)?;
+    let (fields, sum) = header.split_at(HEADER_BYTES - 4);
+    let good = fields.starts_with(MAGIC) && sum == crc32fast::hash(fields).to_le_bytes();
+    let first = u64::from_le_bytes(fields[24..32].try_into().ok()?);
+    let seal = u32::from_le_bytes(fields[32..36].try_into().ok()?);
+    let salt = u32::from_le_bytes(fields[36..40].try_into().ok()?);
+    (good && first > 0).then(|| (Mark { sequence: first - 1, seal }, salted(seal, salt)))
+}
+
+fn parse_record(bytes: &[u8], at: usize, last: Mark) -> Option<(Mark, std::ops::Range<usize>)> {
+    let head = bytes.get(at..at + RECORD_HEAD_BYTES)?;
+    let len = u32::from_le_bytes(head[..4].try_into().ok()?) as usize;
+    let sequence = u64::from_le_bytes(head[4..12].try_into().ok()?);
+    let seal = u32::from_le_bytes(head[12..].try_into().ok()?);
+    let body = at + RECORD_HEAD_BYTES..(at + RECORD_HEAD_BYTES).checked_add(len)?;
+    let text = bytes.get(body.clone())?;
+    let good = sequence == last.sequence + 1 && seal == seal_of(last.seal, &head[..12], text);
+    (good && len > 0).then_some((Mark { sequence, seal }, body))
+}
+
+/// Of two lives that wrote behind the same record, one of which a power cut had forgotten, neither goes on in what is
+/// left of the other.
+fn salted(seal: u32, salt: u32) -> u32 {
+    seal_of(seal, &salt.to_le_bytes(), &[])
+}
+
+fn seal_of(before: u32, head: &[u8], body: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new_with_initial(before);
+    hasher.update(head);
+    hasher.update(body);
+    hasher.finalize()
+}
+
+impl Journal {
+    /// Before anything is appended: makes room for a while, if it can.
+    pub fn begin(&mut self) {
+        while self.others.len() < SPARE_SEGMENTS {
+            match self.allocate() {
+                Ok(segment) => self.others.push(segment),
+                // Said by whoever needs it.
+                Err(cause) => return log::debug!("ledger: {cause}"),
+            }
+        }
+    }
+
+    /// Writes some records at once, and says where the last one stands. After it they outlive the process. On an
+    /// error none of them does, as far as anybody may rely on it: append them again, or others in their place.
+    pub fn append(&mut self, records: &[Record]) -> Result<Mark> {
+        self.buffer.clear();
+        for record in records {
+            let at = self.buffer.len();
+            self.buffer.resize(at + RECORD_HEAD_BYTES, 0);
+            serde_json::to_writer(&mut self.buffer, record)
+                .context(|| "could not encode a record of the journal".into())?;
+            let len = (self.buffer.len() - at - RECORD_HEAD_BYTES) as u32;
+            self.buffer[at..at + 4].copy_from_slice(&len.to_le_bytes());
+        }
+        let len = self.buffer.len() as u64;
+        if len > SEGMENT_BYTES - HEADER_BYTES as u64 {
+            return Err(Error::new(format!("{len} bytes are too many for a segment of the journal")));
+        }
+        if self.current.is_none() || self.used + len > SEGMENT_BYTES {
+            self.next_segment()?;
+        }
+        let Some(current) = &mut self.current else { return Err(Error::new("the journal has no segment")) };
+        let (mut sequence, mut chain, mut at) = (self.last.sequence, self.chain, 0);
+        for _ in records {
+            let (head, rest) = self.buffer[at..].split_at_mut(RECORD_HEAD_BYTES);
+            let body = &rest[..u32::from_le_bytes([head[0], head[1], head[2], head[3]]) as usize];
+            sequence += 1;
+            head[4..12].copy_from_slice(&sequence.to_le_bytes());
+            chain = seal_of(chain, &head[..12], body);
+            head[12..].copy_from_slice(&chain.to_le_bytes());
+            at += RECORD_HEAD_BYTES + body.len();
+        }
+        let doing = || format!("could not write {}", current.path.display());
+        current.file.write_at(&self.buffer, self.used).context(doing)?;
+        current.last = sequence;
+        self.used += len;
+        self.chain = chain;
+        self.last = Mark { sequence, seal: chain };
+        Ok(self.last)
+    }
+
+    /// The one that was written longest ago, if both checkpoints are past it; else a new one.
+    fn next_segment(&mut self) -> Result<()> {
+        let passed = self.link.passed.load(Ordering::Relaxed);
+        let free = |segment: &Segment| segment.last <= passed;
+        let segment = match self.others.iter().position(free) {
+            Some(at) => self.others.remove(at),
+            None => self.allocate()?,
+        };
+        let salt = fastrand::u32(..);
+        if let Err(cause) = segment.file.write_at(&self.header(salt), 0) {
+            let error = Error::new(format!("could not write {}: {cause}", segment.path.display()));
+            self.others.insert(0, Segment { last: 0, ..segment });
+            return Err(error);
+        }
+        self.link.to_sync.lock().push(segment.file.clone());
+        self.others.extend(self.current.replace(segment));
+        self.used = HEADER_BYTES as u64;
+        self.chain = salted(self.last.seal, salt);
+        while self.others.iter().filter(|segment| free(segment)).count() > SPARE_SEGMENTS {
+            let Some(at) = self.others.iter().position(free) else { break };
+            let surplus = self.others.remove(at);
+            if let Err(cause) = self.disk.remove(&surplus.path) {
+                log::warn!("ledger: could not remove {}: {cause}", surplus.path.display());
+            }
+        }
+        Ok(())
+    }
+
+    fn header(&self, salt: u32) -> [u8; HEADER_BYTES] {
+        let mut header = [0; HEADER_BYTES];
+        header[..24].copy_from_slice(MAGIC);
+        header[24..32].copy_from_slice(&(self.last.sequence + 1).to_le_bytes());
+        header[32..36].copy_from_slice(&self.last.seal.to_le_bytes());
+        header[36..40].copy_from_slice(&salt.to_le_bytes());
+        let sum = crc32fast::hash(&header[..HEADER_BYTES - 4]);
+        header[HEADER_BYTES - 4..].copy_from_slice(&sum.to_le_bytes());
+        header
+    }
+
+    fn allocate(&mut self) -> Result<Segment> {
+        if self.others.len() + 1 >= SEGMENTS_MAX {
+            return Err(Error::new(
+                "the journal is as long as it may get, since no checkpoint can be written",
+            ));
+        }
+        let path = self.folder.join(format!("journal-{}", self.next_name));
+        let doing = || format!("could not make {}", path.display());
+        self.disk.create_folder(&self.folder).context(doing)?;
+        let file = self.disk.open(&path, Open::OrCreate).context(doing)?;
+        if let Err(cause) = file.allocate(SEGMENT_BYTES) {
+            // Half a segment must not keep a full disk full. That it cannot be removed is no news then.
+            let _ = self.disk.remove(&path);
+            return Err(Error::new(format!("could not make {}: {cause}", path.display())));
+        }
+        self.next_name += 1;
+        let folder = NewName { disk: self.disk.clone(), folder: self.folder.clone() };
+        self.link.to_sync.lock().insert(0, Arc::new(folder));
+        Ok(Segment { path, file, last: 0 })
+    }
+}
+
+/// A name that was made in a folder.
+struct NewName {
+    disk: Arc<dyn Disk>,
+    folder: PathBuf,
+}
+
+impl Durable for NewName {
+    fn sync(&self) -> std::io::Result<()> {
+        self.disk.sync_folder(&self.folder)
+    }
+}
+
+#[cfg(test)]
+mod tests;

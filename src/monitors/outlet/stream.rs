@@ -1,0 +1,95 @@
+//! One generation as its monitor reads it: where it stands, and what earlier lives have made of what follows. Pure.
+//!
+//! Always true: a chunk that ends at [`Stream::read_limit`] or before it lacks the same sinks all over, and lies in one
+//! stamp of an earlier life or in none.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::ack::{GenerationId, SinkId, SinkSet};
+use crate::budget::Holder;
+use crate::ledger::{KeptStamp, Progress, Record};
+use crate::record::Origin;
+
+/// One generation as its monitor reads it.
+pub struct Stream {
+    pub(super) origin: Arc<Origin>,
+    pub(super) filename: Option<PathBuf>,
+    pub(super) position: u64,
+    pub(super) next_line: u64,
+    pub(super) continues: bool,
+    pub(super) holder: Holder,
+    /// What each sink had when we began; empty once the position is past all of it.
+    pub(super) progress: Vec<Progress>,
+    /// How an earlier life cut and timed what is read again: those that end behind the position, rising.
+    pub(super) stamps: VecDeque<KeptStamp>,
+    /// How it began, if that is not in the journal yet.
+    pub(super) unwritten: Option<Record>,
+}
+
+impl Stream {
+    /// Offset of the next byte to read.
+    pub fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// A chunk must not cross this offset: some sink has what follows, or lacks it, or what follows was cut and
+    /// timed by another stamp. What ends here without a line end was cut here before.
+    pub fn read_limit(&self) -> Option<u64> {
+        let edges = self.progress.iter().flat_map(|progress| progress.edges(self.position));
+        let stamp = self.stamps.front().map(|stamp| match self.position < stamp.start {
+            true => stamp.start,
+            false => stamp.end,
+        });
+        edges.chain(stamp).min()
+    }
+
+    /// Of the line at the position, if an earlier life has given it one.
+    pub(super) fn time_again(&self) -> Option<i64> {
+        let stamp = self.stamps.front().filter(|stamp| stamp.start <= self.position)?;
+        Some(stamp.base_ns + self.next_line.saturating_sub(stamp.first_line) as i64)
+    }
+
+    /// Moves the position, and takes numbers from the stamps where they begin and end: they are what they were,
+    /// even if lines are cut at another length now.
+    pub(super) fn move_to(&mut self, position: u64, lines: u64, cut: bool) {
+        self.position = position;
+        self.next_line += lines;
+        self.continues = cut;
+        while let Some(stamp) = self.stamps.front().filter(|stamp| stamp.end <= position) {
+            if stamp.end == position {
+                (self.next_line, self.continues) = (stamp.first_line + stamp.lines, stamp.cut);
+            }
+            self.stamps.pop_front();
+        }
+        if let Some(stamp) = self.stamps.front().filter(|stamp| stamp.start == position) {
+            (self.next_line, self.continues) = (stamp.first_line, stamp.continues);
+        }
+        if self.progress.iter().all(|progress| progress.edges(position).next().is_none()) {
+            self.progress.clear(); // from here on every sink lacks everything
+        }
+    }
+
+    pub fn generation(&self) -> GenerationId {
+        self.origin.generation
+    }
+
+    /// The path that matched when it was first seen.
+    pub fn filename(&self) -> Option<&Path> {
+        self.filename.as_deref()
+    }
+
+    pub(super) fn lacking(&self, sinks: usize) -> SinkSet {
+        if self.progress.is_empty() {
+            return SinkSet::all(sinks);
+        }
+        let mut lacking = SinkSet::EMPTY;
+        for (at, progress) in self.progress.iter().enumerate() {
+            if !progress.contains(self.position) {
+                lacking.insert(SinkId(at as u8));
+            }
+        }
+        lacking
+    }
+}

@@ -1,0 +1,234 @@
+//! How the journal of a file sink stands on the disk.
+//!
+//! ```text
+//! frame   = length u32 · crc u32 · number u64 · payload            (crc: of number and payload)
+//! payload = live from · 'a' path inode offset length sums parts    (about to be appended)
+//!                     | 'd' inode length                           (about to be deleted, with so many bytes in it)
+//! ```
+//!
+//! `live from` is the first number that two checkpoints were not past yet when the frame was written: what stands
+//! below it in the newest frame is history. Every frame tells all there is to know about its bytes.
+
+use std::ffi::OsStr;
+use std::ops::Range;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::journal::SEGMENT_BYTES;
+use crate::ack::GenerationId;
+use crate::disk::DiskFile;
+
+/// What a kernel, or a disk that loses power, writes as a whole or not at all, in bytes from the start of the file.
+pub const BLOCK: u64 = 512;
+
+const HEADER: usize = 16;
+
+/// Source bytes that stand in an output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    pub generation: GenerationId,
+    pub range: Range<u64>,
+    /// Its source can be read again.
+    pub replayable: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Appended {
+    /// The output's name when it was written; a rotation moves it beside that name.
+    pub path: PathBuf,
+    pub inode: u64,
+    pub offset: u64,
+    pub length: u64,
+    /// Of each block, see [`blocks`].
+    pub sums: Vec<u32>,
+    pub parts: Vec<Part>,
+}
+
+impl Appended {
+    pub fn end(&self) -> u64 {
+        self.offset + self.length
+    }
+
+    pub fn can_be_read_again(&self) -> bool {
+        self.parts.iter().all(|part| part.replayable)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Entry {
+    Appended(Appended),
+    /// Our own rotation took it away: what was whole in its `length` bytes has been delivered.
+    Deleted {
+        inode: u64,
+        length: u64,
+    },
+}
+
+/// Ranges of a file, cut where a write may be torn.
+pub fn blocks(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+    let mut at = range.start;
+    std::iter::from_fn(move || {
+        let start = at;
+        at = range.end.min((start / BLOCK + 1) * BLOCK);
+        (start < range.end).then_some(start..at)
+    })
+}
+
+pub fn sum_of(block: &[u8]) -> u32 {
+    xxh3_64(block) as u32
+}
+
+/// The one that is written now.
+#[derive(Default)]
+pub struct Frame(Vec<u8>);
+
+impl Frame {
+    pub fn append(
+        &mut self,
+        live_from: u64,
+        path: &Path,
+        inode: u64,
+        offset: u64,
+        bytes: &[u8],
+        parts: &[Part],
+    ) {
+        self.begin(live_from, b'a');
+        let name = path.as_os_str().as_bytes();
+        self.put(name.len() as u64);
+        self.0.extend_from_slice(name);
+        [inode, offset, bytes.len() as u64].into_iter().for_each(|number| self.put(number));
+        for block in blocks(offset..offset + bytes.len() as u64) {
+            let block = &bytes[(block.start - offset) as usize..(block.end - offset) as usize];
+            self.0.extend_from_slice(&sum_of(block).to_le_bytes());
+        }
+        for Part { generation, range, replayable } in parts {
+            self.put(generation.0);
+            self.put(range.start);
+            self.put((range.end - range.start) << 1 | u64::from(*replayable));
+        }
+    }
+
+    pub fn delete(&mut self, live_from: u64, inode: u64, length: u64) {
+        self.begin(live_from, b'd');
+        self.put(inode);
+        self.put(length);
+    }
+
+    fn begin(&mut self, live_from: u64, kind: u8) {
+        self.0.clear();
+        self.0.resize(HEADER, 0);
+        self.put(live_from);
+        self.0.push(kind);
+    }
+
+    /// Seven bits a byte, the lowest first.
+    fn put(&mut self, mut number: u64) {
+        while number >= 0x80 {
+            self.0.push(number as u8 | 0x80);
+            number >>= 7;
+        }
+        self.0.push(number as u8);
+    }
+
+    /// With its number: what is to be written.
+    pub fn seal(&mut self, number: u64) -> &[u8] {
+        let length = (self.0.len() - HEADER) as u32;
+        self.0[..4].copy_from_slice(&length.to_le_bytes());
+        self.0[8..HEADER].copy_from_slice(&number.to_le_bytes());
+        let crc = crc32fast::hash(&self.0[8..]);
+        self.0[4..8].copy_from_slice(&crc.to_le_bytes());
+        &self.0
+    }
+
+    /// As it was sealed.
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// Whole frames from the start of a segment, with their numbers.
+pub fn read(file: &dyn DiskFile, mut each: impl FnMut(u64, Payload<'_>)) -> std::io::Result<()> {
+    let mut bytes = vec![0; file.size()?.min(SEGMENT_BYTES) as usize];
+    let filled = file.read_at(&mut bytes, 0)?;
+    let mut rest = &bytes[..filled];
+    let mut expected = None;
+    while let Some((header, behind)) = rest.split_at_checked(HEADER) {
+        let word = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().expect("four bytes"));
+        let number = u64::from_le_bytes(header[8..].try_into().expect("eight bytes"));
+        let Some((payload, behind)) = behind.split_at_checked(word(0) as usize) else { break };
+        let whole = &rest[8..HEADER + payload.len()];
+        if payload.is_empty() || crc32fast::hash(whole) != word(4) || expected.is_some_and(|at| at != number)
+        {
+            break;
+        }
+        each(number, Payload(payload));
+        expected = Some(number + 1);
+        rest = behind;
+    }
+    Ok(())
+}
+
+#[derive(Clone, Copy)]
+pub struct Payload<'a>(&'a [u8]);
+
+impl Payload<'_> {
+    /// Frames with lower numbers are history.
+    pub fn live_from(self) -> u64 {
+        Reader(self.0).number().unwrap_or(1)
+    }
+
+    pub fn entry(self) -> Option<Entry> {
+        Reader(self.0).entry()
+    }
+}
+
+/// Takes a payload apart. `None`: it is none of ours.
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn number(&mut self) -> Option<u64> {
+        let mut number = 0;
+        for shift in (0..64).step_by(7) {
+            let byte = self.bytes(1)?[0];
+            number |= u64::from(byte & 0x7f) << shift;
+            if byte < 0x80 {
+                return Some(number);
+            }
+        }
+        None
+    }
+
+    fn bytes(&mut self, length: usize) -> Option<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(length)?;
+        self.0 = rest;
+        Some(taken)
+    }
+
+    fn entry(&mut self) -> Option<Entry> {
+        let _live_from = self.number()?;
+        match self.bytes(1)? {
+            b"a" => self.appended().map(Entry::Appended),
+            b"d" => Some(Entry::Deleted { inode: self.number()?, length: self.number()? }),
+            _ => None,
+        }
+    }
+
+    fn appended(&mut self) -> Option<Appended> {
+        let length = self.number()? as usize;
+        let path = PathBuf::from(OsStr::from_bytes(self.bytes(length)?));
+        let (inode, offset, length) = (self.number()?, self.number()?, self.number()?);
+        let range = offset..offset.checked_add(length)?;
+        let count = (range.end.div_ceil(BLOCK) - range.start / BLOCK) as usize;
+        let sums = self.bytes(count.checked_mul(4)?)?.chunks_exact(4);
+        let sums = sums.map(|sum| u32::from_le_bytes(sum.try_into().expect("four bytes"))).collect();
+        let mut parts = Vec::new();
+        while !self.0.is_empty() {
+            let (generation, start, tail) = (GenerationId(self.number()?), self.number()?, self.number()?);
+            let range = start..start.checked_add(tail >> 1)?;
+            parts.push(Part { generation, range, replayable: tail & 1 == 1 });
+        }
+        Some(Appended { path, inode, offset, length, sums, parts })
+    }
+}

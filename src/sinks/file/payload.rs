@@ -1,0 +1,204 @@
+//! A batch, laid out for the disk: bytes, which of them go into which output, and from where they come. Pure.
+
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::frame::Part;
+use crate::record::Record;
+
+#[derive(Default)]
+pub struct Payload {
+    bytes: Vec<u8>,
+    paths: Vec<Arc<Path>>,
+    /// Neighbours have different paths.
+    pieces: Vec<Stretch>,
+    /// In the order of the bytes, and without gaps; none is in two pieces.
+    runs: Vec<Run>,
+}
+
+/// Some bytes for one output.
+struct Stretch {
+    path: usize,
+    bytes: Range<usize>,
+    continues: bool,
+}
+
+/// Bytes that come from one range of one source.
+struct Run {
+    /// In the payload; it begins where the one before ends.
+    end: usize,
+    part: Part,
+    /// Byte by byte as in the source: may be cut at each line end.
+    exact: bool,
+}
+
+/// What goes into one output, one after the other.
+pub struct Piece<'a> {
+    pub path: &'a Arc<Path>,
+    /// Its first record goes on where another was cut off.
+    pub continues: bool,
+    pub bytes: &'a [u8],
+    start: usize,
+    runs: &'a [Run],
+}
+
+impl Payload {
+    pub fn clear(&mut self) {
+        let Payload { bytes, paths, pieces, runs } = self;
+        bytes.clear();
+        paths.clear();
+        pieces.clear();
+        runs.clear();
+    }
+
+    /// Returns what to call it in [`Payload::push`].
+    pub fn add_path(&mut self, path: Arc<Path>) -> usize {
+        self.paths.push(path);
+        self.paths.len() - 1
+    }
+
+    /// `exact`: `render` puts the raw bytes of the record. `cuts`: the batch may be cut between any two records, so
+    /// each must be told from its neighbours.
+    pub fn push(
+        &mut self,
+        path: usize,
+        record: &Record<'_>,
+        exact: bool,
+        cuts: bool,
+        render: impl FnOnce(&mut Vec<u8>),
+    ) {
+        let start = self.bytes.len();
+        render(&mut self.bytes);
+        let end = self.bytes.len();
+        let goes_on = match self.pieces.last_mut() {
+            Some(last) if last.path == path => {
+                last.bytes.end = end;
+                true
+            }
+            _ => {
+                let continues = exact && record.continues;
+                self.pieces.push(Stretch { path, bytes: start..end, continues });
+                false
+            }
+        };
+        let range = record.offset..record.offset + record.len;
+        match self.runs.last_mut() {
+            Some(Run { end: known, part, exact: was_exact })
+                if goes_on
+                    && part.generation == record.origin.generation
+                    && part.range.end == range.start
+                    && (exact && *was_exact || !cuts) =>
+            {
+                *known = end;
+                part.range.end = range.end;
+                *was_exact &= exact;
+            }
+            _ => {
+                let (generation, replayable) = (record.origin.generation, record.origin.replayable);
+                self.runs.push(Run { end, part: Part { generation, range, replayable }, exact });
+            }
+        }
+    }
+
+    /// In order.
+    pub fn pieces(&self) -> impl Iterator<Item = Piece<'_>> {
+        self.pieces.iter().map(|Stretch { path, bytes, continues }| {
+            let first = self.runs.partition_point(|run| run.end <= bytes.start);
+            let behind = self.runs.partition_point(|run| run.end <= bytes.end);
+            Piece {
+                path: &self.paths[*path],
+                continues: *continues,
+                bytes: &self.bytes[bytes.clone()],
+                start: bytes.start,
+                runs: &self.runs[first..behind],
+            }
+        })
+    }
+}
+
+impl Piece<'_> {
+    /// The largest place not behind `upto` where no record is divided, and the next one.
+    pub fn cuts_around(&self, upto: usize) -> (usize, usize) {
+        let mut start = 0;
+        for run in self.runs {
+            let end = run.end - self.start;
+            if upto < end {
+                return if run.exact || upto == start { (upto, upto) } else { (start, end) };
+            }
+            start = end;
+        }
+        (start, start)
+    }
+
+    /// From where some of the bytes come, which were cut as [`Piece::cuts_around`] says.
+    pub fn parts(&self, bytes: Range<usize>, parts: &mut Vec<Part>) {
+        parts.clear();
+        let mut start = 0;
+        for run in self.runs {
+            let run_start = std::mem::replace(&mut start, run.end - self.start);
+            let (from, to) = (bytes.start.max(run_start), bytes.end.min(start));
+            if from < to {
+                let mut part = run.part.clone();
+                if run.exact {
+                    part.range =
+                        part.range.start + (from - run_start) as u64..part.range.end - (start - to) as u64;
+                }
+                parts.push(part);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ack::GenerationId;
+    use crate::record::fixture::lines;
+    use crate::record::{Changed, Entry, Records};
+
+    /// Two lines as they are, one replaced by two lines, one dropped, one as it is.
+    fn payload(cuts: bool) -> Payload {
+        let text = Changed { text: Some(b"new\ntwo".as_slice().into()), ..Changed::default() };
+        let entries = [(0, None), (1, None), (2, Some(Box::new(text))), (4, None)];
+        let entries = entries.map(|(line, changed)| Entry { line, changed });
+        let lines = lines(&["a\n", "bb\n", "old\n", "dropped\n", "c\n"], 100, true);
+        let records = Records::kept(lines, entries.into());
+        let mut payload = Payload::default();
+        let path = payload.add_path(Path::new("/x").into());
+        for index in 0..4 {
+            let record = records.get(index);
+            payload.push(path, &record, record.raw.is_some(), cuts, |bytes| {
+                bytes.extend_from_slice(record.raw.unwrap_or(b"new\ntwo\n"));
+            });
+        }
+        payload
+    }
+
+    fn parts(payload: &Payload, bytes: Range<usize>) -> Vec<Range<u64>> {
+        let mut parts = Vec::new();
+        payload.pieces().next().unwrap().parts(bytes, &mut parts);
+        assert!(parts.iter().all(|part| part.generation == GenerationId(1) && part.replayable));
+        parts.into_iter().map(|part| part.range).collect()
+    }
+
+    #[test]
+    fn every_cut_says_where_its_bytes_come_from() {
+        let payload = payload(true);
+        let piece = payload.pieces().next().unwrap();
+        assert_eq!(piece.bytes, b"a\nbb\nnew\ntwo\nc\n");
+        for (upto, expected) in
+            [(0, (0, 0)), (2, (2, 2)), (5, (5, 5)), (9, (5, 13)), (13, (13, 13)), (15, (15, 15))]
+        {
+            assert_eq!(piece.cuts_around(upto), expected, "{upto}");
+        }
+        assert_eq!(parts(&payload, 0..15), [100..105, 105..109, 117..119]);
+        assert_eq!(parts(&payload, 1..13), [101..105, 105..109]);
+        assert_eq!(parts(&payload, 2..15), [102..105, 105..109, 117..119]);
+    }
+
+    #[test]
+    fn what_is_never_cut_is_told_in_few_words() {
+        assert_eq!(parts(&payload(false), 0..15), [100..109, 117..119]);
+    }
+}

@@ -1,0 +1,354 @@
+//! What the last life was about to write, compared with what stands in the outputs now.
+//!
+//! ```text
+//!            │◀── entry ──▶│◀── entry ──▶│◀──── entry ────▶│
+//! ███████████│█████████████│█████░░░█████│█████            ·
+//!                whole: a     torn: cut      the end of the file: cut with it
+//!                receipt      off here
+//! ```
+//!
+//! Always true: bytes are a receipt only if every block of their entry is there. What is cut off is ours, block by
+//! block: as its entry says, or never written (zeros), up to the end of the file; and can be read again from its
+//! source. Everything else stays as it is, and what an entry says is written once more: rather doubled than lost.
+//!
+//! A power cut may leave a hole with whole entries behind it, in the same file or in the one that was begun after a
+//! rotation. They are cut off with it, or, where something else stands around them, are no receipts: written anew
+//! behind what was in the hole, so that order holds. Nothing that the ledger knew before is among them: a checkpoint
+//! comes after a sync of all that was written before it, holes and all.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::frame::{Appended, Entry, Part, blocks, sum_of};
+use super::{UNSYNCED_MAX, rotate};
+use crate::ack::GenerationId;
+use crate::disk::{Disk, DiskFile, Kind, Open, Seen};
+use crate::durable::{Unsynced, folder_of};
+use crate::error::{Context, Result};
+
+/// As much of an output as is read at once: whole blocks.
+const READ_BYTES: u64 = 64 * 1024;
+
+/// What the journal could tell.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Recovered {
+    /// Source bytes that stand in the outputs.
+    pub delivered: Vec<(GenerationId, Range<u64>)>,
+    /// Bytes cut off.
+    pub cut: u64,
+    /// Bytes that were about to be written, are not there, and could not be cut off: other bytes stand around them.
+    pub strange: u64,
+    /// Something could not be compared or cut off.
+    pub failed: bool,
+}
+
+/// `entries` in the order in which they were written. An output that cannot be looked at is said, and nothing of
+/// it is a receipt. Cuts are noted as unsynced.
+pub fn recover(name: &str, entries: Vec<Entry>, disk: &dyn Disk, unsynced: &Unsynced) -> Recovered {
+    let mut recovered = Recovered::default();
+    // By inode: a rotation gives a file another name, and its old name to another file. The older ones first.
+    let mut outputs: Vec<(u64, Vec<Appended>)> = Vec::new();
+    for entry in entries {
+        match entry {
+            Entry::Appended(appended) => match outputs.iter_mut().find(|(inode, _)| *inode == appended.inode)
+            {
+                Some((_, known)) => {
+                    // What was to stand there before was taken back, or the file has another life.
+                    known.retain(|earlier| earlier.end() <= appended.offset);
+                    known.push(appended);
+                }
+                None => outputs.push((appended.inode, vec![appended])),
+            },
+            Entry::Deleted { inode, length } => {
+                let deleted =
+                    outputs.extract_if(.., |(known, _)| *known == inode).flat_map(|(_, known)| known);
+                deleted.filter(|known| known.end() <= length).for_each(|known| recovered.add(&known.parts));
+            }
+        }
+    }
+    let mut damaged = BTreeSet::new();
+    for (inode, known) in outputs {
+        let path = &known.last().expect("an output is known by its entries").path;
+        let compared = find(path, inode, disk).and_then(|file| match file {
+            Some(file) => {
+                // What the last life has not synced is about to be relied on.
+                unsynced.note(file.clone());
+                if unsynced.len() >= UNSYNCED_MAX {
+                    unsynced.sync()?;
+                }
+                let whole = compare(&*file, &known, !damaged.contains(path), &mut recovered);
+                whole.context(|| format!("could not repair {}", path.display()))
+            }
+            None => Ok(true), // somebody moved or deleted it
+        });
+        match compared {
+            Ok(true) => {}
+            Ok(false) => drop(damaged.insert(path.clone())),
+            Err(cause) => {
+                log::warn!("{name}: {cause}; what was written there last will be written once more");
+                recovered.failed = true;
+            }
+        }
+    }
+    recovered
+}
+
+impl Recovered {
+    fn add(&mut self, parts: &[Part]) {
+        self.delivered.extend(parts.iter().map(|part| (part.generation, part.range.clone())));
+    }
+}
+
+/// At its path, or beside it with a number.
+fn find(path: &Path, inode: u64, disk: &dyn Disk) -> Result<Option<Arc<dyn DiskFile>>> {
+    let doing = || format!("could not look for {}", path.display());
+    let is_it = |seen: Seen| seen.kind == Kind::File && seen.id.inode == inode;
+    // Not found: also a link to nowhere, or one that was deleted just now.
+    let open = |candidate: &Path| match disk.look(candidate).is_ok_and(is_it) {
+        true => disk.open(candidate, Open::Existing).map(Some).context(doing),
+        false => Ok(None),
+    };
+    let mut found = open(path)?;
+    if found.is_none() {
+        let beside = disk.list(folder_of(path)).context(doing)?;
+        let mut family = beside.iter().filter(|other| rotate::number(path, other).is_some());
+        found = family.find_map(|candidate| open(candidate).transpose()).transpose()?;
+    }
+    Ok(found.filter(|file| file.seen().is_ok_and(is_it)))
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Whole,
+    /// Some of its blocks are missing or zeros, the others are as they should be.
+    Torn,
+    Strange,
+}
+
+/// Says whether everything is there. `known`: by rising offset, none over another. `in_order`: nothing is missing
+/// that was written before them.
+fn compare(
+    file: &dyn DiskFile,
+    known: &[Appended],
+    in_order: bool,
+    recovered: &mut Recovered,
+) -> io::Result<bool> {
+    let size = file.size()?;
+    let states = known.iter().map(|entry| state(file, entry, size)).collect::<io::Result<Vec<State>>>()?;
+    // From the end back, as far as everything is ours and can be read again.
+    let mut cut = None;
+    let mut end = size.max(known.last().map_or(0, Appended::end));
+    for (at, entry) in known.iter().enumerate().rev() {
+        if entry.end() != end || states[at] == State::Strange || !entry.can_be_read_again() {
+            break;
+        }
+        if states[at] == State::Torn {
+            cut = Some(at);
+        }
+        end = entry.offset;
+    }
+    if let Some(offset) = cut.map(|at| known[at].offset).filter(|offset| *offset < size) {
+        file.set_size(offset)?;
+        recovered.cut += size - offset;
+    }
+    let mut whole = in_order;
+    for (at, entry) in known.iter().enumerate().take(cut.unwrap_or(known.len())) {
+        whole &= states[at] == State::Whole;
+        if whole || states[at] == State::Whole && !entry.can_be_read_again() {
+            recovered.add(&entry.parts);
+        } else {
+            recovered.strange += entry.length;
+        }
+    }
+    Ok(whole && cut.is_none())
+}
+
+fn state(file: &dyn DiskFile, entry: &Appended, size: u64) -> io::Result<State> {
+    let (mut sums, mut state) = (entry.sums.iter(), State::Whole);
+    let mut start = entry.offset;
+    while start < entry.end() {
+        let end = entry.end().min((start / READ_BYTES + 1) * READ_BYTES);
+        let mut bytes = vec![0; (end.min(size).saturating_sub(start)) as usize];
+        let filled = file.read_at(&mut bytes, start)?;
+        bytes.truncate(filled);
+        for (block, sum) in blocks(start..end).zip(&mut sums) {
+            let range = (block.start - start) as usize..(block.end - start) as usize;
+            let there = &bytes[range.start.min(filled)..range.end.min(filled)];
+            if there.len() < range.len() || sum_of(there) != *sum {
+                if there.iter().any(|byte| *byte != 0) {
+                    return Ok(State::Strange);
+                }
+                state = State::Torn;
+            }
+        }
+        start = end;
+    }
+    Ok(state)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::model::ModelDisk;
+
+    const OUT: &str = "/out/x";
+
+    /// Bytes that are written, one append after the other; generation `at`, from 0.
+    struct Bench {
+        disk: ModelDisk,
+        file: Arc<dyn DiskFile>,
+        entries: Vec<Entry>,
+    }
+
+    impl Bench {
+        fn new() -> Bench {
+            let disk = ModelDisk::default();
+            disk.create_folder(Path::new("/out")).unwrap();
+            let file = disk.open(Path::new(OUT), Open::Append).unwrap();
+            Bench { disk, file, entries: Vec::new() }
+        }
+
+        fn note(&mut self, bytes: &[u8], replayable: bool) {
+            let offset = self.file.size().unwrap();
+            let range = offset..offset + bytes.len() as u64;
+            let part =
+                |block: Range<u64>| &bytes[(block.start - offset) as usize..(block.end - offset) as usize];
+            let sums = blocks(range.clone()).map(|block| sum_of(part(block))).collect();
+            let generation = GenerationId(self.entries.len() as u64);
+            self.entries.push(Entry::Appended(Appended {
+                path: OUT.into(),
+                inode: self.file.id().unwrap().inode,
+                offset,
+                length: bytes.len() as u64,
+                sums,
+                parts: vec![Part { generation, range: 0..bytes.len() as u64, replayable }],
+            }));
+        }
+
+        fn append(&mut self, bytes: &[u8]) {
+            self.note(bytes, true);
+            self.foreign(bytes);
+        }
+
+        fn foreign(&self, bytes: &[u8]) {
+            self.file.write_at(bytes, 0).unwrap();
+        }
+
+        /// Generations that stand in the output, and its length afterwards.
+        fn recover(&self) -> (Vec<u64>, u64, Recovered) {
+            let recovered = recover("out", self.entries.clone(), &self.disk, &Unsynced::default());
+            let delivered = recovered.delivered.iter().map(|(generation, _)| generation.0).collect();
+            (delivered, self.file.size().unwrap(), recovered)
+        }
+    }
+
+    fn noise(length: usize, seed: u64) -> Vec<u8> {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        std::iter::repeat_with(|| rng.u8(1..)).take(length).collect()
+    }
+
+    #[test]
+    fn a_torn_tail_is_cut_at_every_block_and_nowhere_else() {
+        let (first, second) = (noise(700, 1), noise(3000, 2));
+        for end in 700..=3700_u64 {
+            let mut bench = Bench::new();
+            bench.append(&first);
+            bench.append(&second);
+            bench.file.set_size(end).unwrap();
+            let (delivered, size, recovered) = bench.recover();
+            if end == 3700 {
+                assert_eq!((delivered, size), (vec![0, 1], 3700));
+            } else if end % 512 == 0 || end == 700 {
+                assert_eq!((delivered, size, recovered.cut), (vec![0], 700, end - 700), "{end}");
+            } else {
+                assert_eq!((delivered, size, recovered.strange), (vec![0], end, 3000), "{end}: whose is it?");
+            }
+        }
+    }
+
+    #[test]
+    fn what_somebody_else_wrote_stays() {
+        let mut bench = Bench::new();
+        bench.append(b"ours\n");
+        bench.foreign(b"theirs\n");
+        assert_eq!((bench.recover().0, bench.recover().1), (vec![0], 12));
+        // Instead of what was about to be written; then behind it.
+        bench.note(b"ours, too, and longer\n", true);
+        bench.foreign(b"theirs\n");
+        assert_eq!((bench.recover().0, bench.recover().1), (vec![0], 19));
+        bench.foreign(&[b'x'; 2000]);
+        assert_eq!((bench.recover().0, bench.recover().1), (vec![0], 2019));
+        // And a torn tail behind all that is still cut.
+        bench.append(&noise(2000, 1));
+        bench.file.set_size(2048).unwrap();
+        assert_eq!((bench.recover().0, bench.recover().1), (vec![0], 2019));
+    }
+
+    #[test]
+    fn a_hole_is_cut_with_what_is_behind_it_unless_that_cannot_be_read_again() {
+        for replayable in [true, false] {
+            let mut bench = Bench::new();
+            bench.append(b"first\n");
+            bench.append(&noise(2000, 1));
+            let hole = bench.disk.open(Path::new(OUT), Open::Existing).unwrap();
+            hole.write_at(&[0; 512], 512).unwrap();
+            for line in [b"third\n", b"forth\n"] {
+                bench.note(line, replayable);
+                bench.foreign(line);
+            }
+            let expected = if replayable { (vec![0], 6) } else { (vec![0, 2, 3], 2018) };
+            assert_eq!((bench.recover().0, bench.recover().1), expected);
+        }
+    }
+
+    #[test]
+    fn what_came_behind_a_hole_is_written_behind_it_again() {
+        let mut bench = Bench::new();
+        bench.append(b"first\n");
+        bench.append(&noise(2000, 1));
+        bench.file.set_size(1024).unwrap();
+        bench.disk.rename(Path::new(OUT), Path::new("/out/x.1")).unwrap();
+        bench.file = bench.disk.open(Path::new(OUT), Open::Append).unwrap();
+        bench.append(b"third\n");
+        let (delivered, size, recovered) = bench.recover();
+        assert_eq!((delivered, size, recovered.cut, recovered.strange), (vec![0], 6, 1018, 6));
+    }
+
+    #[test]
+    fn a_torn_tail_that_cannot_be_read_again_stays() {
+        let mut bench = Bench::new();
+        bench.note(&[b'x'; 2000], false);
+        bench.foreign(&[b'x'; 1024]);
+        let (delivered, size, recovered) = bench.recover();
+        assert_eq!((delivered, size, recovered.cut, recovered.strange), (vec![], 1024, 0, 2000));
+    }
+
+    #[test]
+    fn an_entry_that_was_taken_back_is_none() {
+        let mut bench = Bench::new();
+        bench.append(b"the same bytes\n");
+        bench.file.set_size(0).unwrap();
+        bench.append(b"the same bytes\n");
+        assert_eq!(bench.recover().0, [1]);
+        bench.append(b"behind\n");
+        bench.file.set_size(0).unwrap();
+        assert_eq!(bench.recover().0, [0; 0], "somebody has emptied it");
+        bench.entries.push(Entry::Deleted { inode: bench.file.id().unwrap().inode, length: 15 });
+        assert_eq!(bench.recover().0, [1], "what was in it when we deleted it");
+    }
+
+    #[test]
+    fn a_rotated_output_is_found_by_what_it_is() {
+        let mut bench = Bench::new();
+        bench.append(b"old\n");
+        bench.disk.rename(Path::new(OUT), Path::new("/out/x.12")).unwrap();
+        bench.file = bench.disk.open(Path::new(OUT), Open::Append).unwrap();
+        bench.append(b"new\n");
+        assert_eq!(bench.recover().0, [0, 1]);
+        bench.disk.rename(Path::new("/out/x.12"), Path::new("/out/x.old")).unwrap();
+        assert_eq!(bench.recover().0, [1], "moved by somebody: rather doubled");
+    }
+}
