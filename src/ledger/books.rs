@@ -114,18 +114,7 @@ impl Books {
     pub(super) fn lose(&mut self, sink: SinkId, count: Count, why: &str, meters: &Meters) {
         let mut tally = Tally::default();
         tally.add(&Verdict::Dropped(why.into()), count);
-        let (not_delivered, undelivered) = (Count::default(), Vec::new());
-        let receipt = Receipt {
-            generation: GenerationId(0),
-            range: 0..0,
-            sink,
-            tally,
-            not_delivered,
-            undelivered,
-            fault: false,
-            from_spool: true,
-        };
-        self.settle(&receipt, meters);
+        self.settle(&Receipt::of_lost(sink, tally), meters);
     }
 
     pub(super) fn owe(&mut self, sink: SinkId, count: Count, meters: &Meters) {

@@ -125,8 +125,6 @@ pub enum Put {
 pub struct Lost {
     pub why: Why,
     pub count: Count,
-    /// Which they are, where a whole header tells.
-    pub range: Option<(GenerationId, Range<u64>)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -320,7 +318,7 @@ impl Spool {
         let from = std::mem::replace(&mut self.read_total, upto);
         self.read_sequence = sequence;
         let count = self.not_torn(from, upto);
-        self.lose(Lost { why, count, range: None });
+        self.lose(Lost { why, count });
     }
 
     /// What is between two running totals and was not told at the start.
@@ -396,7 +394,7 @@ impl Spool {
         self.remove_answered()?;
         let mut now = self.cursor_now();
         let Settings { passed, unsynced, .. } = &self.settings;
-        let Some(cursor) = &mut self.cursor else { return Ok(false) };
+        let Some(cursor) = &mut self.cursor else { return Ok(!self.segments.is_empty()) };
         let is_known = |segment: &&Segment| segment.ended.is_some_and(|ended| passed.by(ended));
         let known = self.segments.iter().take_while(is_known).last();
         let known = known.map_or(now.known, |segment| now.known.max(segment.number + 1));
@@ -427,7 +425,7 @@ impl Spool {
 
     /// With the cursor's file in it.
     fn make_folder(&mut self) -> io::Result<Arc<SyncFolder>> {
-        if let Some(folder) = &self.folder {
+        if let Some(folder) = self.folder.as_ref().filter(|_| self.cursor.is_some()) {
             return Ok(folder.clone());
         }
         let Settings { disk, folder: path, unsynced, boot, .. } = &self.settings;

@@ -20,12 +20,12 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::{Lane, Mood, Street};
-use crate::ack::{Ack, Count, GenerationId, Receipt, Receipts, Share, SinkId, Tally, Verdict};
+use crate::ack::{Ack, Count, Receipt, Receipts, Share, SinkId, Tally, Verdict};
 use crate::budget::{Budget, Door, Holder};
 use crate::error::{Error, Result};
 use crate::metrics::{Counter, Gauge, Registry};
 use crate::record::Slice;
-use crate::spool::{Lost, Put, Spool, SpoolOptions, Why};
+use crate::spool::{Lost, Put, Spool, Why};
 
 /// A frame is as large as a read at most, if a single record is not larger, so that a window has room for several.
 const FRAME_BYTES: usize = 256 * 1024;
@@ -42,7 +42,8 @@ pub struct Spooling {
     sink: SinkId,
     name: Arc<str>,
     spool: Spool,
-    after: Duration,
+    /// `None`: it is only emptied.
+    after: Option<Duration>,
     /// The ledger.
     receipts: Arc<dyn Receipts>,
     /// What all sources share: when half of it is under way, an ill sink spools at once.
@@ -68,7 +69,8 @@ pub struct Spooling {
 pub struct Settings {
     pub sink: SinkId,
     pub name: Arc<str>,
-    pub options: SpoolOptions,
+    /// How long the sink has to be ill. `None`: what an earlier life has left is sent, and no more is spooled.
+    pub after: Option<Duration>,
     pub receipts: Arc<dyn Receipts>,
     pub chunks: Budget,
     /// For what is read back, in bytes.
@@ -156,7 +158,8 @@ impl Lane {
     pub(super) fn spool_due(&self) -> Option<Instant> {
         let spooling = self.spooling.as_ref()?;
         let may_start = self.has_some_to_spool() && self.nobody_away() && !spooling.takes_all();
-        let start = (may_start && !self.giving_up).then(|| spooling.starts_at(self.health.lock().since));
+        let may_start = may_start && !self.giving_up;
+        let start = may_start.then(|| spooling.starts_at(self.health.lock().since)).flatten();
         start.into_iter().chain(spooling.due()).min()
     }
 }
@@ -177,7 +180,7 @@ impl Receipts for Frame {
 
 impl Spooling {
     pub fn new(spool: Spool, settings: Settings, metrics: &Registry) -> Spooling {
-        let Settings { sink, name, options, receipts, chunks, window_bytes } = settings;
+        let Settings { sink, name, after, receipts, chunks, window_bytes } = settings;
         let label: &[(&str, &str)] = &[("sink", &name)];
         let meters = Meters {
             lines: metrics.gauge("spool_lines", "Lines in the spool of a sink.", label),
@@ -190,7 +193,7 @@ impl Spooling {
             sink,
             name,
             spool,
-            after: options.after,
+            after,
             receipts,
             chunks,
             window: Budget::small(window_bytes).door(),
@@ -226,14 +229,19 @@ impl Spooling {
         self.spool.pending()
     }
 
-    /// When a sink that is ill since `since` has been so for long enough.
-    fn starts_at(&self, since: Instant) -> Instant {
-        self.again.unwrap_or(since).max(since + self.after)
+    /// When a sink that is ill since `since` has been so for long enough; `None`: never.
+    fn starts_at(&self, since: Instant) -> Option<Instant> {
+        Some(self.again.unwrap_or(since).max(since + self.after?))
     }
 
     fn starts_now(&self, since: Instant, now: Instant) -> bool {
         let pressed = self.chunks.used() * 2 >= self.chunks.capacity();
-        self.starts_at(since) <= now || (pressed && !self.rests(now))
+        self.starts_at(since).is_some_and(|start| start <= now || (pressed && !self.rests(now)))
+    }
+
+    /// Whether the end of the agent is a reason to spool.
+    pub fn takes_the_rest(&self) -> bool {
+        self.active || self.after.is_some()
     }
 
     fn rests(&self, now: Instant) -> bool {
@@ -409,7 +417,7 @@ impl Spooling {
     }
 
     fn tell_lost(&mut self) {
-        for Lost { why, count, range } in self.spool.take_lost() {
+        for Lost { why, count } in self.spool.take_lost() {
             let verdict = match why {
                 Why::AnsweredBefore => Verdict::Delivered,
                 Why::Corrupt => Verdict::Dropped("spool corrupt".into()),
@@ -421,19 +429,7 @@ impl Spooling {
             }
             let mut tally = Tally::default();
             tally.add(&verdict, count);
-            let (generation, range) = range.unwrap_or((GenerationId(0), 0..0));
-            let (sink, not_delivered, undelivered) = (self.sink, Count::default(), Vec::new());
-            let receipt = Receipt {
-                generation,
-                range,
-                sink,
-                tally,
-                not_delivered,
-                undelivered,
-                fault: false,
-                from_spool: true,
-            };
-            self.receipts.receipt(receipt);
+            self.receipts.receipt(Receipt::of_lost(self.sink, tally));
         }
     }
 

@@ -4,7 +4,7 @@ use super::*;
 use crate::budget::{Budget, Holder};
 use crate::disk::model::ModelDisk;
 use crate::durable::Passed;
-use crate::spool::{self, Spool, SpoolOptions, WhenFull};
+use crate::spool::{self, Spool, WhenFull};
 
 const AFTER: Duration = Duration::from_secs(5);
 
@@ -40,7 +40,7 @@ impl Bench {
         let settings = SpoolSettings {
             sink: SinkId(0),
             name: "sink".into(),
-            options: SpoolOptions { max_bytes: self.max_bytes, after: AFTER, when_full: self.when_full },
+            after: Some(AFTER),
             receipts: stage.kept.clone(),
             chunks: self.chunks.clone(),
             window_bytes: 64 << 10,
