@@ -2,6 +2,7 @@
 //!
 //! Not here: what a line is (`file/framing.rs`), what becomes of it (`dispatcher/`).
 
+pub mod container;
 pub mod file;
 mod outlet;
 pub mod stdin;
@@ -30,6 +31,7 @@ pub struct SourceOptions {
 #[derive(Clone, Debug)]
 pub enum SourceKind {
     File(FileSourceOptions),
+    Docker(Box<container::ContainerSourceOptions>),
     Stdin,
 }
 

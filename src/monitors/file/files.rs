@@ -533,7 +533,7 @@ fn state(tail: &Tail) -> &'static str {
 fn file_options(source: &SourceOptions) -> Option<&FileSourceOptions> {
     match &source.kind {
         SourceKind::File(file) => Some(file),
-        SourceKind::Stdin => None,
+        SourceKind::Docker(_) | SourceKind::Stdin => None,
     }
 }
 
