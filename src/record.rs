@@ -480,6 +480,14 @@ impl Changed {
     }
 }
 
+impl Record<'_> {
+    /// The same in every replay, and no other record's anywhere: for sinks that know by it what they have already.
+    /// `data_id`: of the data folder ([`crate::ledger::Restored::id`]).
+    pub fn id(&self, data_id: &str) -> String {
+        format!("{data_id}-{}-{}", self.origin.generation.0, self.offset)
+    }
+}
+
 /// What a worker hands to a lane: the records of one chunk, and this sink's part of the duty.
 pub struct Parcel {
     pub records: Arc<Records>,

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::checkpoint::{AnyPath, SavedGeneration};
+use super::saved::{AnyPath, SavedGeneration};
 use super::{Cursor, Head, Identity, KeptStamp, Known, Opened, Progress, Stamp};
 use crate::ack::{GenerationId, SinkId};
 
@@ -145,9 +145,11 @@ impl Page {
         }
     }
 
-    /// Where a restart would begin: the least over the sinks, or the start of the stamp that it lies in.
+    /// Where a restart would begin: the least over the sinks, or the start of the stamp that it lies in. What an
+    /// output says that it has beyond all stamps, which a power cut made us forget, is read over too, for its lines'
+    /// numbers.
     pub fn position(&self) -> u64 {
-        let low = self.sinks.iter().map(Progress::low).min().unwrap_or(self.high.to);
+        let low = self.sinks.iter().map(Progress::low).min().unwrap_or(self.high.to).min(self.high.to);
         self.stamp_at(low).map_or(low, |stamp| stamp.start)
     }
 

@@ -41,7 +41,7 @@ pub struct FileSourceOptions {
     pub include: Vec<String>,
     pub exclude: Vec<String>,
     pub start_at: StartAt,
-    /// How often every open file is looked at even if nothing was reported: the truth behind inotify.
+    /// How often files are looked at of which not everything is reported; the others once a minute.
     pub poll_interval: Duration,
     pub binary: Binary,
     pub hold_deleted: HoldDeleted,

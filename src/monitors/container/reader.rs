@@ -77,7 +77,7 @@ impl Reader {
     pub fn run(mut self, task: &Task) -> crate::error::Result<()> {
         let mut opened = None;
         let how = self.read(&mut opened, task);
-        let next = opened.map(|opened: Opened| Begin::Going(opened.place)).or(self.begin);
+        let next = opened.map(|opened: Opened| Begin::Going(Box::new(opened.place))).or(self.begin);
         self.outlet.nothing_to_read();
         self.shared.reports.put(Report { id: self.facts.id, next, how });
         Ok(())
@@ -206,7 +206,7 @@ impl Reader {
             lineage: lineage(&source.name, Path::new(&self.facts.id)),
         };
         let place = match self.begin.take() {
-            Some(Begin::Going(place)) => place,
+            Some(Begin::Going(place)) => *place,
             Some(Begin::Known(known)) => {
                 Place { stream: self.outlet.reopen_timed(who, &known), cursor: known.cursor }
             }

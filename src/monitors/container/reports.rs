@@ -16,7 +16,7 @@ pub(super) enum Begin {
     /// One of an earlier life.
     Known(Box<Known>),
     /// One that was read before in this life.
-    Going(Place),
+    Going(Box<Place>),
 }
 
 /// How a reader ended.
