@@ -69,7 +69,7 @@ impl Spools<'_> {
         if found.pending.lines > 0 {
             log::info!("{name}: {} lines of an earlier life wait in its spool", found.pending.lines);
         }
-        ledger.spool_found(sink, &found.recovered, &found.damaged, found.pending);
+        ledger.spool_found(sink, &found.frames, found.pending);
         let settings = SpoolSettings {
             sink,
             name: name.clone(),

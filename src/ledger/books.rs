@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::page::Page;
-use crate::ack::{Count, GenerationId, Receipt, SinkId, Tally, Verdict};
+use crate::ack::{Count, GenerationId, Receipt, SinkId};
 use crate::metrics::{Counter, Gauge, Registry};
 
 /// The account of one sink since the agent started, and what it owes.
@@ -110,13 +110,6 @@ impl Books {
         books.read += count.lines;
         books.read_bytes += count.bytes;
         books.spooled += count;
-    }
-
-    /// What an earlier life had spooled, and nobody has any more.
-    pub(super) fn lose(&mut self, sink: SinkId, count: Count, why: &str, meters: &Meters) {
-        let mut tally = Tally::default();
-        tally.add(&Verdict::Dropped(why.into()), count);
-        self.settle(&Receipt::of_lost(sink, tally), meters);
     }
 
     pub(super) fn owe(&mut self, sink: SinkId, count: Count, meters: &Meters) {

@@ -238,8 +238,8 @@ pub struct Restored {
 /// Bytes of a generation.
 pub type Ranged = (GenerationId, Range<u64>);
 
-/// Bytes of a generation that a sink or a spool had and has no more, and how many lines and bytes they were.
-pub type Damaged = (GenerationId, Range<u64>, Count);
+/// A frame of a spool: what it answers for, and whether the sink has answered for it in turn.
+pub type InSpool = (GenerationId, Range<u64>, bool);
 
 /// The way to the ledger: one per carrier, cheap to clone. Notes are never dropped: a full channel makes the
 /// carrier wait, and the ledger waits for nobody.
@@ -409,10 +409,10 @@ impl Ledger {
         self.show();
     }
 
-    /// What a spool has found at the start: `recovered` is as good as receipts, `damaged` has to be read again, and
-    /// `pending` waits there. Before monitors are given [`Ledger::restored`].
-    pub fn spool_found(&mut self, sink: SinkId, recovered: &[Ranged], damaged: &[Damaged], pending: Count) {
-        self.state.spool_found(sink, recovered, damaged, pending);
+    /// What a spool has found at the start: each whole frame is as good as a receipt, `pending` of them waits there,
+    /// and what is missing is read again. Before monitors are given [`Ledger::restored`].
+    pub fn spool_found(&mut self, sink: SinkId, frames: &[InSpool], pending: Count) {
+        self.state.spool_found(sink, frames, pending);
         self.show();
     }
 

@@ -63,6 +63,12 @@ impl Progress {
         }
     }
 
+    /// Everything in it, rising.
+    pub fn ranges(&self) -> impl Iterator<Item = Range<u64>> {
+        let low = (self.low > 0).then_some(0..self.low);
+        low.into_iter().chain(self.ahead.iter().map(|(&start, &end)| start..end))
+    }
+
     /// Whether the byte at `offset` was answered for.
     pub fn contains(&self, offset: u64) -> bool {
         offset < self.low || self.ahead.range(..=offset).next_back().is_some_and(|(_, &end)| offset < end)
@@ -115,6 +121,12 @@ mod tests {
                     let all = model[byte..].iter().take(len as usize).all(|known| *known);
                     prop_assert_eq!(progress.covers(byte as u64..byte as u64 + len), all);
                 }
+                let ranges: Vec<_> = progress.ranges().collect();
+                prop_assert!(ranges.windows(2).all(|pair| pair[0].end < pair[1].start), "{:?}", ranges);
+                prop_assert_eq!(
+                    ranges.iter().map(|range| range.end - range.start).sum::<u64>(),
+                    model.iter().filter(|known| **known).count() as u64
+                );
                 prop_assert_eq!(progress.low(), model.iter().position(|known| !known).unwrap() as u64);
             }
         }

@@ -12,7 +12,7 @@
 //!
 //! Always true: a frame is noted as unsynced before `put` returns, so that no checkpoint relies on one that is not on
 //! the disk. A frame stays until all its records are answered for, and its file until two checkpoints have been
-//! written since: until then it is the receipt for its lines ([`Opened::recovered`]). Nothing is ever appended to
+//! written since: until then it is the receipt for its lines ([`Opened::frames`]). Nothing is ever appended to
 //! a segment of an earlier life. Neither writing nor reading needs more memory than [`frame::SCRATCH_BYTES`] and the
 //! records of the frame.
 //!
@@ -105,13 +105,14 @@ pub struct Settings {
 /// What an earlier life left.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Opened {
-    /// What whole frames answer for and the last checkpoints may not know: as good as receipts.
-    pub recovered: Vec<(GenerationId, Range<u64>)>,
-    /// Of frames that are damaged: whoever took them for answered has to read them again.
-    pub damaged: Vec<(GenerationId, Range<u64>, Count)>,
+    /// Every whole frame in it: as good as receipts.
+    pub frames: Vec<Found>,
     /// What waits to be sent.
     pub pending: Count,
 }
+
+/// A frame that was found at the start: what it answers for, and whether it was answered for in turn.
+pub type Found = (GenerationId, Range<u64>, bool);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Put {
