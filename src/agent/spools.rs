@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::disk::{Disk, RealDisk};
 use crate::dispatcher::lane::{SpoolSettings, Spooling};
 use crate::durable::{Passed, Unsynced};
-use crate::ledger::{Book, Ledger};
+use crate::ledger::{Book, Ledger, Ranged};
 use crate::metrics::Registry;
 use crate::spool::{self, Spool, WhenFull};
 
@@ -41,8 +41,14 @@ impl Spools<'_> {
         }
     }
 
-    /// Before monitors are told what was restored: frames are receipts.
-    pub fn open(&self, sink: SinkId, streets: usize, ledger: &mut Ledger) -> Option<Spooling> {
+    /// Before monitors are told what was restored: frames are receipts. `delivered`: what the sink has, too.
+    pub fn open(
+        &self,
+        sink: SinkId,
+        streets: usize,
+        delivered: Vec<Ranged>,
+        ledger: &mut Ledger,
+    ) -> Option<Spooling> {
         let at = sink.0 as usize;
         let (name, options) = (&self.config.sinks[at].name, self.config.spools[at]);
         let disk: Arc<dyn Disk> = Arc::new(RealDisk);
@@ -77,6 +83,7 @@ impl Spools<'_> {
             receipts: Arc::new(self.book.clone()),
             chunks: self.budget.clone(),
             window_bytes: self.config.memory.spool_bytes.max(LEFTOVER_WINDOW_BYTES),
+            delivered,
         };
         Some(Spooling::new(spool, settings, self.metrics))
     }

@@ -152,9 +152,9 @@ struct UnderWay {
     at: Position,
     lineage: u64,
     before: Count,
-    /// Not answered for in an earlier life.
+    /// Not answered for.
     count: Count,
-    /// How many of its records are answered for.
+    /// How many of its records are answered for, from its front.
     answered: u32,
     done: bool,
 }

@@ -1,12 +1,13 @@
 //! Reading a spool back, a frame at a time, and writing down how far it was answered for.
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::cursor::{Cursor, Mark, Position};
 use super::frame::{self, Broken, Header};
 use super::segment::{FIRST_FRAME, Segment};
-use super::{Lost, Replayed, Spool, UnderWay, Why};
+use super::{Lost, Replayed, Spool, UnderWay, Why, between};
 use crate::ack::Count;
 use crate::budget::Credit;
 use crate::disk::{DiskFile, Open};
@@ -148,11 +149,15 @@ impl Spool {
         }
     }
 
-    /// At the end of this life: so many records more of a frame, from its front, are answered for.
-    pub fn answered_in_part(&mut self, sequence: u64, part: Count) {
-        if let Some(frame) = self.under_way.iter_mut().find(|frame| frame.sequence == sequence) {
-            frame.answered += part.lines as u32;
-            self.settle(part);
+    /// Some records of a frame are answered for: `count` lines and bytes. Remembered if all that stand before them
+    /// are, too; else they come back after a death, unless the rest of the frame is answered for by then.
+    pub fn answered_in_part(&mut self, sequence: u64, records: Range<u32>, count: Count) {
+        if let Some(frame) = self.under_way.iter_mut().find(|frame| frame.sequence == sequence)
+            && frame.answered == records.start
+        {
+            frame.answered = records.end;
+            frame.count = between(count, frame.count);
+            self.settle(count);
         }
     }
 

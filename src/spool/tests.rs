@@ -370,7 +370,8 @@ fn an_earlier_life_that_had_answers_out_of_turn_is_believed() {
     // The first connection has one line of its first frame; the second is done with two of its three.
     spool.answered(1);
     spool.answered(3);
-    spool.answered_in_part(0, Count { lines: 1, bytes: 2 });
+    spool.answered_in_part(0, 1..2, Count { lines: 1, bytes: 2 }); // behind a gap
+    spool.answered_in_part(0, 0..1, Count { lines: 1, bytes: 2 });
     spool.save().unwrap();
     disk.process_dies();
     let (mut spool, found) = Spool::open(settings).unwrap();

@@ -13,16 +13,18 @@
 //!
 //! Not here: the moods of the sink and what is sent when (`lane.rs`), the files (`spool/`).
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
 use super::{Lane, Mood, Street};
-use crate::ack::{Ack, Count, Receipt, Receipts, Share, SinkId, Tally, Verdict};
+use crate::ack::{Ack, Count, GenerationId, Receipt, Receipts, Share, SinkId, Tally, Verdict};
 use crate::budget::{Budget, Door, Holder};
 use crate::error::{Error, Result};
+use crate::ledger::Progress;
 use crate::metrics::{Counter, Gauge, Registry};
 use crate::record::Slice;
 use crate::spool::{Lost, Put, Spool, Why};
@@ -56,6 +58,10 @@ pub struct Spooling {
     /// Behind all that is in the spool: it is full, or the disk is ill.
     waiting: VecDeque<(Slice, Share)>,
     ends: Arc<Mutex<Vec<End>>>,
+    /// Some of the spool was answered for since that was written down.
+    progressed: bool,
+    /// What the sink has of it since an earlier life, which died before it could write that down.
+    delivered: HashMap<GenerationId, Progress>,
     /// Why the disk cannot be used, if that was said.
     ill: Option<String>,
     /// When to try again: the disk failed, or the spool has no room although nothing in it waits.
@@ -75,6 +81,8 @@ pub struct Settings {
     pub chunks: Budget,
     /// For what is read back, in bytes.
     pub window_bytes: usize,
+    /// What the sink has of earlier lives, as far as it can tell.
+    pub delivered: Vec<(GenerationId, Range<u64>)>,
 }
 
 struct Meters {
@@ -87,16 +95,12 @@ struct Meters {
 /// All records of a frame have an end.
 struct End {
     sequence: u64,
-    /// From its front.
-    answered: Count,
-    is_whole: bool,
     receipt: Receipt,
 }
 
 /// Waits for the end of one frame.
 struct Frame {
     sequence: u64,
-    slice: Slice,
     ends: Arc<Mutex<Vec<End>>>,
 }
 
@@ -138,8 +142,11 @@ impl Lane {
     }
 
     fn replay(&mut self, now: Instant) {
-        while let Some((slice, share)) = self.spooling.as_mut().and_then(|spooling| spooling.next(now)) {
-            self.collect(slice, share, now);
+        while let Some(parts) = self.spooling.as_mut().and_then(|spooling| spooling.next(now)) {
+            parts.into_iter().for_each(|(slice, share)| self.collect(slice, share, now));
+        }
+        if let Some(spooling) = &mut self.spooling {
+            spooling.reap(now); // nobody reports what the sink had already
         }
         if self.spooling.as_ref().is_some_and(Spooling::has_unread) {
             // The window is full: a batch that is open waits in vain for more.
@@ -166,21 +173,19 @@ impl Lane {
 
 impl Receipts for Frame {
     fn receipt(&self, receipt: Receipt) {
-        let is_whole = receipt.undelivered.is_empty();
-        let upto = receipt.undelivered.first().map_or(u64::MAX, |gap| gap.start);
-        // Rising offsets: those in front of the first one that was not answered for.
-        let (Slice { records, range }, mut end) = (&self.slice, self.slice.range.start);
-        while end < range.end && records.get(end).offset < upto {
-            end += 1;
-        }
-        let answered = records.count(range.start..end);
-        self.ends.lock().push(End { sequence: self.sequence, answered, is_whole, receipt });
+        self.ends.lock().push(End { sequence: self.sequence, receipt });
     }
 }
 
 impl Spooling {
     pub fn new(spool: Spool, settings: Settings, metrics: &Registry) -> Spooling {
-        let Settings { sink, name, after, receipts, chunks, window_bytes } = settings;
+        let Settings { sink, name, after, receipts, chunks, window_bytes, delivered } = settings;
+        let mut had: HashMap<GenerationId, Progress> = HashMap::new();
+        if spool.has_unread() {
+            delivered
+                .into_iter()
+                .for_each(|(generation, range)| had.entry(generation).or_default().add(range));
+        }
         let label: &[(&str, &str)] = &[("sink", &name)];
         let meters = Meters {
             lines: metrics.gauge("spool_lines", "Lines in the spool of a sink.", label),
@@ -201,6 +206,8 @@ impl Spooling {
             frame_bytes: FRAME_BYTES.min(window_bytes / 2) as u64,
             waiting: VecDeque::new(),
             ends: Arc::default(),
+            progressed: false,
+            delivered: had,
             ill: None,
             again: None,
             tidy_at: None,
@@ -338,19 +345,59 @@ impl Spooling {
         self.take_back()
     }
 
-    /// The oldest records of the spool, if the window has room for them.
-    pub fn next(&mut self, now: Instant) -> Option<(Slice, Share)> {
+    /// The oldest records of the spool, if the window has room for them: those that the sink lacks.
+    pub fn next(&mut self, now: Instant) -> Option<Vec<(Slice, Share)>> {
         if self.rests(now) {
             return None;
         }
         let next = self.try_next();
         self.tell_lost();
         match next {
-            Ok(next) => next,
+            Ok(Some((slice, share))) => Some(self.without_delivered(slice, share)),
+            Ok(None) => {
+                if !self.has_unread() {
+                    self.delivered = HashMap::new();
+                }
+                None
+            }
             Err(cause) => {
                 self.is_ill(cause, now);
                 None
             }
+        }
+    }
+
+    /// A sink that knows what it has may have it without our knowing: we died between its answer and the note of it.
+    fn without_delivered(&mut self, slice: Slice, mut share: Share) -> Vec<(Slice, Share)> {
+        let Slice { records, range } = slice;
+        let Some(delivered) = self.delivered.get(&records.origin().generation) else {
+            return vec![(Slice { records, range }, share)];
+        };
+        let has = |at: u32| {
+            let record = records.get(at);
+            delivered.covers(record.offset..record.offset + record.len)
+        };
+        let (mut lacking, mut had, mut start) = (Vec::new(), Vec::new(), range.start);
+        while start < range.end {
+            let is_there = has(start);
+            let end = (start..range.end).find(|at| has(*at) != is_there).unwrap_or(range.end);
+            let part = Slice { records: records.clone(), range: start..end };
+            let its_share = share.split(part.count(), part.end());
+            if is_there { &mut had } else { &mut lacking }.push((part, its_share));
+            start = end;
+        }
+        for (part, share) in had {
+            self.answered(&part);
+            share.settle(&Verdict::Delivered);
+        }
+        lacking
+    }
+
+    /// Records are answered for; if they came out of the spool, they do not come back.
+    pub fn answered(&mut self, slice: &Slice) {
+        if let Some(frame) = slice.records.frame() {
+            self.spool.answered_in_part(frame, slice.range.clone(), slice.count());
+            self.progressed = true;
         }
     }
 
@@ -368,7 +415,7 @@ impl Spooling {
             };
             let generation = slice.records.origin().generation;
             let (sequence, ends) = (frame.sequence, self.ends.clone());
-            let receipts: Arc<dyn Receipts> = Arc::new(Frame { sequence, slice: slice.clone(), ends });
+            let receipts: Arc<dyn Receipts> = Arc::new(Frame { sequence, ends });
             let range = first..frame.range.end;
             let ack = Ack::from_spool(generation, range, slice.count(), self.sink, &receipts);
             let share = ack.into_shares().pop().expect("one share for one sink");
@@ -380,11 +427,10 @@ impl Spooling {
     /// What the senders have ended: the ledger hears of it, and it never comes back.
     pub fn reap(&mut self, now: Instant) {
         let ends = std::mem::take(&mut *self.ends.lock());
-        if !ends.is_empty() {
-            for End { sequence, answered, is_whole, receipt } in ends {
-                match is_whole {
-                    true => self.spool.answered(sequence),
-                    false => self.spool.answered_in_part(sequence, answered),
+        if std::mem::take(&mut self.progressed) || !ends.is_empty() {
+            for End { sequence, receipt } in ends {
+                if receipt.undelivered.is_empty() {
+                    self.spool.answered(sequence);
                 }
                 self.receipts.receipt(receipt);
             }
