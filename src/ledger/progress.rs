@@ -63,6 +63,17 @@ impl Progress {
         }
     }
 
+    /// What is ahead of the mark, rising.
+    pub fn ahead(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.ahead.iter().map(|(start, end)| (*start, *end))
+    }
+
+    /// How many bytes below `upto` were not answered for.
+    pub fn lacking(&self, upto: u64) -> u64 {
+        let ahead: u64 = self.ahead().map(|(start, end)| end.min(upto).saturating_sub(start)).sum();
+        upto.saturating_sub(self.low) - ahead
+    }
+
     /// Whether the byte at `offset` was answered for.
     pub fn contains(&self, offset: u64) -> bool {
         offset < self.low || self.ahead.range(..=offset).next_back().is_some_and(|(_, &end)| offset < end)
@@ -114,6 +125,10 @@ mod tests {
                     prop_assert_eq!(progress.contains(byte as u64), *known);
                     let all = model[byte..].iter().take(len as usize).all(|known| *known);
                     prop_assert_eq!(progress.covers(byte as u64..byte as u64 + len), all);
+                }
+                for upto in [0, 60, 150] {
+                    let lacking = model[..upto].iter().filter(|known| !**known).count() as u64;
+                    prop_assert_eq!(progress.lacking(upto as u64), lacking);
                 }
                 prop_assert_eq!(progress.low(), model.iter().position(|known| !known).unwrap() as u64);
             }

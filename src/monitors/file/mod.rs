@@ -20,6 +20,7 @@ pub mod identity;
 mod known;
 mod names;
 mod packed;
+pub mod survey;
 mod tail;
 #[cfg(test)]
 mod tests;
