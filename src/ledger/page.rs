@@ -38,6 +38,10 @@ pub struct Page {
     pub stamps: BTreeMap<u64, KeptStamp>,
     pub finished: bool,
     pub unread: u64,
+    /// What this life has done with it, from where it began: read, and given up.
+    begun: u64,
+    read: u64,
+    passed_over: u64,
 }
 
 /// The end of what was read, and what is known of that place.
@@ -70,6 +74,9 @@ impl Page {
             stamps: BTreeMap::new(),
             finished: false,
             unread: 0,
+            begun: 0,
+            read: 0,
+            passed_over: 0,
         }
     }
 
@@ -101,6 +108,9 @@ impl Page {
             stamps: saved.stamps.into_iter().map(|stamp| (stamp.start, stamp)).collect(),
             finished: false,
             unread: 0,
+            begun: 0,
+            read: 0,
+            passed_over: 0,
         };
         page.begin_life();
         page
@@ -192,6 +202,29 @@ impl Page {
         !answered && !overlaps && stamp.start >= self.known_to
     }
 
+    /// A chunk of this life.
+    pub fn read(&mut self, range: Range<u64>) {
+        self.begin_account();
+        self.read += range.end - range.start;
+        self.read_to = range.end;
+    }
+
+    /// Nothing of it was read or given up in this life so far: what is seen begins here.
+    fn begin_account(&mut self) {
+        if self.read + self.passed_over == 0 {
+            self.begun = self.read_to;
+        }
+    }
+
+    /// The laws of one generation: what this life has seen was read or given up, and nothing is read beyond what is
+    /// known, nor kept.
+    pub fn adds_up(&self) -> bool {
+        let seen = self.read + self.passed_over;
+        (seen == 0 || self.begun + seen == self.read_to)
+            && self.read_to <= self.high.to.max(self.known_to)
+            && self.stamps.last_key_value().is_none_or(|(_, stamp)| stamp.end <= self.high.to)
+    }
+
     /// A stamp that the last life had written down.
     pub fn recall(&mut self, stamp: &Stamp) {
         self.keep(stamp);
@@ -206,6 +239,7 @@ impl Page {
     /// All there is was read by lives before this one.
     fn begin_life(&mut self) {
         self.known_to = self.high.to;
+        (self.read, self.passed_over) = (0, 0);
         self.drop_answered_in(0..u64::MAX);
         self.read_to = self.position();
     }
@@ -213,6 +247,7 @@ impl Page {
     /// Undoes [`Page::keep`] for the newest stamp, and returns what that returned; what was read before stays known.
     pub fn take_back(&mut self, stamp: &Stamp) -> bool {
         self.read_to = stamp.start;
+        self.read -= (stamp.end - stamp.start).min(self.read);
         if stamp.start < self.known_to || stamp.end != self.high.to {
             return false;
         }
@@ -276,6 +311,8 @@ impl Page {
     /// No sink is asked for what stands up to `upto`. Says how many bytes some sink lacked.
     pub fn give_up(&mut self, from: u64, upto: u64, why: Arc<str>) -> u64 {
         let range = from..upto.max(from);
+        self.begin_account();
+        self.passed_over += range.end - range.start;
         let bytes = self.lacking(range.clone());
         self.sinks.iter_mut().for_each(|progress| progress.add(range.clone()));
         self.read_to = range.end;

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::books::{Books, Meters, SinkBooks, view};
+use super::books::{Books, GenerationView, Meters, SinkBooks, view};
 use super::page::Page;
 use super::saved::{AnyPath, Changes, OwnFile, Saved, SavedGeneration};
 use super::{HOLE, InSpool, Known, Mark, Note, Opened, Ranged, Record, Restored, Stamp};
@@ -132,7 +132,7 @@ impl State {
                 stamp.generation.0, stamp.start, page.read_to
             )));
         }
-        page.read_to = stamp.end;
+        page.read(stamp.start..stamp.end);
         let again = stamp.start < page.known_to;
         if page.keep(stamp) {
             self.meters.open_chunks.add(1);
@@ -318,15 +318,39 @@ impl State {
         self.own_files = own_files.unwrap_or(std::mem::take(&mut self.own_files));
     }
 
-    /// A snapshot, checked against the law: what was read for a sink is settled, let go or pending.
+    /// Looks at every account that has changed since the last checkpoint. What does not add up is returned, once.
+    pub fn check_laws(&mut self) -> Option<Error> {
+        let sinks = self.books.sinks.iter().filter(|sink| !sink.adds_up());
+        let sinks = sinks.map(|sink| format!("the account of {} does not add up: {sink:?}", sink.name));
+        let page =
+            |id: &GenerationId| self.pages.get(id).filter(|page| !page.adds_up()).map(|page| (*id, page));
+        let pages = self.changed.iter().filter_map(page).map(|(id, page)| {
+            let view = view(id, page, &self.names);
+            format!("the account of generation {} does not add up: {view:?}", id.0)
+        });
+        let broken: Vec<String> = sinks.chain(pages).collect();
+        let is_news = self.books.broken_laws.is_empty() && !broken.is_empty();
+        if is_news {
+            self.meters.broken_laws.add(broken.len() as u64);
+            self.books.broken_laws = broken;
+        }
+        is_news.then(|| Error::new(self.books.broken_laws.join("; ")))
+    }
+
+    /// A snapshot.
     pub fn books(&self) -> Books {
         let mut books = self.books.clone();
-        for sink in &books.sinks {
-            debug_assert!(sink.adds_up(), "the books of {} do not add up", sink.name);
-        }
         books.generations = self.pages.len();
-        books.pages = self.pages.iter().take(PAGES_SHOWN).map(|(id, page)| view(*id, page)).collect();
+        let asked = self.pages.iter().filter(|(_, page)| !page.is_settled());
+        let settled = self.pages.iter().filter(|(_, page)| page.is_settled());
+        let shown = asked.chain(settled).take(PAGES_SHOWN);
+        books.pages = shown.map(|(id, page)| view(*id, page, &self.names)).collect();
         books
+    }
+
+    /// Every generation, for an audit.
+    pub fn views(&self) -> impl Iterator<Item = (GenerationView, Known)> {
+        self.pages.iter().map(|(id, page)| (view(*id, page, &self.names), page.known(*id)))
     }
 }
 

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::saved::Saved;
 use super::state::State;
 use super::*;
-use crate::ack::{Count, SinkId, Tally, Verdict};
+use crate::ack::{Count, GenerationId, Receipt, SinkId, SinkSet, Tally, Verdict};
 use crate::clock::Clock;
 use crate::disk::RealDisk;
 use crate::tasks;
@@ -387,6 +387,63 @@ fn what_a_stop_kept_is_not_delivered() {
     assert!(!books.all_delivered());
 }
 
+/// Prints its figures; the promise is a second, of a release build.
+#[test]
+fn a_hundred_thousand_generations_are_ready_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk: Arc<dyn crate::disk::Disk> = Arc::new(RealDisk);
+    let mut state = state();
+    let count = 100_000;
+    for number in 0..count {
+        let Note::Opened(opened) = opened(0) else { unreachable!() };
+        let filename = Some(format!("/var/log/applications/a/long/path/{number}.log").into());
+        let identity =
+            Some(Identity { device: 65025, inode: number, head: Head { len: 1024, hash: !number } });
+        let opened = Opened { generation: GenerationId(number), filename, identity, ..*opened };
+        state.apply(Note::Opened(Box::new(opened)), false).unwrap();
+    }
+    let (mut slots, _) = super::checkpoint::Slots::open(disk.clone(), folder.path());
+    let clock = Clock::real();
+    let began = clock.now();
+    slots.write_snapshot(&state.to_save(Mark::default(), &OwnFiles::default(), true)).unwrap();
+    let (written, bytes) =
+        (clock.now() - began, std::fs::metadata(folder.path().join("checkpoint-0")).unwrap().len());
+    let began = clock.now();
+    let settings = Settings {
+        folder: folder.path().to_owned(),
+        sinks: names(),
+        sync_interval: Duration::from_secs(1),
+        unsynced: Default::default(),
+        passed: Default::default(),
+        own_files: Default::default(),
+        disk,
+    };
+    let (_switch, stop) = tasks::Switch::new().unwrap();
+    let (ledger, ..) = Ledger::open(
+        settings,
+        stop,
+        Duration::from_secs(1),
+        &Registry::default(),
+        &mut tasks::Wires::default(),
+    );
+    let known = ledger.restored().known.len() as u64;
+    println!(
+        "{count} generations: a slot of {bytes} bytes, written in {written:.0?}, ready in {:.0?}",
+        clock.now() - began
+    );
+    assert_eq!(known, count);
+}
+
+#[test]
+fn an_account_that_does_not_add_up_is_seen() {
+    let count = Count { lines: 1, bytes: 10 };
+    let well =
+        SinkBooks { read: 2, read_bytes: 20, delivered: count, spooled: count, ..SinkBooks::default() };
+    assert!(well.adds_up());
+    assert!(!SinkBooks { read: 3, ..well.clone() }.adds_up());
+    assert!(!SinkBooks { pending_bytes: 1, ..well }.adds_up());
+}
+
 proptest! {
     /// The model: whatever order the answers come in, and wherever the process ends, the next life starts at
     /// the first chunk that some sink lacks, at its line, and asks each sink for exactly what it lacks.
@@ -418,6 +475,7 @@ proptest! {
                 prop_assert_eq!(progress.contains(number * 100 + 50), has(number, sink as u8));
             }
         }
+        prop_assert!(state.check_laws().is_none());
         let books = state.books();
         for sink in 0..2u8 {
             let account = &books.sinks[sink as usize];
