@@ -257,7 +257,6 @@ impl Agent {
         };
         let spools = Spools {
             config,
-            found: spools::survey(config),
             unsynced: unsynced.clone(),
             passed,
             book: book.clone(),

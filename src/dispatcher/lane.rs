@@ -506,11 +506,11 @@ impl Lane {
     fn abandon(&mut self, slice: Slice, share: Share, now: Instant) {
         match &mut self.spooling {
             _ if slice.records.frame().is_some() => share.let_go(),
-            Some(spooling) => {
+            Some(spooling) if spooling.takes_the_rest() => {
                 spooling.put(slice, share, now);
                 self.let_go_of_waiting(now);
             }
-            None => self.let_go_of(share, &slice),
+            _ => self.let_go_of(share, &slice),
         }
     }
 

@@ -54,7 +54,7 @@ impl Spool {
             };
             self.pass_over(header.before, header.sequence, Why::Corrupt);
             if self.answered_before(&header) >= header.records {
-                self.lose(Lost { why: Why::AnsweredBefore, count: header.count(), range: None });
+                self.lose(Lost { why: Why::AnsweredBefore, count: header.count() });
                 self.step_over(&header);
             } else {
                 self.ahead = Some(header);
@@ -115,15 +115,14 @@ impl Spool {
                 let path = self.segments[at].path.clone();
                 self.put_aside(&path, place.offset..place.offset + header.len())?;
                 let count = self.not_torn(header.before, header.after());
-                let range = Some((header.generation, range));
-                self.lose(Lost { why: Why::Corrupt, count, range });
+                self.lose(Lost { why: Why::Corrupt, count });
                 self.step_over(&header);
                 return Ok(None);
             }
         };
         let answered = self.answered_before(&header);
         let answered_count = records.count(0..answered);
-        self.lose(Lost { why: Why::AnsweredBefore, count: answered_count, range: None });
+        self.lose(Lost { why: Why::AnsweredBefore, count: answered_count });
         let mut count = header.count();
         count.lines -= answered_count.lines;
         count.bytes -= answered_count.bytes;
@@ -181,6 +180,10 @@ impl Spool {
             let file = self.cursor.as_mut().expect("it was made with the folder");
             file.write(&cursor, &self.settings.passed)?;
             self.settings.unsynced.note(file.file().clone());
+            if cursor.at.segment == self.next_segment {
+                // Nothing is left: no descriptor is held for it, either.
+                (self.cursor, self.reading) = (None, None);
+            }
             Ok(())
         });
         written.context(|| format!("could not write to the spool {}", folder.display()))

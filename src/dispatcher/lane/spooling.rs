@@ -22,12 +22,12 @@ use parking_lot::Mutex;
 
 use super::{Lane, Mood, Street};
 use crate::ack::{Ack, Count, GenerationId, Receipt, Receipts, Share, SinkId, Tally, Verdict};
-use crate::budget::{Budget, Credit, Door, Holder};
+use crate::budget::{Budget, Door, Holder};
 use crate::error::{Error, Result};
 use crate::ledger::Progress;
 use crate::metrics::{Counter, Gauge, Registry};
 use crate::record::Slice;
-use crate::spool::{Lost, Put, Spool, SpoolOptions, Why};
+use crate::spool::{Lost, Put, Spool, Why};
 
 /// A frame is as large as a read at most, if a single record is not larger, so that a window has room for several.
 const FRAME_BYTES: usize = 256 * 1024;
@@ -44,7 +44,7 @@ pub struct Spooling {
     sink: SinkId,
     name: Arc<str>,
     spool: Spool,
-    /// `None`: nothing is put into it any more.
+    /// `None`: it is only emptied.
     after: Option<Duration>,
     /// The ledger.
     receipts: Arc<dyn Receipts>,
@@ -52,8 +52,6 @@ pub struct Spooling {
     chunks: Budget,
     window: Door,
     window_bytes: usize,
-    /// What the window is made of, if it was taken from what all sources share.
-    rent: Option<Credit>,
     frame_bytes: u64,
     /// From the moment when an ill sink is spooled until it is well and all has been read back.
     active: bool,
@@ -77,13 +75,12 @@ pub struct Spooling {
 pub struct Settings {
     pub sink: SinkId,
     pub name: Arc<str>,
-    pub options: SpoolOptions,
+    /// How long the sink has to be ill. `None`: what an earlier life has left is sent, and no more is spooled.
+    pub after: Option<Duration>,
     pub receipts: Arc<dyn Receipts>,
     pub chunks: Budget,
     /// For what is read back, in bytes.
     pub window_bytes: usize,
-    /// Given back when all of it was answered for.
-    pub rent: Option<Credit>,
     /// What the sink has of earlier lives, as far as it can tell.
     pub delivered: Vec<(GenerationId, Range<u64>)>,
 }
@@ -168,8 +165,9 @@ impl Lane {
     pub(super) fn spool_due(&self) -> Option<Instant> {
         let spooling = self.spooling.as_ref()?;
         let may_start = self.has_some_to_spool() && self.nobody_away() && !spooling.takes_all();
-        let start = (may_start && !self.giving_up).then(|| spooling.starts_at(self.health.lock().since));
-        start.flatten().into_iter().chain(spooling.due()).min()
+        let may_start = may_start && !self.giving_up;
+        let start = may_start.then(|| spooling.starts_at(self.health.lock().since)).flatten();
+        start.into_iter().chain(spooling.due()).min()
     }
 }
 
@@ -181,7 +179,7 @@ impl Receipts for Frame {
 
 impl Spooling {
     pub fn new(spool: Spool, settings: Settings, metrics: &Registry) -> Spooling {
-        let Settings { sink, name, options, receipts, chunks, window_bytes, rent, delivered } = settings;
+        let Settings { sink, name, after, receipts, chunks, window_bytes, delivered } = settings;
         let mut had: HashMap<GenerationId, Progress> = HashMap::new();
         if spool.has_unread() {
             delivered
@@ -200,12 +198,11 @@ impl Spooling {
             sink,
             name,
             spool,
-            after: (options.max_bytes > 0).then_some(options.after),
+            after,
             receipts,
             chunks,
             window: Budget::small(window_bytes).door(),
             window_bytes,
-            rent,
             frame_bytes: FRAME_BYTES.min(window_bytes / 2) as u64,
             waiting: VecDeque::new(),
             ends: Arc::default(),
@@ -239,14 +236,19 @@ impl Spooling {
         self.spool.pending()
     }
 
-    /// When a sink that is ill since `since` has been so for long enough; `None`: it is never spooled.
+    /// When a sink that is ill since `since` has been so for long enough; `None`: never.
     fn starts_at(&self, since: Instant) -> Option<Instant> {
         Some(self.again.unwrap_or(since).max(since + self.after?))
     }
 
     fn starts_now(&self, since: Instant, now: Instant) -> bool {
         let pressed = self.chunks.used() * 2 >= self.chunks.capacity();
-        self.starts_at(since).is_some_and(|at| at <= now || (pressed && !self.rests(now)))
+        self.starts_at(since).is_some_and(|start| start <= now || (pressed && !self.rests(now)))
+    }
+
+    /// Whether the end of the agent is a reason to spool.
+    pub fn takes_the_rest(&self) -> bool {
+        self.active || self.after.is_some()
     }
 
     fn rests(&self, now: Instant) -> bool {
@@ -440,10 +442,7 @@ impl Spooling {
         }
         if self.tidy_at.is_some_and(|at| at <= now) {
             self.tidy_at = match self.spool.tidy() {
-                Ok(false) => {
-                    self.rent = None; // nothing of it is under way
-                    None
-                }
+                Ok(false) => None,
                 Ok(true) => {
                     // An idle agent writes no checkpoints: then there is nothing to wait for in a hurry.
                     self.tidy_wait = (self.tidy_wait * 2).min(TIDY_MOST);
@@ -464,7 +463,7 @@ impl Spooling {
     }
 
     fn tell_lost(&mut self) {
-        for Lost { why, count, range } in self.spool.take_lost() {
+        for Lost { why, count } in self.spool.take_lost() {
             let verdict = match why {
                 Why::AnsweredBefore => Verdict::Delivered,
                 Why::Corrupt => Verdict::Dropped("spool corrupt".into()),
@@ -476,19 +475,7 @@ impl Spooling {
             }
             let mut tally = Tally::default();
             tally.add(&verdict, count);
-            let (generation, range) = range.unwrap_or((GenerationId(0), 0..0));
-            let (sink, not_delivered, undelivered) = (self.sink, Count::default(), Vec::new());
-            let receipt = Receipt {
-                generation,
-                range,
-                sink,
-                tally,
-                not_delivered,
-                undelivered,
-                fault: false,
-                from_spool: true,
-            };
-            self.receipts.receipt(receipt);
+            self.receipts.receipt(Receipt::of_lost(self.sink, tally));
         }
     }
 
