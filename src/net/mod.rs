@@ -16,7 +16,9 @@ use std::time::Duration;
 pub use connect::{connect, wait};
 pub use resolve::{LookUpError, Resolve, ResolverLoop, resolver};
 use ureq::config::Config;
-use ureq::unversioned::transport::{Connector, RustlsConnector};
+use ureq::unversioned::transport::Connector;
+#[cfg(feature = "tls")]
+use ureq::unversioned::transport::RustlsConnector;
 
 use crate::clock::Clock;
 use crate::tasks::Closed;
@@ -35,9 +37,8 @@ pub fn agent(
 ) -> ureq::Agent {
     assert!(config.proxy().is_none(), "the connector would silently pass the proxy by");
     let names = resolve::Names::new(resolve, look_up_max, abort.clone());
-    ureq::Agent::with_parts(
-        config,
-        connect::Connect::new(abort, clock).chain(RustlsConnector::default()),
-        names,
-    )
+    let connect = connect::Connect::new(abort, clock);
+    #[cfg(feature = "tls")]
+    let connect = connect.chain(RustlsConnector::default());
+    ureq::Agent::with_parts(config, connect, names)
 }
