@@ -66,6 +66,8 @@ pub struct Books {
     pub generations: usize,
     /// The first thousand.
     pub pages: Vec<GenerationView>,
+    /// How many were written in this life.
+    pub checkpoints: u64,
     /// Why the state cannot be written, if so.
     pub ill: Option<String>,
     /// Why files wait: what is read of them could not be stamped.

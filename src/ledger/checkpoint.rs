@@ -1,277 +1,382 @@
-//! Two checkpoints on disk, written in turn: whatever happens to one, the other one is whole.
+//! Two checkpoints on disk: whatever happens to one, the other one and the journal make up for it.
 //!
-//! A slot is one line `log-capturer checkpoint 1 <sequence> <crc32 of the body> <length of the body>` and a JSON
-//! body. A torn, zeroed or flipped file is detected by it. Each is replaced atomically (temp, fsync, rename,
-//! fsync of the folder). The agent never refuses to start because of one: what cannot be read is put aside as
-//! `….corrupt` for a person to look at, and said.
+//! A slot begins with a snapshot of everything; behind it the pages that have changed since are appended, frame by
+//! frame. When those outgrow the snapshot, or the journal would have to wait for the other slot for too long, the
+//! next snapshot goes to the other slot. So ten thousand files cost no more than those of them that move.
+//!
+//! ```text
+//! checkpoint-0, checkpoint-1     header of 64 bytes, a frame that is a snapshot, frames that are changes
+//! header     magic (32) | sequence of the snapshot, 0 if there is none (8) | salt (4) | zeros (16) | CRC-32 of that (4)
+//! frame      length of the body (4) | sequence (8) | mark in the journal (8 + 4) | seal (4) | body, JSON
+//! ```
+//!
+//! Numbers are little endian; each frame of either slot has the next sequence. A seal is the CRC-32 of what
+//! stands before it and of the body, begun with the seal before it, or with the salt, which is drawn for each snapshot. So what is
+//! torn or flipped ends the usable part of a slot, and so does what an earlier use of it left behind.
+//!
+//! Always true: the slot that holds the newest frame is never written over. Both are allocated beyond what the next
+//! snapshot needs, so that a full disk does not reach them. The agent never refuses to start because of one.
 
-use std::fs::DirBuilder;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
-use super::page::High;
-use super::{Identity, KeptStamp, Mark, Progress};
-use crate::durable::{self, FileId};
+use super::Mark;
+use super::saved::{Changes, Saved};
+use crate::disk::{Disk, DiskFile, Open};
 use crate::error::{Context, Error, Result};
 
-const MAGIC: &str = "log-capturer checkpoint 1";
+const MAGIC: &[u8; 32] = b"log-capturer checkpoint 2\n\0\0\0\0\0\0";
 
-/// Everything that outlives the process.
-#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Saved {
-    /// The last record of the journal that is in it.
-    #[serde(default)]
-    pub journal: Mark,
-    pub last_stamp_ns: i64,
-    pub next_generation: u64,
-    pub generations: Vec<SavedGeneration>,
-    pub own_files: Vec<OwnFile>,
-}
+const HEADER_BYTES: usize = 64;
 
-#[derive(Debug, PartialEq, Clone, Serialize, Deserialize)]
-pub struct SavedGeneration {
-    pub id: u64,
-    pub source: String,
-    pub filename: Option<AnyPath>,
-    pub identity: Option<Identity>,
-    pub lineage: u64,
-    pub high: High,
-    pub given_up: Vec<(String, u64)>,
-    /// By the name of the sink, those that left the configuration too.
-    pub sinks: Vec<(String, Progress)>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub stamps: Vec<KeptStamp>,
-}
+const FRAME_HEAD_BYTES: usize = 28;
 
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
-pub struct OwnFile {
-    pub device: u64,
-    pub inode: u64,
-    pub path: AnyPath,
-}
+/// What a slot has room for at least, and grows by: a hundred files and what becomes of them in some minutes.
+const SLOT_BYTES: u64 = 256 * 1024;
 
-impl OwnFile {
-    pub fn file_id(&self) -> FileId {
-        FileId { device: self.device, inode: self.inode }
-    }
-}
+/// How far the other slot may stay behind, in records of the journal, which is kept for so long: some 1 MiB. If the
+/// snapshot is larger, as many as take twice its room.
+const JOURNAL_RECORDS: u64 = 8 * 1024;
 
-/// A path of any bytes: a string where it is UTF-8, else its bytes.
-#[derive(Debug, PartialEq, Clone, Serialize, Deserialize)]
-#[serde(from = "PathForm", into = "PathForm")]
-pub struct AnyPath(pub PathBuf);
+/// One of them, in bytes.
+const JOURNAL_RECORD_BYTES: u64 = 128;
 
-#[derive(Clone, Serialize, Deserialize)]
-#[serde(untagged)]
-enum PathForm {
-    Text(String),
-    Bytes(Vec<u8>),
-}
-
-impl From<PathForm> for AnyPath {
-    fn from(form: PathForm) -> AnyPath {
-        use std::os::unix::ffi::OsStringExt;
-        AnyPath(match form {
-            PathForm::Text(text) => PathBuf::from(text),
-            PathForm::Bytes(bytes) => PathBuf::from(std::ffi::OsString::from_vec(bytes)),
-        })
-    }
-}
-
-impl From<AnyPath> for PathForm {
-    fn from(path: AnyPath) -> PathForm {
-        use std::os::unix::ffi::OsStringExt;
-        match path.0.into_os_string().into_string() {
-            Ok(text) => PathForm::Text(text),
-            Err(bytes) => PathForm::Bytes(bytes.into_vec()),
-        }
-    }
-}
-
-/// The two files, and which comes next.
-#[derive(Debug)]
+/// The two slots, and where the next frame goes.
 pub struct Slots {
+    disk: Arc<dyn Disk>,
     folder: PathBuf,
-    next_sequence: u64,
-    /// Of each slot that is whole.
-    marks: [Option<Mark>; 2],
+    /// Held open, so that nobody who takes the last descriptor keeps the state from being saved.
+    files: [Option<Arc<dyn DiskFile>>; 2],
+    /// What each holds, if it is whole.
+    held: [Option<Held>; 2],
+    /// The one that this life writes to.
+    current: Option<usize>,
+    sequence: u64,
+}
+
+/// The usable part of a slot.
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    /// Of its last frame.
+    sequence: u64,
+    seal: u32,
+    mark: Mark,
+    /// Where the snapshot ends, and where the next frame would begin.
+    snapshot_end: u64,
+    end: u64,
+}
+
+/// What stands in the slots.
+#[derive(Debug, PartialEq)]
+pub enum Left {
+    /// There has never been a checkpoint here.
+    Nothing,
+    /// There was, and none is whole: the state is empty, but this is no first start, which would skip what stands in
+    /// the files.
+    Ruins,
+    State(Box<Saved>),
+}
+
+/// How a slot looks.
+enum Slot {
+    Missing,
+    /// Made, and never written.
+    Blank,
+    Whole(Held),
+    Ruined(String),
 }
 
 impl Slots {
-    /// Touches nothing if all is well. `None`: there has never been a checkpoint here. If there was and
-    /// none is whole, the state is empty, but no first start: that would skip what stands in the files.
-    pub fn open(folder: &Path) -> (Slots, Option<Saved>) {
-        let mut newest: Option<(u64, Saved)> = None;
-        let (mut damaged, mut marks) = (false, [None; 2]);
-        for slot in 0..2 {
-            let path = slot_path(folder, slot);
-            match read(&path) {
-                Ok(Some((sequence, saved))) => {
-                    marks[slot as usize] = Some(saved.journal);
-                    if newest.as_ref().is_none_or(|(known, _)| sequence > *known) {
-                        newest = Some((sequence, saved));
-                    }
+    /// Reads; writes nothing.
+    pub fn open(disk: Arc<dyn Disk>, folder: &Path) -> (Slots, Left) {
+        let mut slots = Slots {
+            disk,
+            folder: folder.to_owned(),
+            files: [None, None],
+            held: [None; 2],
+            current: None,
+            sequence: 0,
+        };
+        let (mut was_there, mut newest) = (false, Vec::new());
+        for number in 0..2 {
+            match slots.scan(number) {
+                Slot::Missing | Slot::Blank => {}
+                Slot::Whole(held) => newest.push((held.sequence, number, held)),
+                Slot::Ruined(why) => {
+                    was_there = true;
+                    log::error!("ledger: {} is not whole: {why}", slots.path(number).display());
                 }
-                Ok(None) => damaged |= path.with_extension("corrupt").exists(),
-                Err(cause) => {
-                    damaged = true;
-                    let aside = path.with_extension("corrupt");
-                    log::error!(
-                        "ledger: {cause}; using the other checkpoint, this one is kept as {}",
-                        aside.display()
-                    );
-                    if let Err(cause) = durable::rename(&path, &aside) {
-                        log::error!("ledger: {cause}");
+            }
+        }
+        newest.sort_by_key(|(sequence, ..)| std::cmp::Reverse(*sequence));
+        let mut left = None;
+        for (sequence, number, held) in newest {
+            was_there = true;
+            slots.sequence = slots.sequence.max(sequence);
+            slots.held[number] = Some(held);
+            if left.is_none() {
+                match slots.read(number, held) {
+                    Ok(saved) => left = Some(saved),
+                    Err(cause) => {
+                        slots.held[number] = None;
+                        log::error!("ledger: {}: {cause}", slots.path(number).display());
                     }
                 }
             }
         }
-        let next_sequence = newest.as_ref().map_or(1, |(sequence, _)| sequence + 1);
-        let found = newest.map(|(_, saved)| saved).or_else(|| damaged.then(Saved::default));
-        (Slots { folder: folder.to_owned(), next_sequence, marks }, found)
+        let left = match left {
+            Some(saved) => Left::State(Box::new(saved)),
+            None if was_there => Left::Ruins,
+            None => Left::Nothing,
+        };
+        (slots, left)
     }
 
-    /// Of the newest checkpoint that is whole; `None`: there is none.
+    fn path(&self, number: usize) -> PathBuf {
+        self.folder.join(format!("checkpoint-{number}"))
+    }
+
+    /// How far the frames of a slot prove themselves.
+    fn scan(&self, number: usize) -> Slot {
+        let file = match self.disk.open(&self.path(number), Open::Existing) {
+            Ok(file) => file,
+            Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => return Slot::Missing,
+            Err(cause) => return Slot::Ruined(cause.to_string()),
+        };
+        let mut header = [0; HEADER_BYTES];
+        let (first, salt) = match file.read_at(&mut header, 0).map(|read| (read, parse_header(&header))) {
+            Ok((HEADER_BYTES, Some(header))) => header,
+            Ok(_) => return Slot::Ruined("its header is not ours".into()),
+            Err(cause) => return Slot::Ruined(cause.to_string()),
+        };
+        if first == 0 {
+            return Slot::Blank;
+        }
+        let (mut held, mut body) = (None, Vec::new());
+        let (mut at, mut sequence, mut seal) = (HEADER_BYTES as u64, first - 1, salt);
+        while let Some(head) = read_frame(&*file, at, sequence, seal, &mut body) {
+            let mark;
+            (sequence, mark, seal) = head;
+            at += (FRAME_HEAD_BYTES + body.len()) as u64;
+            let snapshot_end = held.map_or(at, |held: Held| held.snapshot_end);
+            held = Some(Held { sequence, seal, mark, snapshot_end, end: at });
+        }
+        held.map_or_else(|| Slot::Ruined("its snapshot is damaged".into()), Slot::Whole)
+    }
+
+    /// What the frames of a slot that was scanned come to.
+    fn read(&self, number: usize, held: Held) -> Result<Saved> {
+        let file =
+            self.disk.open(&self.path(number), Open::Existing).context(|| "could not open it".into())?;
+        let (mut saved, mut changes, mut at) = (None, Vec::new(), HEADER_BYTES as u64);
+        while at < held.end {
+            let mut head = [0; FRAME_HEAD_BYTES];
+            let doing = || format!("could not read the frame at {at}");
+            file.read_at(&mut head, at).context(doing)?;
+            let mut body = vec![0; length_of(&head)];
+            file.read_at(&mut body, at + FRAME_HEAD_BYTES as u64).context(doing)?;
+            match &saved {
+                None => saved = Some(serde_json::from_slice(&body).context(doing)?),
+                Some(_) => changes.push(serde_json::from_slice(&body).context(doing)?),
+            }
+            at += (FRAME_HEAD_BYTES + body.len()) as u64;
+        }
+        let mut saved: Saved = saved.ok_or_else(|| Error::new("it has no frame"))?;
+        saved.apply(changes);
+        Ok(saved)
+    }
+
+    /// Makes both slots, so that the first checkpoint finds room on a disk that is full by then.
+    pub fn begin(&mut self) {
+        for number in 0..2 {
+            if let Err(cause) = self.file(number, SLOT_BYTES) {
+                log::debug!("ledger: {cause}"); // said by whoever needs it
+            }
+        }
+    }
+
+    /// Of the newest checkpoint; `None`: there is none.
     pub fn mark(&self) -> Option<Mark> {
-        self.marks.iter().flatten().max().copied()
+        self.held.iter().flatten().max_by_key(|held| held.sequence).map(|held| held.mark)
     }
 
     /// Both checkpoints hold the journal up to here.
     pub fn passed(&self) -> u64 {
-        self.marks.iter().map(|mark| mark.map_or(0, |mark| mark.sequence)).min().unwrap_or(0)
+        self.held.iter().map(|held| held.map_or(0, |held| held.mark.sequence)).min().unwrap_or(0)
     }
 
-    /// Replaces the older of the two. The folder is made if it is not there: on a disk that was full at the
-    /// start, or for somebody who has deleted it meanwhile.
-    pub fn write(&mut self, saved: &Saved) -> Result<()> {
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.folder);
-        made.context(|| format!("could not create the folder {}", self.folder.display()))?;
-        let body = serde_json::to_vec(saved).context(|| "could not encode the checkpoint".into())?;
-        let sum = crc32fast::hash(&body);
-        let mut bytes = format!("{MAGIC} {} {sum:08x} {}\n", self.next_sequence, body.len()).into_bytes();
-        bytes.extend_from_slice(&body);
-        durable::write_atomic(&slot_path(&self.folder, self.next_sequence % 2), &bytes)?;
-        self.marks[(self.next_sequence % 2) as usize] = Some(saved.journal);
-        self.next_sequence += 1;
+    /// Whether the next frame has to be a snapshot, which goes to the other slot: the changes outgrow the last one, or
+    /// the journal has to be kept for too long. `mark`: of the next frame.
+    pub fn wants_snapshot(&self, mark: Mark) -> bool {
+        let Some(held) = self.current.and_then(|number| self.held[number]) else { return true };
+        let snapshot = held.snapshot_end;
+        let records = JOURNAL_RECORDS.max(2 * snapshot / JOURNAL_RECORD_BYTES);
+        held.end - snapshot > snapshot.max(SLOT_BYTES / 2)
+            || mark.sequence - self.passed().min(mark.sequence) > records
+    }
+
+    /// Everything, to the slot that does not hold the newest frame.
+    pub fn write_snapshot(&mut self, saved: &Saved) -> Result<()> {
+        let newest = (0..2).filter_map(|number| Some((self.held[number]?.sequence, number))).max();
+        let number = newest.map_or(0, |(_, newest)| 1 - newest);
+        let salt = fastrand::u32(..);
+        let (sequence, mut bytes) = (self.sequence + 1, Vec::new());
+        bytes.extend_from_slice(&header(sequence, salt));
+        let seal = append_frame(&mut bytes, sequence, saved.journal, salt, saved)?;
+        let end = bytes.len() as u64;
+        // Ruined from here on, until it is whole again.
+        self.held[number] = None;
+        let file = self.file(number, 2 * end + SLOT_BYTES)?;
+        let doing = || format!("could not write {}", self.path(number).display());
+        file.write_at(&bytes, 0).context(doing)?;
+        file.sync().context(doing)?;
+        self.held[number] = Some(Held { sequence, seal, mark: saved.journal, snapshot_end: end, end });
+        self.current = Some(number);
+        self.sequence = sequence;
+        // The other one will have to take as much; that there is no room for it now is said when it matters.
+        if let Err(cause) = self.file(1 - number, 2 * end + SLOT_BYTES) {
+            log::debug!("ledger: {cause}");
+        }
         Ok(())
     }
+
+    /// Behind the frames of this life. After an error the next one has to be a snapshot.
+    pub fn write_changes(&mut self, changes: &Changes) -> Result<()> {
+        let current = self.current.take().and_then(|number| Some((number, self.held[number]?)));
+        let Some((number, held)) = current else { return Err(Error::new("there is no snapshot to add to")) };
+        let (sequence, mut bytes) = (held.sequence + 1, Vec::new());
+        let seal = append_frame(&mut bytes, sequence, changes.journal, held.seal, changes)?;
+        let path = self.path(number);
+        let doing = || format!("could not write {}", path.display());
+        let Some(file) = self.open_file(number) else {
+            self.held[number] = None;
+            return Err(Error::new(format!("{} is gone", path.display())));
+        };
+        file.write_at(&bytes, held.end).context(doing)?;
+        file.sync().context(doing)?;
+        let end = held.end + bytes.len() as u64;
+        self.held[number] = Some(Held { sequence, seal, mark: changes.journal, end, ..held });
+        self.current = Some(number);
+        self.sequence = sequence;
+        Ok(())
+    }
+
+    /// A slot with room for so many bytes, made if it is not there: on a disk that was full at the start, or for
+    /// somebody who has deleted it meanwhile.
+    fn file(&mut self, number: usize, room: u64) -> Result<Arc<dyn DiskFile>> {
+        let path = self.path(number);
+        let doing = || format!("could not make room for {}", path.display());
+        let file = match self.open_file(number) {
+            Some(file) => file,
+            None => {
+                self.disk.create_folder(&self.folder).context(doing)?;
+                let file = self.disk.open(&path, Open::OrCreate).context(doing)?;
+                if file.size().context(doing)? == 0 {
+                    file.write_at(&header(0, 0), 0).context(doing)?;
+                    self.disk.sync_folder(&self.folder).context(doing)?;
+                }
+                self.files[number] = Some(file.clone());
+                file
+            }
+        };
+        let room = room.div_ceil(SLOT_BYTES) * SLOT_BYTES;
+        if file.size().context(doing)? < room {
+            // What is written next may fit all the same.
+            if let Err(cause) = file.allocate(room) {
+                log::debug!("ledger: {}: {cause}", doing());
+            }
+        }
+        Ok(file)
+    }
 }
 
-fn slot_path(folder: &Path, slot: u64) -> PathBuf {
-    folder.join(format!("checkpoint-{slot}"))
+impl Slots {
+    /// The one that is held open, if its name still leads to it.
+    fn open_file(&self, number: usize) -> Option<Arc<dyn DiskFile>> {
+        let file = self.files[number].as_ref()?;
+        let there = self.disk.look(&self.path(number)).ok()?;
+        (file.id().ok()? == there.id).then(|| file.clone())
+    }
 }
 
-fn read(path: &Path) -> Result<Option<(u64, Saved)>> {
-    let bytes = match std::fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(cause) => return Err(Error::new(format!("could not read {}: {cause}", path.display()))),
+fn header(sequence: u64, salt: u32) -> [u8; HEADER_BYTES] {
+    let mut header = [0; HEADER_BYTES];
+    header[..32].copy_from_slice(MAGIC);
+    header[32..40].copy_from_slice(&sequence.to_le_bytes());
+    header[40..44].copy_from_slice(&salt.to_le_bytes());
+    let sum = crc32fast::hash(&header[..HEADER_BYTES - 4]);
+    header[HEADER_BYTES - 4..].copy_from_slice(&sum.to_le_bytes());
+    header
+}
+
+/// The sequence of the snapshot, and the salt.
+fn parse_header(bytes: &[u8; HEADER_BYTES]) -> Option<(u64, u32)> {
+    let sequence = u64::from_le_bytes(bytes[32..40].try_into().ok()?);
+    let salt = u32::from_le_bytes(bytes[40..44].try_into().ok()?);
+    (*bytes == header(sequence, salt)).then_some((sequence, salt))
+}
+
+/// Returns its seal.
+fn append_frame(
+    bytes: &mut Vec<u8>,
+    sequence: u64,
+    mark: Mark,
+    before: u32,
+    body: &impl Serialize,
+) -> Result<u32> {
+    let at = bytes.len();
+    bytes.resize(at + FRAME_HEAD_BYTES, 0);
+    serde_json::to_writer(&mut *bytes, body).context(|| "could not encode the checkpoint".into())?;
+    let (head, body) = bytes[at..].split_at_mut(FRAME_HEAD_BYTES);
+    let length = u32::try_from(body.len()).context(|| "the checkpoint is too large".into())?;
+    head[..4].copy_from_slice(&length.to_le_bytes());
+    head[4..12].copy_from_slice(&sequence.to_le_bytes());
+    head[12..20].copy_from_slice(&mark.sequence.to_le_bytes());
+    head[20..24].copy_from_slice(&mark.seal.to_le_bytes());
+    let seal = seal_of(before, &head[..24], body);
+    head[24..].copy_from_slice(&seal.to_le_bytes());
+    Ok(seal)
+}
+
+fn length_of(head: &[u8; FRAME_HEAD_BYTES]) -> usize {
+    u32::from_le_bytes([head[0], head[1], head[2], head[3]]) as usize
+}
+
+/// The frame at `at`, if it goes on from the one before: its sequence, mark and seal; its body is in `body` then.
+fn read_frame(
+    file: &dyn DiskFile,
+    at: u64,
+    last: u64,
+    before: u32,
+    body: &mut Vec<u8>,
+) -> Option<(u64, Mark, u32)> {
+    let mut head = [0; FRAME_HEAD_BYTES];
+    let size = file.size().ok()?;
+    let whole = file.read_at(&mut head, at).ok()? == FRAME_HEAD_BYTES;
+    let sequence = u64::from_le_bytes(head[4..12].try_into().ok()?);
+    let length = length_of(&head);
+    if !whole || sequence != last + 1 || at + (FRAME_HEAD_BYTES + length) as u64 > size {
+        return None;
+    }
+    body.resize(length, 0);
+    let whole = file.read_at(body, at + FRAME_HEAD_BYTES as u64).ok()? == length;
+    let mark = Mark {
+        sequence: u64::from_le_bytes(head[12..20].try_into().ok()?),
+        seal: u32::from_le_bytes(head[20..24].try_into().ok()?),
     };
-    let bad = |why: &str| Error::new(format!("{} is not a whole checkpoint: {why}", path.display()));
-    let end = memchr::memchr(b'\n', &bytes).ok_or_else(|| bad("its first line has no end"))?;
-    let (head, body) = (&bytes[..end], &bytes[end + 1..]);
-    let head = std::str::from_utf8(head).ok().and_then(|head| head.strip_prefix(MAGIC));
-    let fields: Vec<&str> =
-        head.ok_or_else(|| bad("its first line is not ours"))?.split_ascii_whitespace().collect();
-    let [sequence, sum, length] = fields[..] else { return Err(bad("its first line is not ours")) };
-    if length.parse() != Ok(body.len()) {
-        return Err(bad("its length is wrong"));
-    }
-    if u32::from_str_radix(sum, 16) != Ok(crc32fast::hash(body)) {
-        return Err(bad("its checksum is wrong"));
-    }
-    let sequence = sequence.parse().map_err(|_| bad("its sequence is no number"))?;
-    let saved = serde_json::from_slice(body).map_err(|cause| bad(&cause.to_string()))?;
-    Ok(Some((sequence, saved)))
+    let seal = u32::from_le_bytes(head[24..].try_into().ok()?);
+    (whole && seal == seal_of(before, &head[..24], body)).then_some((sequence, mark, seal))
+}
+
+/// Each proves all that led to it.
+pub fn seal_of(before: u32, head: &[u8], body: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new_with_initial(before);
+    hasher.update(head);
+    hasher.update(body);
+    hasher.finalize()
 }
 
 #[cfg(test)]
-#[expect(clippy::disallowed_methods, reason = "the tests damage files on purpose")]
-mod tests {
-    use super::*;
-
-    fn saved(stamp: i64) -> Saved {
-        let path = AnyPath(PathBuf::from("/var/log/a"));
-        Saved {
-            journal: Mark::default(),
-            last_stamp_ns: stamp,
-            next_generation: 3,
-            generations: vec![SavedGeneration {
-                id: 2,
-                source: "files".into(),
-                filename: Some(path),
-                identity: None,
-                lineage: 9,
-                high: High { to: 70, line: 4, continues: true, before: None, cursor: None },
-                stamps: Vec::new(),
-                given_up: vec![("truncated".into(), 7)],
-                sinks: vec![("loki".into(), Progress::starting_at(40))],
-            }],
-            own_files: Vec::new(),
-        }
-    }
-
-    #[test]
-    fn the_newest_whole_checkpoint_is_used_whatever_happened_to_the_other() {
-        for (damage, expected) in [("none", 3), ("torn", 2), ("zeroed", 2), ("flipped", 2), ("deleted", 2)] {
-            let folder = tempfile::tempdir().unwrap();
-            let (mut slots, none) = Slots::open(folder.path());
-            assert!(none.is_none());
-            for stamp in 1..=3 {
-                slots.write(&saved(stamp)).unwrap();
-            }
-            let newest = slot_path(folder.path(), 1);
-            let bytes = std::fs::read(&newest).unwrap();
-            match damage {
-                "torn" => std::fs::write(&newest, &bytes[..bytes.len() - 5]).unwrap(),
-                "zeroed" => std::fs::write(&newest, vec![0; bytes.len()]).unwrap(),
-                "flipped" => {
-                    let mut flipped = bytes.clone();
-                    *flipped.last_mut().unwrap() ^= 4;
-                    std::fs::write(&newest, flipped).unwrap();
-                }
-                "deleted" => std::fs::remove_file(&newest).unwrap(),
-                _ => {}
-            }
-            let (mut slots, found) = Slots::open(folder.path());
-            assert_eq!(found.unwrap(), saved(expected), "{damage}");
-            slots.write(&saved(10)).unwrap();
-            assert_eq!(Slots::open(folder.path()).1.unwrap(), saved(10), "{damage}");
-        }
-    }
-
-    #[test]
-    fn a_folder_that_somebody_deleted_is_made_again() {
-        let folder = tempfile::tempdir().unwrap();
-        let ledger = folder.path().join("data/ledger");
-        let (mut slots, _) = Slots::open(&ledger);
-        assert!(!ledger.exists());
-        for stamp in 1..=2 {
-            slots.write(&saved(stamp)).unwrap();
-            assert_eq!(Slots::open(&ledger).1, Some(saved(stamp)));
-            std::fs::remove_dir_all(folder.path().join("data")).unwrap();
-        }
-    }
-
-    #[test]
-    fn a_state_that_is_all_damaged_is_empty_and_was_there() {
-        let folder = tempfile::tempdir().unwrap();
-        let (mut slots, _) = Slots::open(folder.path());
-        (1..=2).for_each(|stamp| slots.write(&saved(stamp)).unwrap());
-        (0..2).for_each(|slot| std::fs::write(slot_path(folder.path(), slot), b"\0\0").unwrap());
-        for life in 1..=2 {
-            let found = Slots::open(folder.path()).1;
-            assert_eq!(found, Some(Saved::default()), "life {life}, which saved nothing either");
-        }
-    }
-
-    #[test]
-    fn a_path_that_is_no_text_survives() {
-        use std::os::unix::ffi::OsStringExt;
-        let odd = AnyPath(PathBuf::from(std::ffi::OsString::from_vec(b"/a\xff\nb".to_vec())));
-        let text = serde_json::to_string(&odd).unwrap();
-        assert_eq!(serde_json::from_str::<AnyPath>(&text).unwrap(), odd);
-    }
-}
+mod tests;

@@ -7,7 +7,7 @@
 //! ```text
 //! journal-<n>     a header of 64 bytes, then records; 1 MiB, allocated before it is used
 //! header          magic (24) | sequence of the first record (8) | seal of the record before it (4) | salt (4)
-//!                 | zeros (20) | CRC-32 of all that (4)
+//!                 | number of the data folder (8) | zeros (12) | CRC-32 of all that (4)
 //! record          length of the body (4) | sequence (8) | seal (4) | body, JSON
 //! ```
 //!
@@ -26,7 +26,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use super::checkpoint::AnyPath;
+use super::checkpoint::seal_of;
+use super::saved::AnyPath;
 use super::{Head, Identity, Opened, Stamp};
 use crate::ack::{GenerationId, SinkSet};
 use crate::disk::{Disk, DiskFile, Durable, Open};
@@ -35,8 +36,9 @@ use crate::error::{Context, Error, Result};
 /// Ten thousand stamps: 2.5 GB of a file that is read at full speed, or a second of as many quiet files.
 const SEGMENT_BYTES: u64 = 1024 * 1024;
 
-/// Allocated at the first start, and kept when the journal was longer for a while.
-const SPARE_SEGMENTS: usize = 2;
+/// Allocated at the first start, and kept when the journal was longer for a while: what both checkpoints wait for,
+/// what is written meanwhile, and one more.
+const SPARE_SEGMENTS: usize = 3;
 
 /// Only if no checkpoint can be written there are ever so many. Then files wait.
 const SEGMENTS_MAX: usize = 128;
@@ -198,6 +200,8 @@ struct Segment {
 pub struct Journal {
     disk: Arc<dyn Disk>,
     folder: PathBuf,
+    /// Of the data folder.
+    id: u64,
     link: Arc<Link>,
     last: Mark,
     /// What the next record is sealed with: the seal of the last one, or what the header of the segment made of it.
@@ -215,6 +219,7 @@ pub struct Journal {
 /// What a segment holds that seals itself.
 struct Run {
     segment: Segment,
+    id: u64,
     /// What the first record is sealed with.
     before: Mark,
     /// In order, each with the place of its body.
@@ -243,8 +248,8 @@ pub struct Found {
     pub records: Vec<Record>,
     /// The last of them.
     pub last: Mark,
-    /// Somebody has written to it, in whatever life.
-    pub was_used: bool,
+    /// Of the data folder, if somebody has written to the journal, in whatever life.
+    pub id: Option<u64>,
 }
 
 /// Reads what is behind `mark`; without a checkpoint, everything there is. Never fails because of what it reads:
@@ -259,7 +264,7 @@ pub fn find(disk: Arc<dyn Disk>, folder: &Path, mark: Option<Mark>) -> Found {
             Err(cause) => log::error!("ledger: could not read {}: {cause}", path.display()),
         }
     }
-    let was_used = runs.iter().any(|run| !run.records.is_empty());
+    let id = runs.iter().find(|run| !run.records.is_empty()).map(|run| run.id);
     runs.sort_by_key(|run| run.before.sequence);
     let mut last = mark
         .or_else(|| runs.iter().find(|run| !run.records.is_empty()).map(|run| run.before))
@@ -286,6 +291,7 @@ pub fn find(disk: Arc<dyn Disk>, folder: &Path, mark: Option<Mark>) -> Found {
     let journal = Journal {
         disk,
         folder: folder.to_owned(),
+        id: 0,
         link: link.clone(),
         last,
         chain: last.seal,
@@ -295,7 +301,7 @@ pub fn find(disk: Arc<dyn Disk>, folder: &Path, mark: Option<Mark>) -> Found {
         next_name,
         buffer: Vec::new(),
     };
-    Found { journal, link, records, last, was_used }
+    Found { journal, link, records, last, id }
 }
 
 fn segment_paths(disk: &dyn Disk, folder: &Path) -> Vec<(u64, PathBuf)> {
@@ -316,9 +322,9 @@ fn read_segment(disk: &dyn Disk, path: &Path) -> std::io::Result<Run> {
     let read = file.read_at(&mut bytes, 0)?;
     bytes.truncate(read);
     let segment = Segment { path: path.to_owned(), file, last: 0 };
-    let Some((before, chain)) = parse_header(&bytes) else {
+    let Some((before, chain, id)) = parse_header(&bytes) else {
         // Allocated and never used, or damaged: room for the next.
-        return Ok(Run { segment, before: Mark::default(), records: Vec::new(), bytes });
+        return Ok(Run { segment, id: 0, before: Mark::default(), records: Vec::new(), bytes });
     };
     let (mut at, mut records) = (HEADER_BYTES, Vec::new());
     let mut last = Mark { seal: chain, ..before };
@@ -327,18 +333,19 @@ fn read_segment(disk: &dyn Disk, path: &Path) -> std::io::Result<Run> {
         last = mark;
         records.push((mark, body));
     }
-    Ok(Run { segment, before, records, bytes })
+    Ok(Run { segment, id, before, records, bytes })
 }
 
-/// What stands before the first record, and what that is sealed with.
-fn parse_header(bytes: &[u8]) -> Option<(Mark, u32)> {
+/// What stands before the first record, what that is sealed with, and the number of the data folder.
+fn parse_header(bytes: &[u8]) -> Option<(Mark, u32, u64)> {
     let header = bytes.get(..HEADER_BYTES)?;
     let (fields, sum) = header.split_at(HEADER_BYTES - 4);
     let good = fields.starts_with(MAGIC) && sum == crc32fast::hash(fields).to_le_bytes();
     let first = u64::from_le_bytes(fields[24..32].try_into().ok()?);
     let seal = u32::from_le_bytes(fields[32..36].try_into().ok()?);
     let salt = u32::from_le_bytes(fields[36..40].try_into().ok()?);
-    (good && first > 0).then(|| (Mark { sequence: first - 1, seal }, salted(seal, salt)))
+    let id = u64::from_le_bytes(fields[40..48].try_into().ok()?);
+    (good && first > 0).then(|| (Mark { sequence: first - 1, seal }, salted(seal, salt), id))
 }
 
 fn parse_record(bytes: &[u8], at: usize, last: Mark) -> Option<(Mark, std::ops::Range<usize>)> {
@@ -358,22 +365,20 @@ fn salted(seal: u32, salt: u32) -> u32 {
     seal_of(seal, &salt.to_le_bytes(), &[])
 }
 
-fn seal_of(before: u32, head: &[u8], body: &[u8]) -> u32 {
-    let mut hasher = crc32fast::Hasher::new_with_initial(before);
-    hasher.update(head);
-    hasher.update(body);
-    hasher.finalize()
-}
-
 impl Journal {
-    /// Before anything is appended: makes room for a while, if it can.
-    pub fn begin(&mut self) {
+    /// Before anything is appended: makes room for a while, if it can. `id`: of the data folder.
+    pub fn begin(&mut self, id: u64) {
+        self.id = id;
+        let before = self.others.len();
         while self.others.len() < SPARE_SEGMENTS {
             match self.allocate() {
                 Ok(segment) => self.others.push(segment),
                 // Said by whoever needs it.
                 Err(cause) => return log::debug!("ledger: {cause}"),
             }
+        }
+        if self.others.len() > before && self.disk.sync_folder(&self.folder).is_ok() {
+            self.link.to_sync.lock().clear(); // it held nothing but the names
         }
     }
 
@@ -450,6 +455,7 @@ impl Journal {
         header[24..32].copy_from_slice(&(self.last.sequence + 1).to_le_bytes());
         header[32..36].copy_from_slice(&self.last.seal.to_le_bytes());
         header[36..40].copy_from_slice(&salt.to_le_bytes());
+        header[40..48].copy_from_slice(&self.id.to_le_bytes());
         let sum = crc32fast::hash(&header[..HEADER_BYTES - 4]);
         header[HEADER_BYTES - 4..].copy_from_slice(&sum.to_le_bytes());
         header

@@ -18,6 +18,7 @@ mod checkpoint;
 mod journal;
 mod page;
 mod progress;
+mod saved;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -40,8 +41,10 @@ use crate::metrics::Registry;
 use crate::tasks::{Post, Stop, Task, Wires};
 
 pub use books::{Books, GenerationView, SinkBooks};
+use checkpoint::{Left, Slots};
 pub use journal::{Journal, Mark, Record};
 pub use progress::Progress;
+use saved::Saved;
 use state::State;
 
 /// Which file a generation is, whatever it is called. Compared field by field by the file monitor.
@@ -75,6 +78,8 @@ pub struct Opened {
     pub identity: Option<Identity>,
     pub lineage: u64,
     pub start: u64,
+    /// Of a stream that is read by time, and not from its beginning.
+    pub cursor: Option<Cursor>,
 }
 
 impl Note {
@@ -218,8 +223,10 @@ impl Known {
 }
 
 /// What the last life left behind.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Restored {
+    /// Of the data folder, for ever: what the ids of records begin with.
+    pub id: Arc<str>,
     pub known: Vec<Known>,
     /// One more than any stamp that was given to a line of a file.
     pub last_stamp_ns: i64,
@@ -273,6 +280,10 @@ const VIEW_AGE_MAX: Duration = Duration::from_secs(1);
 /// Long enough for the first sweep of most hosts, short enough for whoever kills us at once.
 const FIRST_SAVE: Duration = Duration::from_millis(100);
 
+/// How long the other slot may stay behind, while something changes: those who wait for two checkpoints before they
+/// delete something must not wait for ever.
+const SNAPSHOT_EVERY: Duration = Duration::from_secs(30);
+
 /// What the ledger needs from the agent.
 pub struct Settings {
     pub folder: PathBuf,
@@ -294,11 +305,19 @@ pub struct Ledger {
     /// The last record of the journal that is in the state.
     mark: Mark,
     link: Arc<journal::Link>,
-    slots: checkpoint::Slots,
+    slots: Slots,
     view: BooksView,
     /// Something is not in a checkpoint yet: when to write the next one.
     save_at: Option<Instant>,
     last_save: LastSave,
+    /// When the next checkpoint has to be a snapshot, whatever the slots say; `None`: both slots have everything.
+    snapshot_at: Option<Instant>,
+    /// How many more of them it takes until then.
+    snapshots_due: u8,
+    /// How many checkpoints this life has written.
+    checkpoints: u64,
+    /// Nobody is left who could give a number to anything.
+    clean: bool,
     /// The view is older than the books: when to replace it.
     show_at: Option<Instant>,
     /// Why the last attempt to save failed: said once, retried every `sync_interval`.
@@ -334,15 +353,27 @@ impl Ledger {
     ) -> (Ledger, Book, Journal) {
         let carriers = [Post::Monitor, Post::Worker, Post::Lane];
         let (book, notes) = wires.downhill("notes", &carriers, Post::Ledger, NOTES);
-        let (slots, saved) = checkpoint::Slots::open(&settings.folder);
+        let (mut slots, left) = Slots::open(settings.disk.clone(), &settings.folder);
         let found = journal::find(settings.disk.clone(), &settings.folder, slots.mark());
-        let first_start = saved.is_none() && !found.was_used;
-        let saved = saved.unwrap_or_default();
+        let first_start = left == Left::Nothing && found.id.is_none();
+        let saved = match left {
+            Left::State(saved) => *saved,
+            Left::Nothing | Left::Ruins => {
+                let id = found.id.unwrap_or_else(|| fastrand::u64(..));
+                Saved { id, clean: first_start, ..Saved::default() }
+            }
+        };
+        let (id, clean) = (saved.id, saved.clean);
         saved.own_files.iter().for_each(|own| settings.own_files.add(own.file_id(), &own.path.0));
         let mut state = State::new(saved, &settings.sinks, metrics);
         found.records.into_iter().for_each(|record| state.recall(record));
+        if !clean {
+            state.skip_generations(1 + u64::from(fastrand::u32(..)));
+        }
         let mut journal = found.journal;
-        journal.begin();
+        journal.begin(id);
+        slots.begin();
+        found.link.pass(slots.passed());
         let ledger = Ledger {
             settings,
             stop,
@@ -354,6 +385,10 @@ impl Ledger {
             slots,
             save_at: None,
             last_save: LastSave::WhenAborted { half_margin: margin / 2 },
+            snapshot_at: None,
+            snapshots_due: 0,
+            checkpoints: 0,
+            clean: false,
             show_at: None,
             ill: None,
             stamping_ill: None,
@@ -419,13 +454,17 @@ impl Ledger {
                 Event::Due => {
                     let now = task.now();
                     let last = if let LastSave::At(at) = self.last_save { Some(at) } else { None };
-                    match [self.save_at, last].into_iter().flatten().any(|due| due <= now) {
+                    match [self.save_at, self.snapshot_at, last].into_iter().flatten().any(|due| due <= now) {
                         true => self.save(task),
                         false => self.show(),
                     }
                 }
                 Event::Closed => break,
             }
+        }
+        self.clean = true;
+        if self.checkpoints > 0 {
+            self.save_at = Some(task.now()); // that it ended well is news
         }
         self.save(task);
         Ok(())
@@ -437,7 +476,11 @@ impl Ledger {
             _ => never(),
         };
         let last = if let LastSave::At(at) = self.last_save { Some(at) } else { None };
-        let due = [self.save_at, self.show_at, last].into_iter().flatten().min().map_or(never(), at);
+        let due = [self.save_at, self.snapshot_at, self.show_at, last]
+            .into_iter()
+            .flatten()
+            .min()
+            .map_or(never(), at);
         select! {
             recv(self.notes) -> note => note.map_or(Event::Closed, Event::Note),
             recv(aborted) -> _ => Event::Aborted,
@@ -460,14 +503,40 @@ impl Ledger {
         }
     }
 
-    /// Outputs and the journal first, then the checkpoint that relies on them.
-    fn write(&mut self) -> Result<()> {
+    /// Outputs and the journal first, then the checkpoint that relies on them. Whether it is a snapshot.
+    fn write(&mut self, force_snapshot: bool) -> Result<bool> {
         self.settings.unsynced.sync()?;
         self.link.sync()?;
-        self.slots.write(&self.state.to_save(self.mark, &self.settings.own_files))?;
+        let (mark, clean, own_files) = (self.mark, self.clean, &self.settings.own_files);
+        let is_snapshot = force_snapshot || self.slots.wants_snapshot(mark);
+        let own_files = if is_snapshot {
+            let saved = self.state.to_save(mark, own_files, clean);
+            self.slots.write_snapshot(&saved)?;
+            Some(saved.own_files)
+        } else {
+            let changes = self.state.changes(mark, own_files, clean);
+            self.slots.write_changes(&changes)?;
+            changes.own_files
+        };
+        self.state.was_saved(own_files);
+        self.checkpoints += 1;
         self.link.pass(self.slots.passed());
-        self.settings.passed.written();
-        Ok(())
+        if is_snapshot {
+            self.settings.passed.written();
+        }
+        Ok(is_snapshot)
+    }
+
+    /// After a checkpoint: when the next snapshot is due, so that in the end both slots have everything.
+    fn plan_snapshot(&mut self, has_news: bool, was_snapshot: bool, now: Instant) {
+        let due = if has_news { 2 } else { self.snapshots_due };
+        self.snapshots_due = due.saturating_sub(u8::from(was_snapshot));
+        let later = now + SNAPSHOT_EVERY;
+        self.snapshot_at = match self.snapshots_due {
+            0 => None,
+            _ if was_snapshot => Some(later),
+            _ => self.snapshot_at.or(Some(later)),
+        };
     }
 
     /// For tests that play the thread: takes what is there, and saves it if told.
@@ -480,7 +549,7 @@ impl Ledger {
                 note => self.state.apply(note, true)?,
             }
         }
-        if save { self.write() } else { Ok(()) }
+        if save { self.write(false).map(drop) } else { Ok(()) }
     }
 
     #[cfg(test)]
@@ -493,12 +562,17 @@ impl Ledger {
         if matches!(self.last_save, LastSave::At(at) if task.now() >= at) {
             self.last_save = LastSave::Done;
         }
+        let now = task.now();
+        let force = self.snapshot_at.is_some_and(|at| at <= now);
         let saved = match self.save_at {
-            None => Ok(()), // nothing happened since the last one
-            Some(_) => self.write(),
+            None if !force => Ok(None), // nothing happened since the last one
+            _ => self.write(force).map(Some),
         };
         match saved {
-            Ok(()) => {
+            Ok(written) => {
+                if let Some(was_snapshot) = written {
+                    self.plan_snapshot(self.save_at.is_some(), was_snapshot, now);
+                }
                 if self.ill.take().is_some() {
                     log::info!("ledger: the state can be written again");
                 }
@@ -514,6 +588,7 @@ impl Ledger {
                 }
                 self.ill = Some(cause);
                 self.save_at = Some(task.now() + self.settings.sync_interval);
+                self.snapshot_at = None; // the next one is tried soon enough
             }
         }
         self.show();
@@ -522,6 +597,7 @@ impl Ledger {
     fn show(&mut self) {
         self.show_at = None;
         let mut books = self.state.books();
+        books.checkpoints = self.checkpoints;
         books.ill = self.ill.clone();
         books.stamping_ill = self.stamping_ill.clone();
         *self.view.lock() = Arc::new(books);

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::checkpoint::{AnyPath, SavedGeneration};
+use super::saved::{AnyPath, SavedGeneration};
 use super::{Cursor, Head, Identity, KeptStamp, Known, Opened, Progress, Stamp};
 use crate::ack::{GenerationId, SinkId};
 
@@ -59,7 +59,7 @@ impl Page {
             identity: opened.identity,
             lineage: opened.lineage,
             read_to: opened.start,
-            high: High { to: opened.start, line: 0, continues: false, before: None, cursor: None },
+            high: High { to: opened.start, line: 0, continues: false, before: None, cursor: opened.cursor },
             known_to: opened.start,
             given_up: Vec::new(),
             sinks: vec![Progress::starting_at(opened.start); sinks],
@@ -145,9 +145,11 @@ impl Page {
         }
     }
 
-    /// Where a restart would begin: the least over the sinks, or the start of the stamp that it lies in.
+    /// Where a restart would begin: the least over the sinks, or the start of the stamp that it lies in. What an
+    /// output says that it has beyond all stamps, which a power cut made us forget, is read over too, for its lines'
+    /// numbers.
     pub fn position(&self) -> u64 {
-        let low = self.sinks.iter().map(Progress::low).min().unwrap_or(self.high.to);
+        let low = self.sinks.iter().map(Progress::low).min().unwrap_or(self.high.to).min(self.high.to);
         self.stamp_at(low).map_or(low, |stamp| stamp.start)
     }
 

@@ -3,22 +3,29 @@
 //! Always true: per generation and sink, the lines read for it are the lines settled, let go, or pending. A
 //! finished generation is forgotten once every sink has answered; its account lives on in the totals.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::books::{Books, Meters, SinkBooks, view};
-use super::checkpoint::{AnyPath, OwnFile, Saved};
 use super::page::Page;
+use super::saved::{AnyPath, Changes, OwnFile, Saved, SavedGeneration};
 use super::{Damaged, HOLE, Known, Mark, Note, Opened, Ranged, Record, Restored, Stamp};
 use crate::ack::{Count, GenerationId, Receipt, SinkId};
-use crate::durable::OwnFiles;
+use crate::durable::{FileId, OwnFiles};
 use crate::error::{Error, Result};
 use crate::metrics::Registry;
 
 pub struct State {
     names: Vec<Arc<str>>,
+    /// Of the data folder.
+    id: u64,
     pages: BTreeMap<GenerationId, Page>,
+    /// Pages that are not as the last checkpoint has them, and those that it has and that are gone.
+    changed: BTreeSet<GenerationId>,
+    gone: Vec<GenerationId>,
+    /// As the last checkpoint has them.
+    own_files: Vec<OwnFile>,
     last_stamp_ns: i64,
     next_generation: u64,
     books: Books,
@@ -29,7 +36,7 @@ pub struct State {
 const PAGES_SHOWN: usize = 1000;
 
 impl State {
-    /// `names`: the sinks of the configuration, by [`crate::ack::SinkId`]. One that is new here starts at the position of
+    /// `names`: the sinks of the configuration, by [`SinkId`]. One that is new here starts at the position of
     /// the others.
     pub fn new(saved: Saved, names: &[Arc<str>], metrics: &Registry) -> State {
         let (again, streams): (Vec<_>, Vec<_>) = saved
@@ -47,7 +54,11 @@ impl State {
         meters.generations.set(pages.len() as i64);
         State {
             names: names.to_vec(),
+            id: saved.id,
             pages,
+            changed: BTreeSet::new(),
+            gone: Vec::new(),
+            own_files: Vec::new(),
             last_stamp_ns: saved.last_stamp_ns,
             next_generation: saved.next_generation,
             books: Books { sinks: sinks.collect(), ..Books::default() },
@@ -59,6 +70,7 @@ impl State {
         let known = |(id, page): (&GenerationId, &Page)| page.known(*id);
         Restored {
             known: self.pages.iter().map(known).collect::<Vec<Known>>(),
+            id: id_text(self.id),
             last_stamp_ns: self.last_stamp_ns,
             next_generation: self.next_generation,
             first_start,
@@ -94,6 +106,7 @@ impl State {
     fn page(&mut self, generation: GenerationId) -> Result<&mut Page> {
         let missing =
             || Error::new(format!("a note about generation {}, which is not in the books", generation.0));
+        self.changed.insert(generation);
         self.pages.get_mut(&generation).ok_or_else(missing)
     }
 
@@ -101,6 +114,7 @@ impl State {
         let generation = opened.generation;
         self.next_generation = self.next_generation.max(generation.0 + 1);
         self.pages.insert(generation, Page::opened(opened, self.names.len()));
+        self.changed.insert(generation);
         self.meters.generations.set(self.pages.len() as i64);
     }
 
@@ -206,6 +220,8 @@ impl State {
     fn forget_if_over(&mut self, generation: GenerationId) {
         if self.pages.get(&generation).is_some_and(|page| page.finished && page.is_settled()) {
             self.pages.remove(&generation);
+            self.changed.remove(&generation);
+            self.gone.push(generation);
             self.meters.finished.add(-1);
             self.meters.generations.set(self.pages.len() as i64);
         }
@@ -217,7 +233,7 @@ impl State {
         self.next_generation = self.next_generation.max(generation.0 + 1);
         if let Record::Opened { source, filename, identity, lineage, start, .. } = record {
             let (source, filename) = (source.into(), filename.map(|path| path.0));
-            let opened = Opened { generation, source, filename, identity, lineage, start };
+            let opened = Opened { generation, source, filename, identity, lineage, start, cursor: None };
             self.pages.entry(generation).or_insert_with(|| Page::opened(opened, self.names.len()));
         } else if let Record::Read(read) = &record {
             let stamp = read.stamp();
@@ -236,19 +252,46 @@ impl State {
         self.meters.generations.set(self.pages.len() as i64);
     }
 
-    pub fn to_save(&self, journal: Mark, own_files: &OwnFiles) -> Saved {
-        let own_file = |(id, path): (crate::durable::FileId, PathBuf)| OwnFile {
-            device: id.device,
-            inode: id.inode,
-            path: AnyPath(path),
-        };
+    /// The numbers of generations that a life has given which did not end in good order may not be known here, but
+    /// to the outputs and spools that stand on the disk: so they are never given again.
+    pub fn skip_generations(&mut self, count: u64) {
+        self.next_generation += count;
+    }
+
+    /// Everything, for a snapshot. `clean`: see [`Saved::clean`].
+    pub fn to_save(&self, journal: Mark, own_files: &OwnFiles, clean: bool) -> Saved {
         Saved {
+            id: self.id,
+            clean,
             journal,
             last_stamp_ns: self.last_stamp_ns,
             next_generation: self.next_generation,
             generations: self.pages.iter().map(|(id, page)| page.saved(*id, &self.names)).collect(),
-            own_files: own_files.list().into_iter().map(own_file).collect(),
+            own_files: list(own_files),
         }
+    }
+
+    /// What has changed since [`State::was_saved`].
+    pub fn changes(&self, journal: Mark, own_files: &OwnFiles, clean: bool) -> Changes {
+        let saved = |id: &GenerationId| -> Option<SavedGeneration> {
+            Some(self.pages.get(id)?.saved(*id, &self.names))
+        };
+        Changes {
+            clean,
+            journal,
+            last_stamp_ns: self.last_stamp_ns,
+            next_generation: self.next_generation,
+            generations: self.changed.iter().filter_map(saved).collect(),
+            gone: self.gone.iter().map(|generation| generation.0).collect(),
+            own_files: Some(list(own_files)).filter(|files| *files != self.own_files),
+        }
+    }
+
+    /// The checkpoint has it all. `own_files`: those that it has, if they were in it.
+    pub fn was_saved(&mut self, own_files: Option<Vec<OwnFile>>) {
+        self.changed.clear();
+        self.gone.clear();
+        self.own_files = own_files.unwrap_or(std::mem::take(&mut self.own_files));
     }
 
     /// A snapshot, checked against the law: what was read for a sink is settled, let go or pending.
@@ -261,4 +304,15 @@ impl State {
         books.pages = self.pages.iter().take(PAGES_SHOWN).map(|(id, page)| view(*id, page)).collect();
         books
     }
+}
+
+/// As it stands in the ids of records.
+pub fn id_text(id: u64) -> Arc<str> {
+    format!("{id:016x}").into()
+}
+
+fn list(own_files: &OwnFiles) -> Vec<OwnFile> {
+    let own_file =
+        |(id, path): (FileId, PathBuf)| OwnFile { device: id.device, inode: id.inode, path: AnyPath(path) };
+    own_files.list().into_iter().map(own_file).collect()
 }

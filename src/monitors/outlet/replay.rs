@@ -4,16 +4,16 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
-use std::time::Duration;
 
 use proptest::prelude::*;
 
 use super::super::SourceKind;
 use super::super::file::framing::{End, frame};
-use super::fixture::{Below, below};
+use super::fixture::{Below, below_on};
 use super::*;
 use crate::ack::{Share, Verdict};
 use crate::budget::READ_BYTES;
+use crate::disk::model::ModelDisk;
 
 /// As long as the shortest lines are cut at.
 const LONGEST: usize = 8;
@@ -36,6 +36,8 @@ struct Life {
 enum Ending {
     InGoodOrder,
     Killed,
+    /// What was not synced survives as the seed says.
+    PowerCut(u64),
 }
 
 /// What stands at one place of the file: where the line ends, its number and its time.
@@ -45,6 +47,8 @@ type Line = (u64, u64, i64);
 struct Model {
     /// As each was first handed over, by its start. Those after a stop that came too early are found out anew.
     lines: BTreeMap<u64, Line>,
+    /// As of the last checkpoint: what a power cut must not change.
+    synced: BTreeMap<u64, Line>,
     /// How often each sink got each byte.
     got: [Vec<u8>; SINKS],
 }
@@ -86,9 +90,9 @@ fn source() -> SourceOptions {
 }
 
 /// One life: goes on where the last one was.
-fn live(state: &Path, data: &[u8], life: &Life, model: &mut Model) {
+fn live(disk: &ModelDisk, data: &[u8], life: &Life, model: &mut Model) {
     let Below { switch: _switch, mut ledger, restored, supply, journal, chunks, .. } =
-        below(state, SINKS, READ_BYTES);
+        below_on(Arc::new(disk.clone()), Path::new("/data/ledger"), SINKS, READ_BYTES);
     let source = source();
     let mut outlet = supply.stamping_outlet(journal);
     drop(supply);
@@ -104,7 +108,11 @@ fn live(state: &Path, data: &[u8], life: &Life, model: &mut Model) {
         }),
     };
     for (turn, (bytes, half, fate)) in life.turns.iter().enumerate() {
-        ledger.catch_up(life.saved_after == Some(turn)).unwrap();
+        let save = life.saved_after == Some(turn);
+        ledger.catch_up(save).unwrap();
+        if save {
+            model.synced = model.lines.clone();
+        }
         let Range { start, end } = stream.position()..data.len() as u64;
         let limit = stream.read_limit().unwrap_or(u64::MAX);
         let upto = end.min(limit).min(start + *bytes as u64);
@@ -127,13 +135,27 @@ fn live(state: &Path, data: &[u8], life: &Life, model: &mut Model) {
             model.answer(&lines, share, fate);
         }
     }
-    ledger.catch_up(life.end == Ending::InGoodOrder).unwrap();
+    match life.end {
+        Ending::InGoodOrder => {
+            ledger.catch_up(true).unwrap();
+            model.synced = model.lines.clone();
+        }
+        Ending::Killed => disk.process_dies(),
+        Ending::PowerCut(seed) => {
+            disk.power_cut(seed);
+            model.lines = model.synced.clone();
+        }
+    }
 }
 
 fn lives() -> impl Strategy<Value = Vec<Life>> {
     let fate = [0u8..6, 0u8..6].prop_map(|fate| fate.map(|lines| if lines == 5 { u8::MAX } else { lines }));
     let turn = (1usize..40, proptest::bool::weighted(0.2), fate);
-    let end = prop_oneof![Just(Ending::InGoodOrder), Just(Ending::Killed)];
+    let end = prop_oneof![
+        Just(Ending::InGoodOrder),
+        Just(Ending::Killed),
+        any::<u64>().prop_map(Ending::PowerCut),
+    ];
     let life = (proptest::collection::vec(turn, 0..8), proptest::option::of(0usize..8), end)
         .prop_map(|(turns, saved_after, end)| Life { turns, saved_after, end });
     proptest::collection::vec(life, 1..6)
@@ -152,12 +174,12 @@ proptest! {
         data in proptest::collection::vec(prop_oneof![Just(b'\n'), Just(b'a'), Just(b'\r'), any::<u8>()], 1..150),
         lives in lives(),
     ) {
-        let state = tempfile::tempdir().unwrap();
+        let disk = ModelDisk::default();
         let mut model = Model { got: [vec![0; data.len()], vec![0; data.len()]], ..Model::default() };
         let mut twice = false;
         for life in lives.iter().chain([&good_life()]) {
-            live(state.path(), &data, life, &mut model);
-            twice |= life.end == Ending::Killed;
+            live(&disk, &data, life, &mut model);
+            twice |= life.end != Ending::InGoodOrder;
         }
         for (sink, got) in model.got.iter().enumerate() {
             let right = |times: &u8| *times == 1 || (twice && *times > 1);
