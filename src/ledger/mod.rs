@@ -30,7 +30,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, at, never, select};
+use crossbeam_channel::{Receiver, after, at, never, select};
 use parking_lot::Mutex;
 
 use crate::ack::{Count, SinkId};
@@ -55,6 +55,9 @@ use state::State;
 
 /// Notes on their way: small, so a few hundred cost little, and one turn of the ledger takes them all.
 pub const NOTES: usize = 256;
+
+/// How late a note may be taken. A file at full speed sends a handful in that time, and a stop ends as much later.
+const LINGER: Duration = Duration::from_millis(2);
 
 /// What the ledger shows to others. Replaced as a whole.
 pub type BooksView = Arc<Mutex<Arc<Books>>>;
@@ -230,6 +233,7 @@ impl Ledger {
                         self.take(note, task);
                     }
                     self.show_at.get_or_insert(task.now() + VIEW_AGE_MAX);
+                    self.linger();
                 }
                 Event::Aborted => {
                     if let LastSave::WhenAborted { half_margin } = self.last_save {
@@ -253,6 +257,17 @@ impl Ledger {
         }
         self.save(task);
         Ok(())
+    }
+
+    /// Nobody waits for a note to be taken, and many come one shortly behind the other: to wake up for each of them
+    /// would cost more than what is written down. Not when there are so many that somebody may wait for room.
+    fn linger(&self) {
+        if self.notes.len() < NOTES / 4 {
+            select! {
+                recv(self.stop.abort.channel()) -> _ => {}
+                recv(after(LINGER)) -> _ => {}
+            }
+        }
     }
 
     fn next_event(&self) -> Event {
