@@ -108,6 +108,8 @@ enum End {
     Killed,
     /// By SIGKILL when everything has come out of one sink, and is in the spool of the other.
     KilledWithSpool,
+    /// By SIGKILL when all of the spool has come out, too.
+    KilledAfterSpool,
 }
 
 /// A room with an agent that ended, and everything to begin again from there.
@@ -118,13 +120,16 @@ struct Place {
     /// Everything below `data`, without its folder.
     state: BTreeMap<PathBuf, Vec<u8>>,
     output: Vec<u8>,
+    /// Of the other sink, if it has one.
+    ill: Option<Vec<u8>>,
     config: Value,
 }
 
 impl Place {
     fn make(end: End) -> Place {
         let sync_interval = if end == End::Killed { "10m" } else { "10ms" };
-        let after = if end == End::KilledWithSpool { "0ms" } else { "10m" };
+        let spools = [End::KilledWithSpool, End::KilledAfterSpool].contains(&end);
+        let after = if spools { "0ms" } else { "10m" };
         let config = json!({
             "agent": { "stop_timeout": "300ms", "sync_interval": sync_interval },
             "status": { "listen": null },
@@ -157,18 +162,33 @@ impl Place {
                 agent.until("all lines are spooled", || spooled() == LINES);
                 agent.kill9();
             }
+            End::KilledAfterSpool => {
+                agent.until("all lines are spooled", || spooled() == LINES);
+                fs::remove_file(room.path("ill")).expect("a file can be deleted");
+                agent.until("all of the spool is out", || {
+                    Arrived::in_file(&room.path("ill/out.txt")).distinct() == LINES && spooled() == 0
+                });
+                agent.kill9();
+            }
         }
-        assert_eq!(spooled(), if end == End::Killed { 0 } else { LINES });
-        fs::remove_file(room.path("ill")).expect("a file can be deleted");
+        let in_spool = [End::Stopped, End::KilledWithSpool].contains(&end);
+        assert_eq!(spooled(), if in_spool { LINES } else { 0 });
+        let ill = (end == End::KilledAfterSpool).then(|| bytes(&room.path("ill/out.txt")));
+        if ill.is_none() {
+            fs::remove_file(room.path("ill")).expect("a file can be deleted");
+        }
         let (log, output) = (bytes(writer.path()), bytes(&room.path("well.txt")));
         let state = files_below(&room.path("data"));
-        Place { room, writer, log, state, output, config }
+        Place { room, writer, log, state, output, ill, config }
     }
 
     /// Everything as it was, in the same files.
     fn restore(&self) {
         let _ = fs::remove_dir_all(self.room.path("data")); // the first time there is nothing to remove
-        let _ = fs::remove_dir_all(self.room.path("ill"));
+        match &self.ill {
+            Some(output) => put(&self.room.path("ill/out.txt"), output),
+            None => drop(fs::remove_dir_all(self.room.path("ill"))),
+        }
         self.state.iter().for_each(|(path, file)| put(&self.room.path("data").join(path), file));
         put(self.writer.path(), &self.log);
         put(&self.room.path("well.txt"), &self.output);
@@ -221,7 +241,7 @@ fn files_below(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 #[test]
 fn a_damaged_state_loses_nothing() {
     let all = std::env::var_os("LOG_CAPTURER_CORRUPT_ALL").is_some();
-    for end in [End::Stopped, End::Killed, End::KilledWithSpool] {
+    for end in [End::Stopped, End::Killed, End::KilledWithSpool, End::KilledAfterSpool] {
         let mut place = Place::make(end);
         place.restore();
         let (untouched, _) = place.run("nothing was damaged");
