@@ -3,6 +3,7 @@
 # make big    six million lines (900 MB) to a file and to Loki at once, compared line by line; prints figures
 # make outage  a receiver that is ill for a minute, then busy, then hangs, beside a healthy sink; prints figures
 # make cycles  a thousand starts and stops in one process, then 100000 files that come and go; prints figures
+# make test-docker   containers on a real engine, started for it: 50 of them at 2000 lines/s, and 600 short lives; prints figures
 # make soak   two minutes of everything at once: rotations, a Loki with moods, signals; shows what leaks
 # make model   every interleaving of our own locks, by loom (part of make test)
 # make stops   how long a stop takes in every phase of the work, with three values of stop_timeout; a table
@@ -18,7 +19,7 @@ SHELL := bash
 BINARY := target/release/log-capturer
 BIG_LINES ?= 6000000
 
-.PHONY: run test big outage soak cycles model stops crash corrupt generations model-files figures bench clean
+.PHONY: run test test-docker big outage soak cycles model stops crash corrupt generations model-files figures bench clean
 
 run: $(BINARY)
 	@echo "What it captures appears below ./captured; its status is at http://127.0.0.1:8401/. Ctrl-C ends it."
@@ -35,6 +36,11 @@ test:
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items --lib
 	cargo test --locked
 	$(MAKE) --no-print-directory model
+
+# Some ten minutes, as root. The short form is part of make test.
+test-docker:
+	bash scripts/prepare.sh
+	LOG_CAPTURER_DOCKER_FULL=1 LOG_CAPTURER_DOCKER_GONE_SECONDS=30 cargo test --locked --release --test it -- docker:: --nocapture --test-threads=1
 
 # In a folder of its own: the feature changes what the crate is made of.
 model:

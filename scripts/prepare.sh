@@ -5,6 +5,7 @@
 #   gcc, libc6-dev    the linker of Rust, and the C parts of the TLS library
 #   util-linux        setpriv: a test starts the agent as somebody who may not read every file
 #   strace            the crash test kills the agent in front of chosen system calls; does without, and says so
+#   docker.io, busybox-static  the tests of containers on a real engine; do without, and say so
 #   rustfmt, clippy   the format and the lints (components of Rust, through rustup)
 set -euo pipefail
 
@@ -23,6 +24,14 @@ if ((${#packages[@]})); then
         echo "missing: ${packages[*]}; install them as root (apt-get install ${packages[*]})" >&2
         exit 1
     fi
+fi
+
+# Not as a service: the tests start dockerd themselves, with folders and a socket of its own.
+if ! command -v dockerd >/dev/null && [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
+    echo "installing docker.io busybox-static"
+    apt-get update -qq || true
+    RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
+        docker.io busybox-static >/dev/null || echo "no engine could be installed: its tests will be skipped" >&2
 fi
 
 command -v cargo >/dev/null || { echo "missing: Rust 1.88 or later, see https://rustup.rs" >&2; exit 1; }

@@ -58,6 +58,9 @@ const SILENCE_MAX: Duration = Duration::from_secs(5);
 /// One `readdir` on a network file system can take its time.
 const SWEEP_SILENCE_MAX: Duration = Duration::from_secs(60);
 
+/// A few calls to an engine that hangs, each with its time-out.
+const ENGINE_SILENCE_MAX: Duration = Duration::from_secs(60);
+
 /// Dead letters on disk: beyond it a sink that refuses rests, so that nothing is dropped.
 const DEAD_LETTERS_MAX_BYTES: u64 = 256 * 1024 * 1024;
 
@@ -187,6 +190,8 @@ struct Parts {
     lanes: Vec<(Lane, Vec<SenderLoop>, Duration)>,
     workers: Vec<Worker>,
     files: Option<monitors::file::Bodies>,
+    /// One per source, with the name of its thread.
+    containers: Vec<(String, monitors::container::Monitor)>,
     stdin: Option<monitors::stdin::Stdin>,
     stats: Stats,
     status: Option<(status::Server, Rooms)>,
@@ -239,7 +244,7 @@ impl Agent {
         let (stdout_gone, stdout_closed) = wires.hint("stdout is gone", Post::Sender, Post::Main);
         let context = SinkContext {
             stop: stop.clone(),
-            resolve,
+            resolve: resolve.clone(),
             clock: clock.clone(),
             metrics: metrics.clone(),
             unsynced: unsynced.clone(),
@@ -324,6 +329,8 @@ impl Agent {
         // Where they come from: now that outputs and spools have told what they have.
         let restored = ledger.restored();
         let known = restored.known.len();
+        let (known_containers, known_files): (Vec<_>, Vec<_>) =
+            restored.known.iter().cloned().partition(monitors::container::is_container);
         let supply =
             Supply::new(budget.clone(), clock.clone(), stop.clone(), &restored, names.len(), book, intakes);
         let stdin = config.sources.iter().find(|source| matches!(source.kind, SourceKind::Stdin));
@@ -338,7 +345,7 @@ impl Agent {
                     outputs: sinks::output_globs(&config.sinks),
                     own_files: own_files.clone(),
                     once: orders.once,
-                    known: restored.known,
+                    known: known_files,
                     last_stamp_ns: restored.last_stamp_ns,
                     first_start: restored.first_start,
                     open_files_max,
@@ -346,7 +353,29 @@ impl Agent {
                 Some(monitors::file::wire(settings, supply.stamping_outlet(journal), &metrics)?)
             }
         };
-        drop(supply);
+        let mut containers = Vec::new();
+        for source in &config.sources {
+            let SourceKind::Docker(options) = &source.kind else { continue };
+            let settings = monitors::container::Settings {
+                source: source.clone(),
+                options: (**options).clone(),
+                known: known_containers.clone(),
+                first_start: restored.first_start,
+                once: orders.once,
+                supply: supply.clone(),
+                helpers: tasks::Helpers::new(table.clone()),
+                resolve: resolve.clone(),
+                metrics: metrics.clone(),
+            };
+            // One engine is the rule; threads of several are told apart by their sources.
+            let name = if containers.is_empty() {
+                "containers".into()
+            } else {
+                format!("containers/{}", source.name)
+            };
+            containers.push((name, monitors::container::wire(settings)?));
+        }
+        drop((supply, resolve));
 
         // Who watches, and who tells the world.
         let watched = stats::Rooms {
@@ -387,6 +416,7 @@ impl Agent {
                 healths: lanes.iter().map(|(lane, ..)| lane.health()).collect(),
                 budget,
                 files: files.as_ref().map(|bodies| bodies.files.view()),
+                engines: containers.iter().map(|(_, monitor)| monitor.view()).collect(),
                 stats: stats.view(),
                 started: clock.now(),
                 clock: clock.clone(),
@@ -394,7 +424,8 @@ impl Agent {
             };
             (server, rooms)
         });
-        let parts = Parts { resolver, ledger, retry, lanes, workers, files, stdin, stats, status };
+        let parts =
+            Parts { resolver, ledger, retry, lanes, workers, files, containers, stdin, stats, status };
         Ok(Agent { table, clock, switch, plan, books, parts, ended, stdout_closed, wires })
     }
 
@@ -464,6 +495,10 @@ impl Parts {
         }
         if let Some(stdin) = self.stdin {
             tasks.spawn(Spec::carrier("stdin", SILENCE_MAX), move |task| stdin.run(task))?;
+        }
+        for (name, monitor) in self.containers {
+            // Calls to the engine wait for as long as their time-outs allow.
+            tasks.spawn(Spec::carrier(name, ENGINE_SILENCE_MAX), move |task| monitor.run(task))?;
         }
         if let Some(files) = self.files {
             let monitors::file::Bodies { watch, discovery, files } = files;

@@ -1,6 +1,6 @@
 //! # log-capturer: the living map
 //!
-//! A synchronous, thread-based log agent: it captures log files (and standard input), passes the lines through
+//! A synchronous, thread-based log agent: it captures log files, containers (and standard input), passes the lines through
 //! a pipeline, and delivers them to Loki, files and standard output. No async runtime, no unsafe code. Its four
 //! promises, in this order: nothing leaks, nothing is lost silently, nothing is doubled where the sink can
 //! tell, and it costs next to nothing.
@@ -47,7 +47,7 @@
 //! | 7 | [`config`] | the modules' own options put together; every complaint at once |
 //! | 6 | [`status`] over [`stats`] | the HTTP server and what it shows, reads snapshots only; rates, the last quarter of an hour, the leak watch |
 //! | 5 | [`dispatcher`] | worker pool, lanes, batches (pure), senders, retry scheduler, back-off (pure) |
-//! | 4 | [`monitors`] | the Outlet, the only door in; files: discovery, watch, tail, framing (pure); stdin |
+//! | 4 | [`monitors`] | the Outlet, the only door in; files: discovery, watch, tail, framing (pure); containers: the engine's API, frames, lines and cursors (pure); stdin |
 //! | 4 | [`pipeline`] | compiled stages, chunk in, records out (pure) |
 //! | 4 | [`sinks`] | `Encoder` (pure) and `Sender` of each sink; the file sink notes in a journal what it is about to write |
 //! | 4 | [`deadletter`] | refused records, kept, and taken away again by `log-capturer deadletter` |
@@ -70,6 +70,8 @@
 //! | `watch` | 0 | inotify | stop |
 //! | `discovery` | 1 | time, hints | stop; with `--once` after one sweep |
 //! | `files` | 1 | hints, time, room in the budget; room in an intake | stop; with `--once` when all is read |
+//! | `containers` | 1 | the engine's events, reports of its readers, time | stop; with `--once` when all is read |
+//! | `c/<id>` | 1 | a container's log; room in the budget or an intake | stop, or the container is dead and read to its end |
 //! | `stdin` | 1 | input; room in the budget or an intake | stop, or end of input |
 //! | `worker/<i>` | 2 | chunks; room in an inlet | its intake is closed and empty |
 //! | `lane/<sink>` | 3 | parcels, reports, time; never for room | its inlet is closed and all is answered for or let go |
@@ -119,7 +121,7 @@
 //!
 //! ## Not here yet, and where it will live
 //!
-//! Containers (`monitors/container`). Elasticsearch and others (`sinks/`).
+//! Elasticsearch and others (`sinks/`).
 
 #![forbid(unsafe_code)]
 

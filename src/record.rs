@@ -80,15 +80,56 @@ pub struct Lines {
     pub data: Vec<u8>,
     /// Where each line ends in `data`, exclusive, rising. Never empty; the last one is `data.len()`.
     pub ends: Vec<u32>,
-    /// Line `i` has the time `base_ns + i` unless a stage parses a better one.
+    /// Line `i` has the time `base_ns + i`, unless it is `timed` or a stage parses a better one.
     pub base_ns: i64,
     /// Number of the first line in its generation, from 0.
     pub first_line: u64,
     /// The first line goes on where an earlier record was cut.
     pub continues: bool,
+    /// Of sources whose lines have times of their own.
+    pub timed: Option<Timed>,
     /// Pays for `data` and `ends`, for as long as they live.
     pub credit: Credit,
 }
+
+/// What the lines of a source have each for themselves that gives every line a time: a container.
+#[derive(Debug)]
+pub struct Timed {
+    /// Of each line, in nanoseconds since 1970.
+    pub times: Vec<i64>,
+    pub marks: Vec<Mark>,
+    /// By [`Mark::side`].
+    pub sides: Arc<[Beside; 2]>,
+}
+
+/// One byte per line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Mark(u8);
+
+impl Mark {
+    /// `side`: 0 or 1. `partial`: see [`Lines::is_partial`], which cannot know it where lines of two streams alternate.
+    pub fn new(side: u8, partial: bool) -> Mark {
+        Mark(side & 1 | u8::from(partial) << 1)
+    }
+
+    pub fn side(self) -> usize {
+        usize::from(self.0 & 1)
+    }
+
+    pub fn is_partial(self) -> bool {
+        self.0 & 2 != 0
+    }
+}
+
+/// What all lines of one stream of a source have.
+#[derive(Debug, Default)]
+pub struct Beside {
+    pub labels: Arc<Labels>,
+    pub metadata: Vec<(Arc<str>, Box<str>)>,
+}
+
+/// What [`Timed`] costs per line.
+pub const TIMED_BYTES: usize = size_of::<i64>() + size_of::<Mark>();
 
 impl Lines {
     pub fn len(&self) -> usize {
@@ -123,11 +164,38 @@ impl Lines {
 
     /// Cut off before its end, or the rest of one that was.
     pub fn is_partial(&self, line: usize) -> bool {
-        self.goes_on(line) || !self.raw(line).ends_with(b"\n")
+        match &self.timed {
+            Some(timed) => timed.marks[line].is_partial(),
+            None => self.goes_on(line) || !self.raw(line).ends_with(b"\n"),
+        }
     }
 
+    /// Lines of two streams may alternate: there every line stands for itself.
     fn goes_on(&self, line: usize) -> bool {
-        if line == 0 { self.continues } else { !self.data[..self.starts_at(line)].ends_with(b"\n") }
+        match line {
+            _ if self.timed.is_some() => false,
+            0 => self.continues,
+            _ => !self.data[..self.starts_at(line)].ends_with(b"\n"),
+        }
+    }
+}
+
+/// What a line has before any stage has seen it.
+impl Lines {
+    pub fn time_ns(&self, line: usize) -> i64 {
+        self.timed.as_ref().map_or(self.base_ns + line as i64, |timed| timed.times[line])
+    }
+
+    pub fn labels(&self, line: usize) -> &Arc<Labels> {
+        self.beside(line).map_or(&self.origin.labels, |beside| &beside.labels)
+    }
+
+    pub fn metadata(&self, line: usize) -> &[(Arc<str>, Box<str>)] {
+        self.beside(line).map_or(&[], |beside| &beside.metadata)
+    }
+
+    fn beside(&self, line: usize) -> Option<&Beside> {
+        self.timed.as_ref().map(|timed| &timed.sides[timed.marks[line].side()])
     }
 }
 
@@ -188,7 +256,7 @@ pub struct Changed {
     pub text: Option<Box<[u8]>>,
     pub time_ns: Option<i64>,
     pub labels: Option<Arc<Labels>>,
-    /// Structured metadata: belongs to the line, not to its stream.
+    /// Structured metadata: belongs to the line, not to its stream. Holds what the line had before, too.
     pub metadata: Vec<(Arc<str>, Box<str>)>,
 }
 
@@ -291,16 +359,18 @@ impl Records {
                 len: u64::from(place.len),
             };
         }
-        let continues = self.lines.goes_on(line);
         Record {
             origin: &self.lines.origin,
-            labels: changed.and_then(|c| c.labels.as_ref()).unwrap_or(&self.lines.origin.labels),
-            time_ns: changed.and_then(|c| c.time_ns).unwrap_or(self.lines.base_ns + line as i64),
+            labels: changed.and_then(|c| c.labels.as_ref()).unwrap_or_else(|| self.lines.labels(line)),
+            time_ns: changed.and_then(|c| c.time_ns).unwrap_or_else(|| self.lines.time_ns(line)),
             text: text.unwrap_or_else(|| without_line_end(raw)),
             raw: text.is_none().then_some(raw),
-            metadata: changed.map_or(&[], |c| &c.metadata),
-            partial: continues || !raw.ends_with(b"\n"),
-            continues,
+            metadata: match changed {
+                Some(changed) if !changed.metadata.is_empty() => &changed.metadata,
+                _ => self.lines.metadata(line),
+            },
+            partial: self.lines.is_partial(line),
+            continues: self.lines.goes_on(line),
             offset: self.lines.start + self.lines.starts_at(line) as u64,
             len: raw.len() as u64,
         }
@@ -481,57 +551,5 @@ impl Batch {
     }
 }
 
-/// Chunks out of thin air, for the tests of those who carry them.
 #[cfg(test)]
-pub mod fixture {
-    use super::*;
-    use crate::ack::{Receipt, Receipts, SinkSet};
-    use crate::budget::{Budget, Holder};
-
-    /// Keeps receipts for a look.
-    #[derive(Default)]
-    pub struct Kept(pub parking_lot::Mutex<Vec<Receipt>>);
-
-    impl Receipts for Kept {
-        fn receipt(&self, receipt: Receipt) {
-            self.0.lock().push(receipt);
-        }
-    }
-
-    /// `raw`: with line ends, all in one chunk that starts at `start`.
-    pub fn lines(raw: &[&str], start: u64, replayable: bool) -> Lines {
-        let data = raw.concat().into_bytes();
-        let ends = raw.iter().scan(0, |end, line| {
-            *end += line.len() as u32;
-            Some(*end)
-        });
-        let origin = Origin {
-            source: "test".into(),
-            generation: GenerationId(1),
-            lineage: 0,
-            labels: Arc::new(Labels::new([("source", "test")])),
-            filename: replayable.then(|| "/var/log/test.log".into()),
-            replayable,
-        };
-        let credit =
-            Budget::new(1 << 20).door().try_take(&Holder::default(), data.len()).expect("there is room");
-        Lines {
-            origin: Arc::new(origin),
-            start,
-            ends: ends.collect(),
-            data,
-            base_ns: 1_000 + start as i64,
-            first_line: start,
-            continues: false,
-            credit,
-        }
-    }
-
-    /// A parcel for one sink, and where its receipt goes.
-    pub fn parcel(lines: Lines, kept: &Arc<Kept>) -> Parcel {
-        let receipts: Arc<dyn Receipts> = kept.clone();
-        let ack = Ack::new(GenerationId(1), lines.byte_range(), lines.count(), SinkSet::all(1), &receipts);
-        let share = ack.into_shares().remove(0);
-        Parcel { records: Arc::new(Records::untouched(lines)), share }
-    }
-}
+pub mod fixture;

@@ -180,6 +180,7 @@ impl Stats {
             tasks: Some(table.len() as u64),
             helpers: Some(table.helpers() as u64),
             containers_followed: gauge("containers_followed"),
+            containers_known: gauge("containers_known"),
             files_shown: of_files(|files| files.followed),
             files_matching: of_files(|files| files.sizes.matching),
             files_gone: of_files(|files| files.sizes.gone),

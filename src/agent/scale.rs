@@ -24,7 +24,9 @@ pub(super) fn of(config: &Config, orders: &Orders<'_>, actual: Actual) -> Scale 
     let has_files = config.sources.iter().any(|source| matches!(source.kind, SourceKind::File(_)));
     let streams = config.sources.iter().filter(|source| matches!(source.kind, SourceKind::Stdin)).count();
     let of_files = if has_files { 2 + usize::from(!orders.once) } else { 0 }; // watch, discovery, files
-    let of_path = 1 + 1 + config.sinks.len() + actual.connections + config.agent.workers + streams + of_files;
+    let engines = config.sources.iter().filter(|source| matches!(source.kind, SourceKind::Docker(_))).count();
+    let of_path =
+        1 + 1 + config.sinks.len() + actual.connections + config.agent.workers + streams + of_files + engines;
     let of_service = 1 + 1 + usize::from(config.status.listen.is_some()) + usize::from(orders.signals);
     let file_sinks = config.sinks.iter().filter(|sink| matches!(sink.kind, KindOptions::File(_))).count();
     let label_stages =
@@ -40,6 +42,7 @@ pub(super) fn of(config: &Config, orders: &Orders<'_>, actual: Actual) -> Scale 
         label_stages: label_stages as u64,
         open_files_max: actual.open_files_max as u64,
         streams: streams as u64,
+        engines: engines as u64,
         known: actual.known as u64,
         memory_budget: config.agent.memory_budget as u64,
         chunk_bytes: config.memory.chunk_bytes as u64,

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use super::Exit;
 use crate::config::{Complaint, Config, describe_sink, figure, show_duration};
+use crate::monitors::container::labels::ENABLE;
 use crate::monitors::{SourceKind, StartAt};
 use crate::spool::WhenFull;
 
@@ -36,7 +37,17 @@ fn describe(path: &Path, config: &Config) -> String {
     // A String takes all: no write can fail.
     for source in &config.sources {
         let _ = writeln!(text, "source {}:", source.name);
-        if let SourceKind::File(file) = &source.kind {
+        if let SourceKind::Docker(options) = &source.kind {
+            let _ = writeln!(text, "  captures the containers of {}", options.address);
+            let labels: Vec<&str> = options.labels.iter().map(|(name, _)| &**name).collect();
+            let _ = writeln!(text, "  labels them with {}", labels.join(", "));
+            if options.choice.opt_in {
+                let _ = writeln!(text, "  only those that ask for it (the label {ENABLE})");
+            }
+            if options.start_at == StartAt::End {
+                let _ = writeln!(text, "  at the first start, from the end of what is there");
+            }
+        } else if let SourceKind::File(file) = &source.kind {
             let _ = writeln!(text, "  captures {}", file.include.join(", "));
             if !file.exclude.is_empty() {
                 let _ = writeln!(text, "  but not {}", file.exclude.join(", "));

@@ -13,6 +13,7 @@
 //! text ── json (a tree) ── reader (walks, takes notes) ── sources, stages, sinks ── memory (shares out) ── Config
 //! ```
 
+mod docker;
 mod json;
 mod memory;
 mod reader;

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
+use super::docker;
 use super::memory::MAX_LINE_BYTES;
 use super::reader::{Item, Reader, Room};
 use super::values::{self, GIB, quoted};
@@ -20,6 +21,7 @@ pub struct Source<'a> {
 #[derive(Clone, Copy, PartialEq)]
 enum Type {
     File,
+    Docker,
     Stdin,
 }
 
@@ -37,8 +39,8 @@ pub fn read<'a>(items: &[Item<'a>], host: &str) -> Vec<Source<'a>> {
 
 fn entry<'a>(item: &Item<'a>, host: &str) -> Option<Source<'a>> {
     let reader = item.reader()?;
-    let words = [("file", Type::File), ("stdin", Type::Stdin)];
-    let kind = reader.required("type", "\"file\"").and_then(|item| item.type_of(&words, &["docker"]));
+    let words = [("file", Type::File), ("docker", Type::Docker), ("stdin", Type::Stdin)];
+    let kind = reader.required("type", "\"file\"").and_then(|item| item.one_of(&words));
     let Some(kind) = kind else {
         reader.give_up();
         return None;
@@ -51,7 +53,11 @@ fn entry<'a>(item: &Item<'a>, host: &str) -> Option<Source<'a>> {
     let max_line_bytes = reader.given("max_line_bytes");
     let bytes = max_line_bytes.as_ref().and_then(|item| item.size(64..=GIB));
     let idle = reader.duration("idle", secs(5), Duration::from_millis(10)..=secs(86_400));
-    let kind = if kind == Type::Stdin { SourceKind::Stdin } else { SourceKind::File(file(&reader)) };
+    let kind = match kind {
+        Type::File => SourceKind::File(file(&reader)),
+        Type::Docker => SourceKind::Docker(Box::new(docker::read(&reader))),
+        Type::Stdin => SourceKind::Stdin,
+    };
     reader.not_available(&["multiline"]);
     reader.finish();
     let options = SourceOptions {
@@ -177,6 +183,7 @@ fn name(sources: &mut [Source<'_>]) {
 fn kind_name(kind: &SourceKind) -> &'static str {
     match kind {
         SourceKind::File(_) => "file",
+        SourceKind::Docker(_) => "docker",
         SourceKind::Stdin => "stdin",
     }
 }
@@ -185,6 +192,7 @@ fn kind_name(kind: &SourceKind) -> &'static str {
 pub fn describe(source: &SourceOptions) -> String {
     match &source.kind {
         SourceKind::Stdin => "standard input".into(),
+        SourceKind::Docker(options) => docker::describe(options),
         SourceKind::File(file) => match &*file.include {
             [one] => one.clone(),
             [first, rest @ ..] => format!("{first} and {} more", rest.len()),

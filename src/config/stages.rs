@@ -15,6 +15,7 @@ use crate::pipeline::{
 
 #[derive(Clone, Copy)]
 enum Type {
+    Cri,
     Json,
     Timestamp,
     Labels,
@@ -37,6 +38,7 @@ pub fn read<'a>(items: &[Item<'a>], sources: &[&SourceOptions]) -> Vec<StageOpti
 fn entry(item: &Item<'_>, sources: &[&SourceOptions]) -> Option<StageOptions> {
     let reader = item.reader()?;
     let words = [
+        ("cri", Type::Cri),
         ("json", Type::Json),
         ("timestamp", Type::Timestamp),
         ("labels", Type::Labels),
@@ -49,6 +51,7 @@ fn entry(item: &Item<'_>, sources: &[&SourceOptions]) -> Option<StageOptions> {
     };
     let sources = reader.item("sources").map(|item| names(&item, sources));
     let kind = match kind {
+        Type::Cri => Some(StageKind::Cri),
         Type::Json => Some(StageKind::Json(JsonOptions {
             message: text(&reader, "message"),
             on_error: reader.one_of("on_error", &[("pass", OnError::Pass), ("drop", OnError::Drop)]),

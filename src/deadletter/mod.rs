@@ -158,6 +158,7 @@ impl Letter {
             base_ns,
             first_line: 0,
             continues,
+            timed: None,
             credit,
         };
         let changed = Changed { text, metadata, ..Changed::default() };

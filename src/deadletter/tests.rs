@@ -23,6 +23,7 @@ fn records(raw: &[u8], changed: Option<Changed>) -> Records {
         base_ns: 1_000_000_000,
         first_line: 0,
         continues: false,
+        timed: None,
         credit,
     };
     Records::kept(lines, vec![Entry { line: 1, changed: changed.map(Box::new) }])

@@ -213,9 +213,9 @@ impl Lane {
         Ok(())
     }
 
-    /// Open batches need no look: the end of the inlet has sealed them.
     fn is_over(&self) -> bool {
-        let nothing_here = |street: &Street| !street.away && street.queue.is_empty();
+        let nothing_here =
+            |street: &Street| !street.away && street.queue.is_empty() && street.batcher.due().is_none();
         let spool_may_wait = self.giving_up || self.stop.stop.is_closed();
         let spooled = |spooling: &Spooling| !spooling.waits() && (spool_may_wait || !spooling.has_unread());
         self.inlet_closed

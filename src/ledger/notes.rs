@@ -42,6 +42,8 @@ pub struct Opened {
     pub identity: Option<Identity>,
     pub lineage: u64,
     pub start: u64,
+    /// Of a stream that is read by time, and not from its beginning.
+    pub cursor: Option<Cursor>,
 }
 
 impl Note {

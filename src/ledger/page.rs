@@ -63,7 +63,7 @@ impl Page {
             identity: opened.identity,
             lineage: opened.lineage,
             read_to: opened.start,
-            high: High { to: opened.start, line: 0, continues: false, before: None, cursor: None },
+            high: High { to: opened.start, line: 0, continues: false, before: None, cursor: opened.cursor },
             known_to: opened.start,
             given_up: Vec::new(),
             sinks: vec![Progress::starting_at(opened.start); sinks],

@@ -233,7 +233,7 @@ impl State {
         self.next_generation = self.next_generation.max(generation.0 + 1);
         if let Record::Opened { source, filename, identity, lineage, start, .. } = record {
             let (source, filename) = (source.into(), filename.map(|path| path.0));
-            let opened = Opened { generation, source, filename, identity, lineage, start };
+            let opened = Opened { generation, source, filename, identity, lineage, start, cursor: None };
             self.pages.entry(generation).or_insert_with(|| Page::opened(opened, self.names.len()));
         } else if let Record::Read(read) = &record {
             let stamp = read.stamp();

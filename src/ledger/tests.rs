@@ -27,6 +27,7 @@ fn opened(start: u64) -> Note {
         identity: None,
         lineage: 1,
         start,
+        cursor: None,
     }))
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Not here: what a line is (`file/framing.rs`), what becomes of it (`dispatcher/`).
 
+pub mod container;
 pub mod file;
 mod outlet;
 pub mod stdin;
@@ -30,6 +31,7 @@ pub struct SourceOptions {
 #[derive(Clone, Debug)]
 pub enum SourceKind {
     File(FileSourceOptions),
+    Docker(Box<container::ContainerSourceOptions>),
     Stdin,
 }
 
@@ -39,7 +41,7 @@ pub struct FileSourceOptions {
     pub include: Vec<String>,
     pub exclude: Vec<String>,
     pub start_at: StartAt,
-    /// How often every open file is looked at even if nothing was reported: the truth behind inotify.
+    /// How often files are looked at of which not everything is reported; the others once a minute.
     pub poll_interval: Duration,
     pub binary: Binary,
     pub hold_deleted: HoldDeleted,

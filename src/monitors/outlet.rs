@@ -7,6 +7,7 @@
 //! Always true: `Stream::position` moves only when a chunk was handed over or given up.
 
 mod stream;
+mod timed;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -26,6 +27,8 @@ use crate::ledger::{
 use crate::record::{Chunk, Labels, Lines, Origin};
 use crate::tasks::Stop;
 pub use stream::Stream;
+
+pub use timed::{Gathered, Timekeeper};
 
 /// Lines in one chunk at most: their ends then cost no more than a quarter of a read.
 pub const CHUNK_LINES: usize = 16 * 1024;
@@ -159,6 +162,7 @@ impl Outlet {
             identity: opening.identity,
             lineage: opening.lineage,
             start: opening.start,
+            cursor: None,
         };
         let record = self.stamping.as_ref().map(|_| Record::opened(&opened));
         let written = self.tell(Note::Opened(Box::new(opened)), record.as_ref());
@@ -305,6 +309,7 @@ impl Outlet {
                 base_ns,
                 first_line: stream.next_line,
                 continues: stream.continues,
+                timed: None,
                 credit,
             };
             let ack = Ack::new(generation, range.clone(), count, sinks, &self.supply.receipts);
@@ -442,9 +447,6 @@ pub mod fixture {
 }
 
 #[cfg(test)]
-mod replay;
-
-#[cfg(test)]
 mod tests {
     use super::super::SourceKind;
     use super::*;
@@ -519,3 +521,6 @@ mod tests {
         assert_eq!(cost(64) - one, 63 * SHARE_BYTES);
     }
 }
+
+#[cfg(test)]
+mod replay;

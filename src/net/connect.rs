@@ -1,23 +1,20 @@
-//! TCP connections that can be interrupted, and the transport that carries ureq over them.
+//! Connections, over TCP and to sockets of this host, that can be interrupted.
 //!
 //! The socket never blocks: every wait is one `poll` on the socket and on `abort` with what is left of the
 //! phase's time-out. So a write to a peer that reads a byte a minute ends in time too, which a socket's own
 //! time-out (per call, not in all) would not do.
 //!
-//! Not here: names (`resolve.rs`), TLS and HTTP (ureq).
+//! Not here: names (`resolve.rs`), what ureq does with a connection (`transport.rs`), TLS and HTTP (ureq).
 
-use std::fmt;
-use std::io::{self, Read, Write};
+use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsFd;
-use std::sync::{Arc, Weak};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, socket_with, sockopt};
-use ureq::unversioned::transport::{
-    Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, ShutdownHandle, Transport,
-};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, ipproto, socket_with, sockopt};
 
 use crate::clock::Clock;
 use crate::tasks::Closed;
@@ -68,6 +65,14 @@ fn connect_one(
     Ok(stream)
 }
 
+/// Connects to a socket of this host, which never waits: a listener whose queue is full says so (`WouldBlock`).
+pub(super) fn connect_local(path: &Path) -> io::Result<UnixStream> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket.into())
+}
+
 /// Waits until `socket` has one of `events`, or failed (the next call on it says how). Fails with `TimedOut` at
 /// the deadline, and with "the agent is stopping" once `abort` is closed, whatever the socket has.
 pub fn wait(
@@ -100,123 +105,10 @@ pub fn wait(
 /// Why a wait ended that `abort` ended.
 pub(super) const STOPPING: &str = "the agent is stopping";
 
-fn timespec(duration: Duration) -> Timespec {
+pub(super) fn timespec(duration: Duration) -> Timespec {
     Timespec {
         tv_sec: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
         tv_nsec: duration.subsec_nanos().into(),
-    }
-}
-
-/// ureq's way to our connections.
-pub(super) struct Connect {
-    abort: Closed,
-    clock: Clock,
-}
-
-impl Connect {
-    pub(super) fn new(abort: Closed, clock: Clock) -> Connect {
-        Connect { abort, clock }
-    }
-}
-
-impl fmt::Debug for Connect {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Connect")
-    }
-}
-
-impl Connector<()> for Connect {
-    type Out = Plain;
-
-    fn connect(&self, details: &ConnectionDetails, _: Option<()>) -> Result<Option<Plain>, ureq::Error> {
-        let deadline = deadline(details.timeout, &self.clock);
-        let stream = connect(&details.addrs, deadline, &self.abort, &self.clock)
-            .map_err(|error| timed_out(error, details.timeout))?;
-        let stream = Arc::new(stream);
-        let handle: Weak<dyn ShutdownHandle> = Arc::downgrade(&(stream.clone() as Arc<dyn ShutdownHandle>));
-        (details.register_shutdown)(handle)?;
-        let config = details.config;
-        let buffers = LazyBuffers::new(config.input_buffer_size(), config.output_buffer_size());
-        Ok(Some(Plain { stream, buffers, abort: self.abort.clone(), clock: self.clock.clone() }))
-    }
-}
-
-/// TCP without TLS.
-pub(super) struct Plain {
-    /// Shared (weakly) with the agent's list of what a shutdown ends.
-    stream: Arc<TcpStream>,
-    buffers: LazyBuffers,
-    abort: Closed,
-    clock: Clock,
-}
-
-impl Transport for Plain {
-    fn buffers(&mut self) -> &mut dyn Buffers {
-        &mut self.buffers
-    }
-
-    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), ureq::Error> {
-        let timeout = timeout.for_write();
-        let deadline = deadline(timeout, &self.clock);
-        let mut left = &self.buffers.output()[..amount];
-        while !left.is_empty() {
-            match (&*self.stream).write(left) {
-                Ok(0) => return Err(io::Error::from(io::ErrorKind::WriteZero).into()),
-                Ok(written) => left = &left[written..],
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    wait(&*self.stream, PollFlags::OUT, deadline, &self.abort, &self.clock)
-                        .map_err(|error| timed_out(error, timeout))?;
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(())
-    }
-
-    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, ureq::Error> {
-        let timeout = timeout.for_read();
-        let deadline = deadline(timeout, &self.clock);
-        loop {
-            wait(&*self.stream, PollFlags::IN, deadline, &self.abort, &self.clock)
-                .map_err(|error| timed_out(error, timeout))?;
-            match (&*self.stream).read(self.buffers.input_append_buf()) {
-                Ok(amount) => {
-                    self.buffers.input_appended(amount);
-                    return Ok(amount > 0);
-                }
-                Err(error)
-                    if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-    }
-
-    /// Nothing may be readable on an idle connection: neither an end nor bytes that nobody asked for.
-    fn is_open(&mut self) -> bool {
-        let read = (&*self.stream).read(&mut [0]);
-        read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
-    }
-}
-
-impl fmt::Debug for Plain {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Plain").field(&self.stream.peer_addr().ok()).finish()
-    }
-}
-
-/// A phase without a time-out of its own: longer than any stop, and no overflow.
-const UNLIMITED: Duration = Duration::from_secs(24 * 3600);
-
-fn deadline(timeout: NextTimeout, clock: &Clock) -> Instant {
-    clock.now() + (*timeout.after).min(UNLIMITED)
-}
-
-/// ureq's own words for a time-out say which phase it was.
-fn timed_out(error: io::Error, timeout: NextTimeout) -> ureq::Error {
-    match error.kind() {
-        io::ErrorKind::TimedOut => ureq::Error::Timeout(timeout.reason),
-        _ => ureq::Error::Io(error),
     }
 }
 

@@ -10,11 +10,14 @@
 
 mod connect;
 mod resolve;
+mod transport;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 pub use connect::{connect, wait};
 pub use resolve::{LookUpError, Resolve, ResolverLoop, resolver};
+pub use transport::Tap;
 use ureq::config::Config;
 use ureq::unversioned::transport::{Connector, RustlsConnector};
 
@@ -33,11 +36,29 @@ pub fn agent(
     abort: Closed,
     clock: Clock,
 ) -> ureq::Agent {
+    tapped_agent(config, To::Names(resolve, look_up_max), None, abort, clock)
+}
+
+/// Where the connections of an agent lead.
+#[derive(Clone, Debug)]
+pub enum To {
+    /// To whom the URL names; a look-up takes this long at most.
+    Names(Resolve, Duration),
+    /// To a socket of this host, whatever the URL says.
+    Local(PathBuf),
+}
+
+/// Like [`agent`], and `tap` is on its newest connection.
+pub fn tapped_agent(config: Config, to: To, tap: Option<Tap>, abort: Closed, clock: Clock) -> ureq::Agent {
     assert!(config.proxy().is_none(), "the connector would silently pass the proxy by");
-    let names = resolve::Names::new(resolve, look_up_max, abort.clone());
-    ureq::Agent::with_parts(
-        config,
-        connect::Connect::new(abort, clock).chain(RustlsConnector::default()),
-        names,
-    )
+    let (local, resolver) = match to {
+        To::Names(resolve, timeout) => (None, Some(resolve::Names::new(resolve, timeout, abort.clone()))),
+        To::Local(path) => (Some(path), None),
+    };
+    let connect = transport::Connect { local, tap, abort, clock };
+    let connect = connect.chain(RustlsConnector::default());
+    match resolver {
+        Some(names) => ureq::Agent::with_parts(config, connect, names),
+        None => ureq::Agent::with_parts(config, connect, resolve::Nowhere),
+    }
 }

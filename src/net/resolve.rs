@@ -218,6 +218,23 @@ impl Resolver for Names {
     }
 }
 
+/// For connections that lead to a socket of this host: ureq wants an address, which nobody looks at.
+#[derive(Debug)]
+pub(super) struct Nowhere;
+
+impl Resolver for Nowhere {
+    fn resolve(
+        &self,
+        _: &Uri,
+        _: &ureq::config::Config,
+        _: NextTimeout,
+    ) -> std::result::Result<ResolvedSocketAddrs, ureq::Error> {
+        let mut addresses = self.empty();
+        addresses.push(SocketAddr::from(([127, 0, 0, 1], 0)));
+        Ok(addresses)
+    }
+}
+
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "a wait that only another thread can end")]
 mod tests {

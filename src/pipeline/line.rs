@@ -14,7 +14,9 @@ use crate::record::{Changed, Labels, Origin, without_line_end};
 pub(super) struct FieldId(pub usize);
 
 pub(super) struct Line<'a> {
-    origin: &'a Origin,
+    /// What it has before any stage.
+    base: &'a Arc<Labels>,
+    base_metadata: &'a [(Arc<str>, Box<str>)],
     /// The fields that stages ask for. Few, so a list beats a map.
     pub names: &'a [Arc<str>],
     /// Which pass this is: whatever is shared by its lines is charged once in it.
@@ -36,7 +38,8 @@ pub(super) struct Line<'a> {
 impl<'a> Line<'a> {
     pub fn new(origin: &'a Origin, names: &'a [Arc<str>], pass: u64) -> Line<'a> {
         Line {
-            origin,
+            base: &origin.labels,
+            base_metadata: &[],
             names,
             pass,
             charge: 0,
@@ -60,6 +63,11 @@ impl<'a> Line<'a> {
         self.metadata.clear();
     }
 
+    /// Where lines of one chunk differ: after [`Line::begin`].
+    pub fn set_base(&mut self, labels: &'a Arc<Labels>, metadata: &'a [(Arc<str>, Box<str>)]) {
+        (self.base, self.base_metadata) = (labels, metadata);
+    }
+
     pub fn text(&self) -> &Cow<'a, [u8]> {
         &self.text
     }
@@ -77,6 +85,12 @@ impl<'a> Line<'a> {
         self.replaced = true;
     }
 
+    /// As [`Line::replace_text`], for a part of the text that was there.
+    pub fn keep_text(&mut self, text: Cow<'a, [u8]>) {
+        self.text = text;
+        self.replaced = true;
+    }
+
     /// The text of a string, a number or a boolean; `None` for everything else, and if there is no such field.
     pub fn field(&self, id: FieldId) -> Option<Cow<'_, str>> {
         scalar_text(self.fields[id.0].as_deref()?)
@@ -88,15 +102,18 @@ impl<'a> Line<'a> {
     }
 
     pub fn labels(&self) -> &Arc<Labels> {
-        self.labels.as_ref().unwrap_or(&self.origin.labels)
+        self.labels.as_ref().unwrap_or(self.base)
     }
 
     pub fn set_labels(&mut self, labels: Arc<Labels>) {
-        self.labels = (!Arc::ptr_eq(&labels, &self.origin.labels)).then_some(labels);
+        self.labels = (!Arc::ptr_eq(&labels, self.base)).then_some(labels);
     }
 
     /// A later value of the same name wins.
     pub fn set_metadata(&mut self, name: &Arc<str>, value: &str) {
+        if self.metadata.is_empty() {
+            self.metadata.extend_from_slice(self.base_metadata);
+        }
         self.metadata.retain(|(known, _)| known != name);
         self.metadata.push((name.clone(), value.into()));
     }

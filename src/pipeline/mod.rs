@@ -16,6 +16,7 @@
 //!
 //! Not here: what becomes of poisoned lines (the worker), whether `sources` exist (the configuration).
 
+mod cri;
 mod json;
 mod labels;
 mod line;
@@ -52,6 +53,7 @@ pub struct StageOptions {
 /// The name of a variant, in lower case, is its `type`.
 #[derive(Clone, Debug)]
 pub enum StageKind {
+    Cri,
     Json(JsonOptions),
     Timestamp(TimestampOptions),
     Labels(LabelsOptions),
@@ -106,6 +108,7 @@ struct Stage {
 }
 
 enum Work {
+    Cri(cri::Cri),
     Json(json::Json),
     Timestamp(timestamp::Timestamp),
     Labels(labels::Labeller),
@@ -149,7 +152,7 @@ impl Pipeline {
     /// Counts there from now on what no stage could parse; the pipelines of all workers share the series.
     pub fn count_in(&mut self, registry: &Registry) {
         for (index, stage) in self.stages.iter_mut().enumerate() {
-            if matches!(stage.work, Work::Json(_) | Work::Timestamp(_)) {
+            if matches!(stage.work, Work::Cri(_) | Work::Json(_) | Work::Timestamp(_)) {
                 stage.unparsed_total = registry.counter(
                     "pipeline_unparsed_lines_total",
                     "Lines that a stage could not parse and passed on as they were.",
@@ -203,6 +206,7 @@ impl Pipeline {
         for index in 0..lines.len() {
             let mut through = || {
                 line.begin(lines.first_line + index as u64, lines.text(index));
+                line.set_base(lines.labels(index), lines.metadata(index));
                 stages.iter_mut().position(|stage| stage.active && stage.drops(&mut line))
             };
             let dropped_by = match care {
@@ -274,6 +278,7 @@ impl Stage {
         }
         let mut reason = None;
         let (type_name, work) = match &options.kind {
+            StageKind::Cri => ("cri", Work::Cri(cri::Cri::new())),
             StageKind::Json(options) => ("json", Work::Json(json::Json::new(options, builder))),
             StageKind::Timestamp(options) => {
                 ("timestamp", Work::Timestamp(timestamp::Timestamp::new(options, builder)))
@@ -314,6 +319,7 @@ impl Stage {
 
     fn drops(&mut self, line: &mut Line<'_>) -> bool {
         let step = match &mut self.work {
+            Work::Cri(stage) => stage.step(line),
             Work::Json(stage) => stage.step(line),
             Work::Timestamp(stage) => stage.step(line),
             Work::Labels(stage) => stage.step(line),

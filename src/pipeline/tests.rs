@@ -57,6 +57,7 @@ fn given(texts: &[Vec<u8>], first_line: u64) -> Given {
         base_ns: BASE_NS + (first_line - FIRST_LINE) as i64,
         first_line,
         continues: false,
+        timed: None,
         credit,
     };
     let receipts = Arc::new(Kept::default());

@@ -435,6 +435,7 @@ fn parse(
         base_ns,
         first_line: 0, // only stages ask for it, and these records have passed them
         continues: flags & CONTINUES != 0,
+        timed: None, // each has its place
         credit,
     };
     let mut end = 0u64;

@@ -31,6 +31,9 @@ const DESCRIPTORS_PER_CONNECTION: u64 = 2;
 /// Readers of containers that have just gone, on their way out.
 const PASSING_HELPERS: u64 = 8;
 
+/// The bell of its readers, its events, and a call.
+const DESCRIPTORS_PER_ENGINE: u64 = 3;
+
 /// Code that was not touched yet when the agent started (the binary has some 6 MiB), tables of expressions, TLS,
 /// and a few answers of the status server on their way.
 const BASE_BYTES: u64 = 32 << 20;
@@ -64,6 +67,8 @@ pub struct Scale {
     pub open_files_max: u64,
     /// Sources that are streams.
     pub streams: u64,
+    /// Sources that are engines.
+    pub engines: u64,
     /// Generations that the last life has left.
     pub known: u64,
     pub memory_budget: u64,
@@ -81,6 +86,8 @@ pub struct Sample {
     pub tasks: Option<u64>,
     pub helpers: Option<u64>,
     pub containers_followed: Option<u64>,
+    /// That may have a page in the ledger.
+    pub containers_known: Option<u64>,
     /// Of the file monitor: these at the moment of its last view.
     pub files_shown: Option<u64>,
     pub files_matching: Option<u64>,
@@ -159,7 +166,8 @@ pub static THINGS: [Thing; COUNT] = [
             let held = n(sample.files_open) + n(sample.outputs_open) + n(sample.outputs_unsynced);
             let connections = scale.connections + n(sample.helpers);
             let sockets = DESCRIPTORS_PER_CONNECTION * connections + n(sample.status_clients);
-            Some(scale.at_start?.descriptors + OWN_DESCRIPTORS + PASSING_DESCRIPTORS + held + sockets)
+            let own = OWN_DESCRIPTORS + DESCRIPTORS_PER_ENGINE * scale.engines;
+            Some(scale.at_start?.descriptors + own + PASSING_DESCRIPTORS + held + sockets)
         },
     },
     // Twice the budget, since an allocator keeps what was freed in another size; then what grows with the number
@@ -239,7 +247,7 @@ pub static THINGS: [Thing; COUNT] = [
         value: |sample| sample.watches,
         bound: |_, sample| sample.folders,
     },
-    // One per file that is followed and per stream, those of the last life that were not met yet, and those that
+    // One per file that is followed, per stream and per container, those of the last life that were not met yet, and those that
     // are finished and not answered for.
     Thing {
         what: "generations",
@@ -247,7 +255,14 @@ pub static THINGS: [Thing; COUNT] = [
         value: |sample| sample.generations,
         bound: |scale, sample| {
             let not_met = sample.not_met.unwrap_or(scale.known);
-            Some(n(sample.files_followed) + scale.streams + not_met + n(sample.generations_finished))
+            let containers = n(sample.containers_known);
+            Some(
+                n(sample.files_followed)
+                    + scale.streams
+                    + containers
+                    + not_met
+                    + n(sample.generations_finished),
+            )
         },
     },
     // Each waits for an answer about at least one chunk.
@@ -422,6 +437,7 @@ mod tests {
             label_stages: 1,
             open_files_max: 512,
             streams: 1,
+            engines: 0,
             known: 7,
             memory_budget: 16 << 20,
             chunk_bytes: 8 << 20,

@@ -11,6 +11,7 @@ use crate::clock::Clock;
 use crate::dispatcher::lane::{HealthView, Mood};
 use crate::ledger::BooksView;
 use crate::metrics::Registry;
+use crate::monitors::container::view::View as EngineView;
 use crate::monitors::file::view::FilesView;
 use crate::stats::StatsView;
 use crate::tasks::{Table, TaskView};
@@ -24,6 +25,8 @@ pub struct Rooms {
     pub budget: Budget,
     /// `None` without a file source.
     pub files: Option<FilesView>,
+    /// One per source of containers.
+    pub engines: Vec<EngineView>,
     pub stats: StatsView,
     pub started: Instant,
     pub clock: Clock,
@@ -71,7 +74,12 @@ impl House for Rooms {
             let why = health.why.as_deref().unwrap_or("no reason is known");
             (health.mood != Mood::Well).then(|| format!("the sink {} rests: {why}", health.name))
         });
-        stuck.chain(ill).chain(waiting).chain(resting).chain(self.stats.suspicions()).collect()
+        let engines = self.engines.iter().filter_map(|view| {
+            let view = view.lock().clone();
+            let why = view.ill.as_ref()?;
+            Some(format!("{}: the engine at {} is not well: {why}", view.source, view.engine))
+        });
+        stuck.chain(ill).chain(waiting).chain(resting).chain(engines).chain(self.stats.suspicions()).collect()
     }
 
     fn status(&self) -> Value {
@@ -101,7 +109,18 @@ impl House for Rooms {
     }
 
     fn sources(&self) -> Value {
-        self.files.as_ref().map_or(json!([]), |files| json!(*files.get()))
+        let mut sources = self.files.as_ref().map_or(json!([]), |files| json!(*files.get()));
+        if !self.engines.is_empty() {
+            let engines: Vec<_> = self.engines.iter().map(|view| json!(**view.lock())).collect();
+            sources = match sources {
+                Value::Object(mut files) => {
+                    files.insert("engines".into(), engines.into());
+                    files.into()
+                }
+                _ => json!({ "engines": engines }),
+            };
+        }
+        sources
     }
 
     fn sinks(&self) -> Value {

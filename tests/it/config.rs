@@ -218,13 +218,23 @@ fn file_sources() {
             "sources[0].type",
             "\"fiel\" is not allowed",
             "did you mean \"file\"?",
-            "allowed are \"file\" or \"stdin\"",
+            "allowed are \"file\" or \"docker\" or \"stdin\"",
         ],
     );
-    check(
-        &sources(r#"{ "type": "docker", "socket": "x" }"#),
-        &["sources[0].type", "\"docker\" is not available in this version"],
-    );
+    for (keys, complaint) in [
+        (r#""socket": "x""#, ["sources[0].socket", "\"x\" is not where an engine listens"]),
+        (r#""socket": "tcp://host/path""#, ["sources[0].socket", "tcp://host:2376"]),
+        (r#""tls": {}"#, ["sources[0].tls", "no effect on a socket of this host"]),
+        (r#""include": { "names": ["a["] }"#, ["sources[0].include.names[0]", "is not a pattern"]),
+        (r#""exclude": { "name": ["a"] }"#, ["sources[0].exclude.name", "did you mean \"names\"?"]),
+        (r#""enable": "none""#, ["sources[0].enable", "allowed are \"all\" or \"labelled\""]),
+        (r#""labels_from": ["host"]"#, ["sources[0].labels_from[0]", "\"compose_project\""]),
+        (r#""container_labels": { "host": "x" }"#, ["sources[0].container_labels.host", "is taken already"]),
+        (r#""container_env": { "a-b": "x" }"#, ["sources[0].container_env.a-b", "is not a label name"]),
+        (r#""multiline": {}"#, ["sources[0].multiline", "is not available in this version"]),
+    ] {
+        check(&sources(&format!(r#"{{ "type": "docker", {keys} }}"#)), &complaint);
+    }
     check(
         &sources(r#"{ "type": "file" }"#),
         &["sources[0].include", "is missing", "[\"/var/log/**/*.log\"]"],
@@ -500,7 +510,7 @@ fn all_complaints_come_at_once_and_in_order() {
     let text = r#"{
         "agent": { "workers": 0, "stop_timeout": "soon", "colour": 1 },
         "status": { "listen": "0.0.0.0:1" },
-        "sources": [ { "type": "file", "include": ["/l"], "name": "a b" }, { "type": "docker" } ],
+        "sources": [ { "type": "file", "include": ["/l"], "name": "a b" }, { "type": "dock" } ],
         "pipeline": [ { "type": "keep" } ],
         "sinks": [ { "type": "loki", "batch": { "max_bytes": "1GB" } }, { "type": "carrier pigeon" } ],
         "extra": true }"#;

@@ -12,6 +12,7 @@ mod core;
 mod corrupt;
 mod crash;
 mod deadletter;
+mod docker;
 mod expect;
 mod files;
 mod floors;

@@ -33,18 +33,6 @@ const ACTIONS: usize = 14;
 /// How long nothing may arrive before what is missing is lost.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Not yet: what no checkpoint has is kept by the journal of stamps. Until it is there, SIGKILL may cost what is not
-/// where it was, and a script with a SIGKILL may double. Then this goes away.
-const KILLS_COST_NOTHING: bool = false;
-
-/// Not yet: the copy of a file that was emptied while the agent was down is looked for when the file has a byte again.
-/// Then this goes away.
-const EMPTY_FILES_LEAD_TO_THEIR_COPY: bool = false;
-
-/// Not yet: a half line of a file that is gone waits for its rest while the file that came after it is read. Then
-/// this goes away.
-const HALF_LINES_KEEP_THEIR_PLACE: bool = false;
-
 #[derive(Clone, Copy, Debug)]
 enum Action {
     Write(u8),
@@ -90,16 +78,8 @@ fn action() -> impl Strategy<Value = Action> {
 struct Piece {
     text: String,
     must: bool,
-    /// Lost if the agent ends before it has come out: by SIGKILL, or also by SIGTERM.
-    at_risk: Option<Risk>,
-    /// A half line that was never completed.
-    half: bool,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Risk {
-    Kill,
-    AnyEnd,
+    /// Lost if the agent ends before it has come out.
+    at_risk: bool,
 }
 
 /// How a file leaves its path.
@@ -124,7 +104,6 @@ struct World {
     lines: u64,
     half: bool,
     closed: bool,
-    killed: bool,
     rotations: u64,
 }
 
@@ -155,7 +134,6 @@ impl World {
             lines: 0,
             half: false,
             closed: false,
-            killed: false,
             rotations: 0,
         }
     }
@@ -175,7 +153,7 @@ impl World {
             OpenOptions::new().append(true).create(true).open(path).expect("root writes where it likes")
         });
         file.write_all([text, end].concat().as_bytes()).expect("a log can be written");
-        self.pieces.push(Piece { text: text.to_owned(), must: true, at_risk: None, half: false });
+        self.pieces.push(Piece { text: text.to_owned(), must: true, at_risk: false });
     }
 
     fn act(&mut self, action: Action) {
@@ -206,9 +184,6 @@ impl World {
                 let to = self.aside();
                 fs::copy(self.path(), to).expect("a log can be copied");
                 self.truncate(Leaves::Copied);
-                if !EMPTY_FILES_LEAD_TO_THEIR_COPY {
-                    self.act(Action::Write(1));
-                }
             }
             Action::Truncate => self.truncate(Leaves::Truncated),
             Action::Delete | Action::Replace => {
@@ -237,14 +212,13 @@ impl World {
             Action::Stop => {
                 if let Some(agent) = self.agent.take() {
                     agent.stop();
-                    self.end(Risk::AnyEnd);
+                    self.end();
                 }
             }
             Action::Kill => {
                 if let Some(agent) = self.agent.take() {
                     agent.kill9();
-                    self.killed = true;
-                    self.end(Risk::Kill);
+                    self.end();
                 }
             }
         }
@@ -277,25 +251,19 @@ impl World {
                 _ if !is_known => piece.must = false,
                 // Nobody else may read the copy either.
                 Leaves::Copied if self.closed => piece.must = false,
-                Leaves::Renamed | Leaves::Copied if KILLS_COST_NOTHING => {}
-                Leaves::Renamed | Leaves::Copied if self.killed => piece.must = false,
-                Leaves::Renamed | Leaves::Copied => piece.at_risk = Some(Risk::Kill),
-                Leaves::Deleted if is_held => piece.at_risk = Some(Risk::AnyEnd),
+                Leaves::Renamed | Leaves::Copied => {}
+                Leaves::Deleted if is_held => piece.at_risk = true,
                 Leaves::Deleted | Leaves::Truncated => piece.must = false,
             }
-        }
-        if let (true, Some(last)) = (self.half, self.pieces.last_mut()) {
-            last.half = true;
         }
         (self.first, self.file, self.half, self.closed) = (self.pieces.len(), None, false, false);
     }
 
     /// The agent has ended.
-    fn end(&mut self, how: Risk) {
+    fn end(&mut self) {
         let out = self.out();
         for piece in self.pieces.iter_mut().filter(|piece| !out.contains(&piece.text)) {
-            let lost = piece.at_risk.is_some_and(|risk| risk == Risk::AnyEnd || risk == how);
-            piece.must &= !lost;
+            piece.must &= !piece.at_risk;
         }
     }
 
@@ -328,13 +296,8 @@ impl World {
         if !lost.is_empty() {
             return Err(format!("{} of {} lost: {}", lost.len(), self.pieces.len(), lost.join(" ")));
         }
-        if self.killed && !KILLS_COST_NOTHING {
-            return Ok(());
-        }
-        let late = |piece: &&Piece| piece.half && !HALF_LINES_KEEP_THEIR_PLACE;
-        let out = self.pieces.iter().filter(late).fold(out, |out, piece| out.replacen(&piece.text, "", 1));
         let mut rest = &out[..];
-        for piece in self.pieces.iter().filter(|piece| !late(piece)) {
+        for piece in &self.pieces {
             match rest.strip_prefix(&*piece.text) {
                 Some(after) => rest = after,
                 None if !piece.must => {}

@@ -7,8 +7,8 @@
 //!     inlet ──▶
 //! ```
 //!
-//! Always true: while something is unread in the spool, or waits to get into it, all records of the sink pass
-//! through it, behind what is there: order holds. What has come back and is not answered for fits the window. A
+//! Always true: while something is unread in the spool, or waits to get into it, or the sink is still ill, all
+//! records of the sink pass through it, behind what is there: order holds. What has come back and is not answered for fits the window. A
 //! share is settled `Spooled` once its frame is written and noted as unsynced.
 //!
 //! Not here: the moods of the sink and what is sent when (`lane.rs`), the files (`spool/`).
@@ -50,6 +50,8 @@ pub struct Spooling {
     window: Door,
     window_bytes: usize,
     frame_bytes: u64,
+    /// From the moment when an ill sink is spooled until it is well and all has been read back.
+    active: bool,
     /// Behind all that is in the spool: it is full, or the disk is ill.
     waiting: VecDeque<(Slice, Share)>,
     ends: Arc<Mutex<Vec<End>>>,
@@ -111,6 +113,7 @@ impl Lane {
             let all = self.take_all();
             let Some(spooling) = &mut self.spooling else { return };
             log::info!("{}: spools what it cannot take", spooling.name);
+            spooling.active = true;
             all.into_iter().for_each(|(slice, share)| spooling.put(slice, share, now));
         }
         let is_over = self.inlet_closed && self.stop.stop.is_closed();
@@ -126,6 +129,10 @@ impl Lane {
         if !self.stop.stop.is_closed() {
             self.replay(now);
         }
+        let is_well = self.mood == Mood::Well;
+        if let Some(spooling) = &mut self.spooling {
+            spooling.active &= !is_well || spooling.has_unread();
+        }
     }
 
     fn replay(&mut self, now: Instant) {
@@ -135,6 +142,8 @@ impl Lane {
         if self.spooling.as_ref().is_some_and(Spooling::has_unread) {
             // The window is full: a batch that is open waits in vain for more.
             self.flush(|street| !street.away && street.queue.is_empty());
+        } else if self.inlet_closed {
+            self.flush(|_| true); // nothing more will come
         }
     }
 
@@ -177,6 +186,7 @@ impl Spooling {
             spooled: metrics.counter("spooled_lines_total", "Lines that were put into a spool.", label),
         };
         let spooling = Spooling {
+            active: spool.has_unread(),
             sink,
             name,
             spool,
@@ -200,7 +210,7 @@ impl Spooling {
 
     /// Whether what comes now has to queue behind what is here.
     pub fn takes_all(&self) -> bool {
-        self.has_unread() || !self.waiting.is_empty()
+        self.active || !self.waiting.is_empty()
     }
 
     pub fn has_unread(&self) -> bool {
@@ -313,7 +323,11 @@ impl Spooling {
     }
 
     fn take_back_if_empty(&mut self) -> Option<(Slice, Share)> {
-        if self.has_unread() { None } else { self.take_back() }
+        if self.waiting.is_empty() || self.has_unread() {
+            return None;
+        }
+        self.active = false;
+        self.take_back()
     }
 
     /// The oldest records of the spool, if the window has room for them.

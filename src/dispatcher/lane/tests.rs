@@ -15,6 +15,8 @@ use crate::record::fixture::{Kept, lines, parcel};
 use crate::sinks::{BatchLimits, Format, KindOptions, RetryOptions};
 use crate::tasks::Switch;
 
+mod spooled;
+
 struct Stage {
     lane: Lane,
     clock: Clock,
@@ -106,8 +108,12 @@ impl Stage {
     /// Lets the lane handle everything that is there; the sink answers each batch with what `says` tells.
     fn play(&mut self, mut says: impl FnMut() -> Says) {
         loop {
-            while self.has_event() {
-                let event = self.lane.next_event();
+            loop {
+                let event = match (self.has_event(), self.is_due()) {
+                    (true, _) => self.lane.next_event(),
+                    (false, true) => Event::Due,
+                    (false, false) => break,
+                };
                 self.lane.handle(event, self.clock.now()).unwrap();
             }
             if let Ok(request) = self.requests.try_recv() {
@@ -130,14 +136,9 @@ impl Stage {
         }
     }
 
-    /// Events come from channels of ours only; the timer of an open batch is moved by hand.
+    /// Events come from channels of ours only.
     fn has_event(&self) -> bool {
         let closed = self.inlet.is_none() && !self.lane.inlet_closed;
-        let due = self
-            .lane
-            .streets
-            .iter()
-            .any(|street| street.batcher.due().is_some_and(|due| due <= self.clock.now()));
         let resting =
             self.lane.mood == Mood::Resting && self.lane.inlet_closed && self.lane.stop.stop.is_closed();
         let aborted = self.lane.stop.abort.is_closed() && !self.lane.giving_up;
@@ -145,7 +146,13 @@ impl Stage {
             && self.lane.streets.iter().any(|street| self.lane.could_leave(street));
         let queued =
             !self.lane.inlet.is_empty() || !self.lane.reports.is_empty() || !self.lane.again.is_empty();
-        !self.lane.is_over() && (queued || closed || due || refused || resting || aborted)
+        !self.lane.is_over() && (queued || closed || refused || resting || aborted)
+    }
+
+    /// By our clock: the timer itself would wait for the one on the wall.
+    fn is_due(&self) -> bool {
+        let due = self.lane.streets.iter().filter_map(|street| street.batcher.due());
+        due.chain(self.lane.spool_due()).any(|due| due <= self.clock.now()) && !self.lane.is_over()
     }
 
     fn answer(&mut self, batch: &Batch, says: Says) -> Answer {
@@ -194,7 +201,7 @@ impl Stage {
             .0
             .lock()
             .iter()
-            .filter(|r| r.undelivered.is_empty())
+            .filter(|r| r.undelivered.is_empty() && !r.from_spool)
             .for_each(|r| progress.add(r.range.clone()));
         progress.low()
     }

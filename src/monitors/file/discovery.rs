@@ -12,6 +12,7 @@ use std::collections::{HashMap, HashSet, hash_map};
 use std::fs;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -53,6 +54,8 @@ pub struct Found {
     pub size: u64,
     /// Place in `sources[]`.
     pub source: usize,
+    /// Whatever happens to it is reported: it has one name, in a folder that is watched, on a disk of this host.
+    pub heard: bool,
 }
 
 /// The whole picture at one time.
@@ -251,6 +254,7 @@ struct Walk<'a> {
 /// A folder on the way down: the stack of these is the path, so a loop is an id that is on it already.
 struct Level {
     id: FileId,
+    heard: bool,
     /// Backwards: taken from the end.
     entries: Vec<Entry>,
 }
@@ -280,6 +284,7 @@ impl Walk<'_> {
             if self.stop.is_closed() {
                 return None;
             }
+            let heard = level.heard;
             let Some(Entry { path, kind }) = level.entries.pop() else {
                 levels.pop();
                 continue;
@@ -307,7 +312,9 @@ impl Walk<'_> {
             if metadata.is_dir() && enters {
                 levels.extend(self.enter(path, &levels));
             } else if metadata.is_file() && matches {
-                self.file(target, path, &metadata);
+                // Who writes by another name is heard of in that one's folder.
+                let heard = heard && kind.is_file() && metadata.nlink() == 1;
+                self.file(target, path, &metadata, heard);
             }
         }
         Some(())
@@ -325,7 +332,7 @@ impl Walk<'_> {
             if *ways > WAYS_MAX {
                 return Ok(None);
             }
-            self.watches.add(&folder);
+            let heard = self.watches.add(&folder);
             let mut entries = Vec::new();
             for entry in fs::read_dir(&folder)? {
                 let entry = entry?;
@@ -336,7 +343,7 @@ impl Walk<'_> {
             }
             // In order, so that "the first name" of a file is the same in every sweep.
             entries.sort_unstable_by(|a, b| b.path.cmp(&a.path));
-            Ok(Some(Level { id, entries }))
+            Ok(Some(Level { id, heard, entries }))
         });
         level.unwrap_or_else(|cause| {
             self.note_failure(folder, cause);
@@ -344,7 +351,7 @@ impl Walk<'_> {
         })
     }
 
-    fn file(&mut self, target: &Target, path: PathBuf, metadata: &fs::Metadata) {
+    fn file(&mut self, target: &Target, path: PathBuf, metadata: &fs::Metadata, heard: bool) {
         let file = FileId::of(metadata);
         if self.outputs.matches(&path) || self.own_log.contains(&file) || self.own.contains(file) {
             return;
@@ -352,7 +359,8 @@ impl Walk<'_> {
         match self.by_file.entry(file) {
             hash_map::Entry::Vacant(free) => {
                 free.insert(target.source);
-                self.sweep.found.push(Found { path, file, size: metadata.len(), source: target.source });
+                let (size, source) = (metadata.len(), target.source);
+                self.sweep.found.push(Found { path, file, size, source, heard });
             }
             hash_map::Entry::Occupied(taken) if *taken.get() != target.source => {
                 self.overlaps.insert((*taken.get(), target.source));

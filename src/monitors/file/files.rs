@@ -1,8 +1,8 @@
 //! The `files` thread: owns every file that is followed and gives each its turn.
 //!
 //! A turn reads one chunk at most and puts the file back at the end of the line, so a hot file holds up nobody.
-//! Hints put files into the line at once; a poll looks at every file each `poll_interval`, which finds the same
-//! without hints; a sweep tells which paths lead where.
+//! Hints put files into the line at once; polls look at files without being told, which finds the same
+//! without hints, later; a sweep tells which paths lead where.
 //!
 //! Always true: one [`Tail`] per file, by device and inode, whatever its names. A generation of a path is read
 //! before the one that followed it. A descriptor with unread bytes that no path leads to is never closed.
@@ -82,6 +82,7 @@ pub struct Files {
     /// Files whose descriptor can perhaps be closed, the one that rested longest first.
     rested: VecDeque<(FileId, u64)>,
     turns: u64,
+    polls: u64,
     /// By source.
     poll_at: Vec<Instant>,
     view_at: Instant,
@@ -157,6 +158,7 @@ impl Files {
             open_limit: setting.open_max.max(1),
             rested: VecDeque::new(),
             turns: 0,
+            polls: 0,
             poll_at: vec![now; sources.len()],
             view_at: now,
             view: FilesView::default(),
@@ -232,7 +234,7 @@ impl Files {
                 }
             }
             Event::Hinted => match self.hints.take() {
-                Hints::Everything => self.poll(|_| true, now),
+                Hints::Everything => self.poll(now),
                 Hints::These(paths) => paths.iter().for_each(|path| self.look_at(path, now)),
             },
             Event::Poll => {
@@ -243,7 +245,7 @@ impl Files {
                     *at = now
                         + file_options(source).map_or(Duration::from_secs(3600), |file| file.poll_interval);
                 }
-                self.poll(|source| due[source], now);
+                self.poll_by_turns(|source| due[source], now);
                 self.limit_deleted(now);
                 self.show(now);
             }
@@ -533,7 +535,7 @@ fn state(tail: &Tail) -> &'static str {
 fn file_options(source: &SourceOptions) -> Option<&FileSourceOptions> {
     match &source.kind {
         SourceKind::File(file) => Some(file),
-        SourceKind::Stdin => None,
+        SourceKind::Docker(_) | SourceKind::Stdin => None,
     }
 }
 

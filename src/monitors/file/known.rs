@@ -115,7 +115,7 @@ impl NotMet {
                 match (beside.as_ref().and_then(|beside| beside.get(&inode)), source(known)) {
                     (Some(beside), Some(source)) => {
                         let Beside { path, file, size } = beside;
-                        let at = Found { path: path.clone(), file: *file, size: *size, source };
+                        let at = Found { path: path.clone(), file: *file, size: *size, source, heard: false };
                         found.push((known.generation, at));
                     }
                     (None, _) if is_gone(known, &folder, beside.is_some()) => gone.push(known.generation),
@@ -211,7 +211,7 @@ mod tests {
             known(6, &folder.path().join("gone/b.log"), FileId { inode: u64::MAX - 2, ..id }, 0),
         ]);
         let (found, gone) = not_met.search(&HashSet::new(), |_| Some(0));
-        assert_eq!(found, [Found { path: rotated, file: id, size: 5, source: 0 }]);
+        assert_eq!(found, [Found { path: rotated, file: id, size: 5, source: 0, heard: false }]);
         let mut gone: Vec<u64> = gone.iter().map(|known| known.generation.0).collect();
         gone.sort();
         assert_eq!(gone, [4, 6]);

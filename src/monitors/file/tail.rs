@@ -101,6 +101,8 @@ pub(super) struct Tail {
     pub file: FileId,
     /// Place in `sources[]`.
     pub source: usize,
+    /// Nothing happens to it that is not reported.
+    pub heard: bool,
     pub lineage: u64,
     /// Where to begin if it was never read.
     pub start: u64,
@@ -182,13 +184,14 @@ pub(super) enum Turn {
 
 impl Tail {
     pub fn new(found: Found, lineage: u64, start: u64, now: Instant) -> Tail {
-        let Found { path, file, size, source } = found;
+        let Found { path, file, size, source, heard } = found;
         Tail {
             path,
             first_path: None,
             generation: None,
             file,
             source,
+            heard,
             lineage,
             start,
             descriptor: None,
@@ -238,6 +241,15 @@ impl Tail {
     /// Of its generation, or the one that is reserved for it.
     pub fn number(&self) -> Option<GenerationId> {
         self.stream.as_ref().map(Stream::generation).or(self.generation)
+    }
+
+    /// What is reported or does not change with time alone has to be looked at seldom.
+    pub fn can_be_left_alone(&self) -> bool {
+        self.heard
+            && self.gone_since.is_none()
+            && !self.deleted
+            && self.stream.is_some()
+            && self.unread() == 0
     }
 
     /// Its size, as far as it concerns us.

@@ -237,8 +237,10 @@ impl Watches {
     }
 
     /// Before the folder is read, so that nothing falls between. In every sweep: another folder may stand there.
-    pub(super) fn add(&mut self, folder: &Path) {
-        self.add_for(folder, everything());
+    /// Says whether all that happens in it will be reported.
+    pub(super) fn add(&mut self, folder: &Path) -> bool {
+        let is_listened_to = Arc::strong_count(&self.folders) > 1;
+        self.add_for(folder, everything()) && is_listened_to && tells_all(folder)
     }
 
     /// For a folder that is only waited in, for another to appear.
@@ -246,14 +248,16 @@ impl Watches {
         self.add_for(folder, entries());
     }
 
-    fn add_for(&mut self, folder: &Path, mask: WatchMask) {
+    /// Whether there is a watch now.
+    fn add_for(&mut self, folder: &Path, mask: WatchMask) -> bool {
         self.asked += 1;
-        let Some(inotify) = self.inotify.as_mut().filter(|_| !self.full) else { return };
+        let Some(inotify) = self.inotify.as_mut().filter(|_| !self.full) else { return false };
         // No lock is held here: a look-up of a path may take its time.
         match inotify.add(folder, mask) {
             Ok(descriptor) => {
                 let unwanted = self.folders.lock().note(folder, descriptor, self.sweep);
                 remove(inotify, unwanted);
+                return true;
             }
             // Other errors: gone or forbidden, and the walk that follows meets the same and says so.
             Err(cause) => {
@@ -268,6 +272,7 @@ impl Watches {
                 }
             }
         }
+        false
     }
 
     /// Forgets the folders that this sweep did not want. Only after a sweep that saw everything.
@@ -297,6 +302,14 @@ impl Watches {
         paths.sort();
         paths
     }
+}
+
+/// File systems of this host's own disks and memory. Others (of a network, of a container's layers, in user space)
+/// do not report what somebody else does to them. Magic numbers: statfs(2).
+const LOCAL: [u64; 6] = [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994, 0xf2f5_2010, 0x2fc1_2fc1];
+
+fn tells_all(folder: &Path) -> bool {
+    rustix::fs::statfs(folder).is_ok_and(|stat| LOCAL.contains(&(stat.f_type as u64)))
 }
 
 fn remove(inotify: &mut inotify::Watches, unwanted: impl IntoIterator<Item = WatchDescriptor>) {
@@ -350,6 +363,18 @@ mod tests {
     #[test]
     fn a_stop_ends_a_watch_without_events() {
         check(|_, _, _| {});
+    }
+
+    #[test]
+    fn without_a_listener_nothing_is_reported() {
+        let folder = tempfile::tempdir().unwrap();
+        let (_switch, stop) = Switch::new().unwrap();
+        let (watch, mut watches) = watch(mailbox().0, bounded(1).0, stop.stop, false);
+        assert_eq!(watches.add(folder.path()), tells_all(folder.path()));
+        assert!(!watches.add(&folder.path().join("missing")));
+        assert!(!tells_all(Path::new("/proc")), "others change it");
+        drop(watch);
+        assert!(!watches.add(folder.path()));
     }
 
     #[test]

@@ -36,7 +36,17 @@ pub fn lines(origin: &Arc<Origin>, raw: &[&[u8]], base_ns: i64) -> Lines {
         ends.push(data.len() as u32);
     }
     let credit = Budget::new(READ_BYTES).door().try_take(&Holder::default(), 1).unwrap();
-    Lines { origin: origin.clone(), start: 100, data, ends, base_ns, first_line: 0, continues: false, credit }
+    Lines {
+        origin: origin.clone(),
+        start: 100,
+        data,
+        ends,
+        base_ns,
+        first_line: 0,
+        continues: false,
+        timed: None,
+        credit,
+    }
 }
 
 pub fn batch(number: u64, parts: Vec<Lines>) -> Batch {

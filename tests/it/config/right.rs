@@ -241,3 +241,32 @@ fn check_and_a_refused_run_leave_no_trace() {
     left.sort();
     assert_eq!(left, ["bad.json", "good.json"]);
 }
+
+#[test]
+fn a_docker_source_needs_nothing_and_may_say_much() {
+    use log_capturer::monitors::container::labels::From;
+    use log_capturer::monitors::container::{Address, StreamAs};
+
+    let folder = folder();
+    let text = r#"{ "sources": [ { "type": "docker" },
+                                 { "type": "docker", "name": "far", "socket": "tcp://10.0.0.1:2376", "tls": {},
+                                   "enable": "labelled", "start_at": "end", "stream": "label",
+                                   "labels_from": ["id"], "container_env": { "tier": "TIER" } } ],
+                    "sinks":   [ { "type": "stdout" } ] }"#;
+    let config = load_in(text, folder.path()).unwrap();
+    let [near, far] = [0, 1].map(|at| match &config.sources[at].kind {
+        SourceKind::Docker(options) => options.clone(),
+        other => panic!("{other:?}"),
+    });
+    assert_eq!(near.address, Address::Socket("/var/run/docker.sock".into()));
+    assert_eq!(
+        (near.start_at, near.stream_as, near.choice.opt_in),
+        (StartAt::Beginning, StreamAs::Metadata, false)
+    );
+    let names: Vec<&str> = near.labels.iter().map(|(name, _)| &**name).collect();
+    assert_eq!(names, ["container", "image", "compose_project", "compose_service"]);
+    assert_eq!(far.address, Address::Url("https://10.0.0.1:2376".into()));
+    assert_eq!((far.start_at, far.stream_as, far.choice.opt_in), (StartAt::End, StreamAs::Label, true));
+    let labels = [("container_id".to_owned(), From::Id), ("tier".to_owned(), From::Env("TIER".into()))];
+    assert_eq!(far.labels, labels);
+}

@@ -70,17 +70,24 @@ impl End {
         }
     }
 
-    pub fn start(&self, room: &Room) -> Agent {
-        let End::AtCall { calls, nth, of_the_state } = self else { return room.run() };
-        let calls = CALLS[*calls].1;
+    /// `refused`: if nobody is killed at a call, so many writes of each thread to these paths find a full disk.
+    pub fn start(&self, room: &Room, refused: Option<(u32, &[PathBuf])>) -> Agent {
+        let (calls, what, paths) = match (self, refused) {
+            (End::AtCall { calls, nth, of_the_state }, _) => {
+                let paths = if *of_the_state { state_paths(&room.path("data")) } else { Vec::new() };
+                (CALLS[*calls].1, format!("signal=KILL:when={nth}"), paths)
+            }
+            (_, Some((writes, paths))) if *STRACE => {
+                (CALLS[0].1, format!("error=ENOSPC:when=1..{writes}"), paths.to_vec())
+            }
+            _ => return room.run(),
+        };
         let mut command = Command::new("strace");
         // The tracer is the grandchild, so that the agent itself is ours.
         command.args(["-D", "-f", "-qqq", "-o", "/dev/null", "-e", &format!("trace={calls}")]);
-        command.args(["-e", &format!("inject={calls}:signal=KILL:when={nth}")]);
-        if *of_the_state {
-            for path in state_paths(&room.path("data")) {
-                command.arg("-P").arg(path);
-            }
+        command.args(["-e", &format!("inject={calls}:{what}")]);
+        for path in paths {
+            command.arg("-P").arg(path);
         }
         command.arg(BINARY).arg("run").arg("--config").arg(room.path("config.json"));
         command.current_dir(room.outside()).env_remove("RUST_LOG");

@@ -46,7 +46,13 @@ impl Files {
         let Some(stream) = tail.stream.take() else { return };
         let id = FileId::of(&metadata);
         // Its place is where the lines came from; a sweep tells if the copy matches too.
-        let found = Found { path: tail.path.clone(), file: id, size: metadata.len(), source: tail.source };
+        let found = Found {
+            path: tail.path.clone(),
+            file: id,
+            size: metadata.len(),
+            source: tail.source,
+            heard: false,
+        };
         let mut copy = Tail::new(found, tail.lineage, 0, now);
         self.outlet.identify(&stream, identity(id, tail.head));
         copy.scanned = stream.position();

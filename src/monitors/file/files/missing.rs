@@ -163,7 +163,7 @@ impl Files {
             task.beat();
             match self.has_content_of(known, head, &path, task) {
                 Ok(Some((file, size, form))) => {
-                    let place = Place { found: Found { path, file, size, source }, form };
+                    let place = Place { found: Found { path, file, size, source, heard: false }, form };
                     match form {
                         None => return Some(place),
                         Some(_) => packed = packed.or(Some(place)),
@@ -243,7 +243,7 @@ impl Files {
         let Some((source, original)) = self.source_of(known).zip(known.filename.as_ref()) else { return };
         for sibling in self.unseen(original, place) {
             let Rest { path, file, size } = sibling.what;
-            let found = Found { path, file, size, source };
+            let found = Found { path, file, size, source, heard: false };
             if let Err(cause) = self.admit_unseen(found, original, known.lineage, next.as_deref_mut(), now) {
                 log::warn!("files: could not read what was rotated unseen: {}: {cause}", original.display());
             }

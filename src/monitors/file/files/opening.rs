@@ -245,7 +245,7 @@ impl Files {
         {
             let (file, size) = (FileId::of(&metadata), metadata.len());
             let is_new = !self.tails.contains_key(&file);
-            self.admit(Found { path, file, size, source: tail.source }, now);
+            self.admit(Found { path, file, size, source: tail.source, heard: false }, now);
             if let Some(next) =
                 self.tails.get_mut(&file).filter(|next| is_new && next.lineage == tail.lineage)
             {

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::super::discovery::{Found, Sweep};
 use super::super::identity::lineage;
@@ -13,6 +13,9 @@ use super::{Files, file_options};
 use crate::durable::FileId;
 use crate::monitors::StartAt;
 use crate::tasks::Task;
+
+/// How often a file is looked at although whatever happens to it is reported.
+const SELDOM: Duration = Duration::from_secs(60);
 
 impl Files {
     pub(super) fn take_in(&mut self, sweep: Sweep, task: &Task) {
@@ -70,12 +73,12 @@ impl Files {
 
     /// A path that matches leads to this file.
     pub(super) fn admit(&mut self, found: Found, now: Instant) {
-        let Found { ref path, file, size, source } = found;
+        let Found { ref path, file, size, source, heard } = found;
         if self.passed_over.get(&file).is_some_and(|(at, seen)| at == path && size == *seen) {
             return;
         }
         if let Some(tail) = self.tails.get_mut(&file) {
-            tail.gone_since = None;
+            (tail.gone_since, tail.heard) = (None, heard);
             if tail.path != *path {
                 if self.paths.get(&tail.path) == Some(&file) {
                     self.paths.remove(&tail.path);
@@ -119,7 +122,7 @@ impl Files {
                 self.left(file, now);
                 if !self.own.contains(other) {
                     let (path, size) = (path.to_owned(), metadata.len());
-                    self.admit(Found { path, file: other, size, source }, now);
+                    self.admit(Found { path, file: other, size, source, heard: false }, now);
                     self.queue(other);
                 }
             }
@@ -137,10 +140,33 @@ impl Files {
     }
 
     /// Puts those in the line that look different from what their last turn saw, or whose time has come. Looks
-    /// at paths, so that a rotation is found even if nothing reports it.
-    pub(super) fn poll(&mut self, due: impl Fn(usize) -> bool, now: Instant) {
+    /// at paths, so that a rotation is found even if nothing reports it. Those that are reported are left alone,
+    /// by turns: each is looked at once in [`SELDOM`], should a report have been missed.
+    pub(super) fn poll_by_turns(&mut self, due: impl Fn(usize) -> bool, now: Instant) {
+        self.polls += 1;
+        let polls = self.polls;
+        let parts = |source: usize| {
+            let every = file_options(&self.sources[source]).map_or(SELDOM, |file| file.poll_interval);
+            (SELDOM.as_millis() / every.as_millis().max(1)).max(1) as u64
+        };
+        let parts: Vec<u64> = (0..self.sources.len()).map(parts).collect();
+        self.poll_those(
+            |tail| {
+                let its_turn = tail.file.inode % parts[tail.source] == polls % parts[tail.source];
+                due(tail.source) && (its_turn || !tail.can_be_left_alone())
+            },
+            now,
+        );
+    }
+
+    /// All.
+    pub(super) fn poll(&mut self, now: Instant) {
+        self.poll_those(|_| true, now);
+    }
+
+    fn poll_those(&mut self, due: impl Fn(&Tail) -> bool, now: Instant) {
         let (mut changed, mut moved) = (Vec::new(), Vec::new());
-        for tail in self.tails.values().filter(|tail| due(tail.source) && !tail.trouble) {
+        for tail in self.tails.values().filter(|tail| due(tail) && !tail.trouble) {
             if self.outlet.stop().stop.is_closed() {
                 return; // there may be thousands, on a slow file system
             }

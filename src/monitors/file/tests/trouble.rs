@@ -166,3 +166,26 @@ fn the_path_of_a_file_that_was_renamed_while_it_was_closed_is_forgotten() {
         life.until_view("one path is left", |view| view.followed == 2 && view.sizes.paths == 1);
     });
 }
+
+/// Nobody reports what happens to a file by a name that stands in another folder: these are looked at all the time.
+#[test]
+fn files_that_are_written_by_another_name() {
+    let mut world = World::new("*.log");
+    std::fs::create_dir(world.path("elsewhere")).unwrap();
+    for (number, link) in ["soft", "hard"].into_iter().enumerate() {
+        let target = format!("elsewhere/{link}");
+        world.append(&target, format!("{number}\n"));
+        match number {
+            0 => std::os::unix::fs::symlink(world.path(&target), world.path("soft.log")).unwrap(),
+            _ => std::fs::hard_link(world.path(&target), world.path("hard.log")).unwrap(),
+        }
+    }
+    let lines = world.live(|world, life| {
+        life.until_lines(2);
+        world.append("elsewhere/soft", "2\n");
+        life.until_lines(3);
+        world.append("elsewhere/hard", "3\n");
+        life.until_lines(4);
+    });
+    assert_eq!(texts(&lines)[2..], ["2", "3"]);
+}

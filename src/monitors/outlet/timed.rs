@@ -1,0 +1,160 @@
+//! The same door for sources that give every line its own time, and can be read again from a time on: containers.
+//!
+//! Their times need no journal, and their offsets are virtual: the bytes of their lines, counted from the first one
+//! that was ever read. So a replay that brings the same lines brings the same offsets.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::{CHUNK_LINES, NotSent, Outlet, Stream, cost_besides};
+use crate::ack::{Ack, Count, GenerationId};
+use crate::budget::{Credit, Refused};
+use crate::ledger::{BEFORE_BYTES, Cursor, Head, Known, Note, Opened, Stamp};
+use crate::monitors::SourceOptions;
+use crate::record::{Chunk, Labels, Lines, Origin, TIMED_BYTES, Timed};
+
+/// No line costs less on its way to us: its time, and a head or a line end.
+const WIRE_BYTES_MIN: usize = 32;
+
+/// Who a stream with times is.
+pub struct Timekeeper<'a> {
+    pub source: &'a SourceOptions,
+    /// What the ledger and people know it by.
+    pub place: &'a str,
+    pub labels: Labels,
+    pub lineage: u64,
+}
+
+/// Lines with their times, gathered until they are sent.
+pub struct Gathered {
+    pub data: Vec<u8>,
+    pub ends: Vec<u32>,
+    pub timed: Timed,
+    /// Behind the last of them.
+    pub cursor: Option<Cursor>,
+}
+
+impl Stream {
+    /// What is read now is not what was read before: no sink has any of it.
+    pub fn forget_the_past(&mut self) {
+        self.progress.clear();
+        self.stamps.clear();
+    }
+}
+
+impl Outlet {
+    /// One that was never seen before. `from`: where reading begins; `None`: at its beginning.
+    pub fn open_timed(&mut self, who: Timekeeper<'_>, from: Option<Cursor>) -> Stream {
+        let generation = self.reserve();
+        self.supply.book.note(Note::Opened(Box::new(Opened {
+            generation,
+            source: who.source.name.clone(),
+            filename: Some(who.place.into()),
+            identity: None,
+            lineage: who.lineage,
+            start: 0,
+            cursor: from,
+        })));
+        self.timed_stream(who, generation)
+    }
+
+    /// Goes on with one of an earlier life.
+    pub fn reopen_timed(&mut self, who: Timekeeper<'_>, known: &Known) -> Stream {
+        Stream {
+            position: known.position,
+            next_line: known.line,
+            continues: known.continues,
+            progress: known.progress.clone(),
+            stamps: known.stamps.iter().filter(|stamp| stamp.end > known.position).copied().collect(),
+            ..self.timed_stream(who, known.generation)
+        }
+    }
+
+    fn timed_stream(&self, who: Timekeeper<'_>, generation: GenerationId) -> Stream {
+        let place: Arc<str> = who.place.into();
+        let origin = Origin {
+            source: who.source.name.clone(),
+            generation,
+            lineage: who.lineage,
+            labels: Arc::new(who.labels),
+            filename: None,
+            // Anybody may remove a container, and its log with it.
+            replayable: false,
+        };
+        Stream {
+            holder: self.supply.budget.holder(&origin.source, Some(&place)),
+            origin: Arc::new(origin),
+            filename: Some(PathBuf::from(who.place)),
+            position: 0,
+            next_line: 0,
+            continues: false,
+            progress: Vec::new(),
+            stamps: Default::default(),
+            unwritten: None,
+        }
+    }
+
+    /// Credit for reading up to `bytes` as they come, and for the lines that they may be.
+    pub fn take_timed(&self, stream: &Stream, bytes: usize) -> Result<Credit, Refused> {
+        let lines = CHUNK_LINES.min(bytes / WIRE_BYTES_MIN + 1);
+        let besides = cost_besides(lines, self.supply.sinks) + lines * TIMED_BYTES;
+        self.door.try_take(&stream.holder, bytes + besides)
+    }
+
+    /// Like [`Outlet::send`]. What was gathered is empty afterwards.
+    pub fn send_timed(
+        &mut self,
+        stream: &mut Stream,
+        gathered: &mut Gathered,
+        mut credit: Credit,
+    ) -> Result<(), NotSent> {
+        let (data, ends) = (std::mem::take(&mut gathered.data), std::mem::take(&mut gathered.ends));
+        let sides = gathered.timed.sides.clone();
+        let fresh = Timed { times: Vec::new(), marks: Vec::new(), sides };
+        let timed = std::mem::replace(&mut gathered.timed, fresh);
+        assert!(
+            ends.len() <= CHUNK_LINES
+                && ends.last().copied() == u32::try_from(data.len()).ok()
+                && timed.times.len() == ends.len(),
+            "a chunk is made of whole lines"
+        );
+        let sinks = stream.lacking(self.supply.sinks);
+        let count = Count { lines: ends.len() as u64, bytes: data.len() as u64 };
+        let range = stream.position..stream.position + count.bytes;
+        debug_assert!(stream.read_limit().is_none_or(|limit| range.end <= limit), "read across an edge");
+        let generation = stream.origin.generation;
+        let stamp = Stamp {
+            generation,
+            start: range.start,
+            end: range.end,
+            first_line: stream.next_line,
+            lines: count.lines,
+            base_ns: 0, // the lines have their own
+            continues: false,
+            cut: false,
+            sinks,
+            before: Head::of(&data[data.len().saturating_sub(BEFORE_BYTES)..]),
+            cursor: gathered.cursor,
+        };
+        self.supply.book.note(Note::Read(stamp.clone()));
+        if !sinks.is_empty() {
+            let besides = cost_besides(ends.len(), sinks.iter().count()) + ends.len() * TIMED_BYTES;
+            credit.shrink_to(data.len() + besides);
+            let lines = Lines {
+                origin: stream.origin.clone(),
+                start: range.start,
+                data,
+                ends,
+                base_ns: 0,
+                first_line: stream.next_line,
+                continues: false,
+                timed: Some(timed),
+                credit,
+            };
+            let ack = Ack::new(generation, range.clone(), count, sinks, &self.supply.receipts);
+            self.hand_over(Chunk { lines, ack }, stamp)?;
+        }
+        stream.move_to(range.end, count.lines, false);
+        Ok(())
+    }
+}

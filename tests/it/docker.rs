@@ -1,0 +1,447 @@
+//! Containers, against an engine that does what the test says ([`daemon`]), and against a real one ([`real`]).
+
+#![expect(clippy::disallowed_methods, reason = "the other side of the socket has threads of its own")]
+
+mod daemon;
+mod real;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use daemon::{Daemon, ERR, Mood, OUT, stamp};
+use serde_json::{Value, json};
+
+use crate::agent::{Agent, Room, Signal, until};
+use crate::files::bytes;
+
+const OUTPUT: &str = "out.json";
+
+/// 2026-11-23T18:24:51Z
+const T: i64 = 1_795_458_291_000_000_000;
+const MS: i64 = 1_000_000;
+
+struct House {
+    room: Room,
+    daemon: Daemon,
+}
+
+impl House {
+    fn new(source: Value) -> House {
+        let room = Room::new(json!({
+            "sources": [{ "type": "docker", "socket": "PLACE", "name": "engine" }],
+            "sinks": [{ "type": "file", "path": OUTPUT, "format": "json", "batch": { "max_wait": "20ms" } }],
+        }));
+        let socket = room.outside().join("engine.sock");
+        let mut entry = json!({ "type": "docker", "socket": socket, "name": "engine" });
+        entry.as_object_mut().unwrap().extend(source.as_object().cloned().unwrap_or_default());
+        room.configure(
+            &json!({
+                "status": { "listen": "127.0.0.1:0" },
+                "agent": { "sync_interval": "100ms" },
+                "sources": [entry],
+                "sinks": [{ "type": "file", "path": OUTPUT, "format": "json", "batch": { "max_wait": "20ms" } }],
+            })
+            .to_string(),
+        );
+        let daemon = Daemon::start(&socket);
+        House { room, daemon }
+    }
+
+    /// `container stream time line`, in the order of the file.
+    fn arrived(&self) -> Vec<String> {
+        let path = self.room.path(OUTPUT);
+        if !path.exists() {
+            return Vec::new();
+        }
+        let text = bytes(&path);
+        // The last line may be half written.
+        let whole = &text[..text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1)];
+        let shown = |line: &[u8]| {
+            let line: Value = serde_json::from_slice(line).unwrap();
+            let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();
+            let (labels, stream) = (&line["labels"], &line["metadata"]["stream"]);
+            let partial = if line["partial"] == true { "~" } else { "" };
+            let container = text(&labels["container"]);
+            format!("{container} {} {} {}{partial}", text(stream), text(&line["time"]), text(&line["line"]))
+        };
+        whole.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).map(shown).collect()
+    }
+
+    #[track_caller]
+    fn until_arrived(&self, agent: &Agent, lines: usize) {
+        agent.until(&format!("{lines} lines have arrived"), || self.arrived().len() >= lines);
+    }
+
+    #[track_caller]
+    fn assert_arrived(&self, agent: &Agent, expected: &[String]) {
+        self.until_arrived(agent, expected.len());
+        assert_eq!(self.arrived(), expected, "{}", agent.stderr());
+    }
+
+    /// Numbered lines, one a millisecond, both streams in turn.
+    fn say(&self, name: &str, numbers: std::ops::Range<i64>) {
+        for number in numbers {
+            let stream = if number % 3 == 0 { ERR } else { OUT };
+            self.daemon.say(name, stream, T + number * MS, format!("line {number}\n"));
+        }
+    }
+}
+
+fn line(name: &str, stream: u8, ns: i64, text: &str) -> String {
+    let stream = if stream == OUT { "stdout" } else { "stderr" };
+    let time = stamp(ns);
+    format!("{name} {stream} {time} {text}")
+}
+
+fn numbered(name: &str, numbers: std::ops::Range<i64>) -> Vec<String> {
+    let stream = |number| if number % 3 == 0 { ERR } else { OUT };
+    numbers.map(|number| line(name, stream(number), T + number * MS, &format!("line {number}"))).collect()
+}
+
+fn threads(agent: &Agent) -> Vec<String> {
+    let (_, tasks) = agent.get("/api/v1/tasks");
+    let tasks: Value = serde_json::from_str(&tasks).unwrap();
+    tasks.as_array().unwrap().iter().map(|task| task["name"].as_str().unwrap().to_owned()).collect()
+}
+
+fn readers(agent: &Agent) -> usize {
+    threads(agent).iter().filter(|name| name.starts_with("c/")).count()
+}
+
+#[test]
+fn what_a_log_may_contain_arrives_exactly() {
+    let house = House::new(json!({}));
+    let daemon = &house.daemon;
+    daemon.run("all");
+    let part = "p".repeat(16 * 1024);
+    let lf = "x".repeat(0x0a0a - 32); // the length of its frame is 0x0a0a
+    for (stream, ms, text) in [
+        (OUT, 0, "one\n"),
+        (ERR, 1, "two\n"),
+        (OUT, 2, "\n"),
+        (OUT, 3, &format!("{lf}\n")),
+        (OUT, 4, &part),
+        (ERR, 5, "between\n"),
+        (OUT, 4, &part),
+        (OUT, 4, "end\n"),
+        (OUT, 6, "equal\n"),
+        (OUT, 6, "equal\n"),
+        (ERR, 6, "equal\n"),
+        (OUT, 5, "a step back\n"),
+        (OUT, 7, "half"),
+    ] {
+        daemon.say("all", stream, T + ms * MS, text);
+    }
+    let agent = house.room.run();
+    let mut expected = vec![
+        line("all", OUT, T, "one"),
+        line("all", ERR, T + MS, "two"),
+        line("all", OUT, T + 2 * MS, ""),
+        line("all", OUT, T + 3 * MS, &lf),
+        line("all", ERR, T + 5 * MS, "between"),
+        line("all", OUT, T + 4 * MS, &format!("{part}{part}end")),
+        line("all", OUT, T + 6 * MS, "equal"),
+        line("all", OUT, T + 6 * MS + 1, "equal"),
+        line("all", ERR, T + 6 * MS + 2, "equal"),
+        line("all", OUT, T + 5 * MS, "a step back"),
+    ];
+    house.assert_arrived(&agent, &expected);
+    daemon.die("all");
+    expected.push(line("all", OUT, T + 7 * MS, "half~"));
+    house.assert_arrived(&agent, &expected);
+    assert_eq!(agent.stop(), 0);
+}
+
+/// Rather doubled than lost, and with the same times, so that a sink which can tell has each once.
+#[test]
+fn a_clock_that_was_set_back_loses_nothing() {
+    let house = House::new(json!({}));
+    house.daemon.run("c");
+    house.say("c", 0..100);
+    let agent = house.room.run();
+    house.until_arrived(&agent, 100);
+    for number in 100..200 {
+        house.daemon.say("c", OUT, T - 3600 * 1000 * MS + number * MS, format!("line {number}\n"));
+    }
+    house.until_arrived(&agent, 200);
+    house.daemon.die("c");
+    agent.until("nobody reads it", || readers(&agent) == 0);
+    assert_eq!(agent.stop(), 0);
+    house.say("c", 300..310);
+    let agent = house.room.run();
+    let texts = || house.arrived().into_iter().collect::<BTreeSet<_>>();
+    agent.until("all are there", || texts().len() >= 210);
+    assert_eq!(texts().len(), 210, "{}", agent.stderr());
+}
+
+#[test]
+fn a_terminal_has_one_stream_and_long_lines() {
+    let house = House::new(json!({}));
+    house.daemon.create("tty", true, &[]);
+    house.daemon.run("tty");
+    let part = "p".repeat(16 * 1024);
+    for (ms, text) in
+        [(0, "one\r\n"), (1, &part), (1, &part), (1, "end\r\n"), (2, "half"), (3, "next life\r\n")]
+    {
+        house.daemon.say("tty", OUT, T + ms * MS, text);
+    }
+    let agent = house.room.run();
+    let expected = [
+        line("tty", OUT, T, "one"),
+        line("tty", OUT, T + MS, &format!("{part}{part}end")),
+        line("tty", OUT, T + 2 * MS, "half~"),
+        line("tty", OUT, T + 3 * MS, "next life"),
+    ];
+    house.assert_arrived(&agent, &expected);
+}
+
+#[test]
+fn lives_of_the_agent_and_of_the_container_double_and_lose_nothing() {
+    let house = House::new(json!({}));
+    house.daemon.run("c");
+    let mut said = 0;
+    for life in 0..4 {
+        house.say("c", said..said + 700); // nobody is there
+        let agent = house.room.run();
+        house.until_arrived(&agent, said as usize + 700);
+        house.say("c", said + 700..said + 1500);
+        if life == 1 {
+            house.daemon.die("c");
+        }
+        house.until_arrived(&agent, said as usize + 1500);
+        if life == 1 {
+            house.daemon.run("c");
+        }
+        said += 1500;
+        assert_eq!(agent.stop(), 0, "{}", agent.stderr());
+    }
+    assert_eq!(house.arrived(), numbered("c", 0..said));
+}
+
+#[test]
+fn killed_in_the_middle_the_same_lines_come_with_the_same_times() {
+    let house = House::new(json!({}));
+    house.daemon.run("c");
+    for life in 0..4 {
+        let agent = house.room.run();
+        for round in 0..20 {
+            let number = (life * 20 + round) * 100;
+            house.say("c", number..number + 100);
+            if round == 13 {
+                house.until_arrived(&agent, (life * 2000 + 500) as usize);
+                agent.kill9();
+            }
+        }
+    }
+    let agent = house.room.run();
+    let expected: BTreeSet<String> = numbered("c", 0..8000).into_iter().collect();
+    let distinct = || house.arrived().into_iter().collect::<BTreeSet<_>>();
+    agent.until("all have arrived", || distinct().len() >= expected.len());
+    assert!(distinct() == expected, "what came again was not the same\n{}", agent.stderr());
+}
+
+#[test]
+fn a_log_that_breaks_in_a_frame_is_read_on_where_it_broke() {
+    let house = House::new(json!({}));
+    house.daemon.run("c");
+    let agent = house.room.run();
+    agent.until("it is followed", || readers(&agent) == 1);
+    for round in 0..5 {
+        house.daemon.die("c");
+        house.say("c", round * 200..round * 200 + 200);
+        agent.until("nobody reads it", || readers(&agent) == 0);
+        house.daemon.mood(Mood::CutAfter(1000 + round as usize * 7));
+        house.daemon.run("c");
+        house.until_arrived(&agent, (round * 200 + 200) as usize);
+        agent.until("it is followed again", || readers(&agent) == 1);
+    }
+    assert_eq!(house.arrived(), numbered("c", 0..1000), "{}", agent.stderr());
+}
+
+#[test]
+fn an_engine_that_refuses_is_asked_again() {
+    for mood in [Mood::NoLogs, Mood::NoInspect] {
+        let house = House::new(json!({ "container_env": { "tier": "TIER" } }));
+        house.daemon.env(&["TIER=front"]);
+        house.daemon.mood(mood);
+        house.daemon.run("c");
+        house.say("c", 0..10);
+        let agent = house.room.run();
+        let asked = if mood == Mood::NoLogs { "logs" } else { "inspect" };
+        agent.until("it was asked twice", || {
+            house.daemon.die("c");
+            house.daemon.requests(asked) >= 2
+        });
+        house.daemon.mood(Mood::Well);
+        house.until_arrived(&agent, 10);
+        house.say("c", 10..20);
+        house.daemon.run("c");
+        house.until_arrived(&agent, 20);
+        assert_eq!(house.arrived(), numbered("c", 0..20));
+        assert_eq!(agent.stop(), 0);
+    }
+}
+
+/// What happened while the engine was gone: nobody saw an event of it.
+#[test]
+fn after_an_absence_of_the_engine_everything_is_found() {
+    let seconds: u64 =
+        std::env::var("LOG_CAPTURER_DOCKER_GONE_SECONDS").map_or(3, |text| text.parse().unwrap());
+    let house = House::new(json!({}));
+    for name in ["stays", "dies", "vanishes"] {
+        house.daemon.run(name);
+        house.say(name, 0..100);
+    }
+    let agent = house.room.run();
+    house.until_arrived(&agent, 300);
+    house.daemon.go();
+    agent.until("it is said", || agent.get("/readyz").0 == 503);
+    agent.until("no reader is left", || readers(&agent) == 0);
+    let cpu_before = cpu_ms(&agent);
+    let clock = log_capturer::clock::Clock::real();
+    let end = clock.now() + Duration::from_secs(seconds);
+    until("the time is over", Duration::from_secs(seconds + 60), String::new, || clock.now() >= end);
+    let spent = cpu_ms(&agent) - cpu_before;
+    println!("{spent} ms of CPU in {seconds} s without an engine");
+    for name in ["stays", "dies"] {
+        house.say(name, 100..200);
+    }
+    house.daemon.die("dies");
+    house.daemon.remove("vanishes");
+    house.daemon.run("new");
+    house.say("new", 0..50);
+    house.daemon.die("new");
+    house.daemon.come_back();
+    let back = clock.now();
+    agent.until("it is well again", || agent.get("/readyz").0 == 200);
+    println!("well again after {:?}", clock.now().saturating_duration_since(back));
+    house.until_arrived(&agent, 300 + 200 + 50);
+    let expected: BTreeSet<String> = [("stays", 200), ("dies", 200), ("vanishes", 100), ("new", 50)]
+        .into_iter()
+        .flat_map(|(name, lines)| numbered(name, 0..lines))
+        .collect();
+    assert_eq!(house.arrived().len(), expected.len(), "none twice");
+    assert!(house.arrived().into_iter().collect::<BTreeSet<_>>() == expected);
+    let log = agent.stderr();
+    assert_eq!(log.matches("trying again").count(), 1, "one line per change of state\n{log}");
+    assert_eq!(log.matches("answers again").count(), 1, "{log}");
+    assert!(log.contains("vanishes (") && log.contains("was removed before"), "{log}");
+    assert_eq!(agent.stop(), 0, "what was removed had been read as far as it was there");
+}
+
+fn cpu_ms(agent: &Agent) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", agent.pid())).unwrap();
+    let after = stat.rsplit_once(')').unwrap().1;
+    let ticks: u64 =
+        after.split_whitespace().skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum();
+    ticks * 1000 / rustix::param::clock_ticks_per_second()
+}
+
+#[test]
+fn an_engine_that_hangs_is_noticed() {
+    let house = House::new(json!({}));
+    house.daemon.run("c");
+    house.say("c", 0..10);
+    let agent = house.room.run();
+    house.until_arrived(&agent, 10);
+    house.daemon.mood(Mood::Hang);
+    agent.until("it is noticed", || agent.get("/readyz").0 == 503);
+    assert!(agent.get("/readyz").1.contains("does not answer within"), "{}", agent.get("/readyz").1);
+    house.daemon.mood(Mood::Well);
+    agent.until("and that it is over", || agent.get("/readyz").0 == 200);
+    house.say("c", 10..20);
+    house.until_arrived(&agent, 20);
+    assert_eq!(house.arrived(), numbered("c", 0..20));
+}
+
+#[test]
+fn a_log_that_cannot_be_read_is_one_line_in_ours() {
+    let house = House::new(json!({}));
+    house.daemon.mood(Mood::Unreadable);
+    house.daemon.run("none");
+    let agent = house.room.run();
+    agent.until("it is said", || agent.stderr().contains("its log cannot be read"));
+    for _ in 0..3 {
+        let asked = house.daemon.requests("logs");
+        house.daemon.die("none");
+        house.daemon.run("none");
+        agent.until("it was asked again", || house.daemon.requests("logs") > asked);
+    }
+    agent.until("nobody reads it", || readers(&agent) == 0);
+    assert_eq!(agent.stderr().matches("cannot be read").count(), 1, "{}", agent.stderr());
+    assert_eq!(agent.stop(), 0);
+}
+
+#[test]
+fn what_was_removed_unread_is_counted_with_its_name() {
+    let house = House::new(json!({}));
+    house.daemon.mood(Mood::NoLogs);
+    house.daemon.run("short");
+    let agent = house.room.run();
+    agent.until("it was tried", || house.daemon.requests("logs") > 0);
+    house.daemon.die("short");
+    house.daemon.remove("short");
+    agent.until("it is counted", || {
+        agent.get("/metrics").1.contains("log_capturer_containers_given_up_total{source=\"engine\"} 1")
+    });
+    assert!(agent.stderr().contains("short ("), "{}", agent.stderr());
+}
+
+#[test]
+fn threads_come_and_go_with_containers_and_a_stop_is_quick() {
+    let house = House::new(json!({}));
+    house.daemon.run("c0");
+    let agent = house.room.run();
+    agent.until("one is followed", || readers(&agent) == 1);
+    let base = threads(&agent).len() - 1;
+    for number in 1..50 {
+        house.daemon.run(&format!("c{number}"));
+    }
+    agent.until("fifty are followed", || threads(&agent).len() == base + 50);
+    (0..50).for_each(|number| house.say(&format!("c{number}"), 0..3));
+    house.until_arrived(&agent, 150);
+    for number in 0..25 {
+        house.daemon.remove(&format!("c{number}"));
+    }
+    agent.until("threads go with them", || threads(&agent).len() == base + 25);
+    let clock = log_capturer::clock::Clock::real();
+    let told = clock.now();
+    agent.signal(Signal::TERM);
+    assert_eq!(agent.wait_exit(Duration::from_secs(10)), 0, "{}", agent.stderr());
+    println!("25 followed streams: stopped after {:?}", clock.now().saturating_duration_since(told));
+}
+
+#[test]
+fn who_is_followed_and_how_lines_are_labelled() {
+    let house = House::new(json!({
+        "include": { "names": ["web-*", "db"] },
+        "exclude": { "labels": { "tier": "test*" } },
+        "labels_from": ["name"],
+        "container_labels": { "team": "com.example.team" },
+        "container_env": { "stage": "STAGE" },
+        "stream": "label",
+    }));
+    house.daemon.env(&["PATH=/bin", "STAGE=prod"]);
+    for (name, labels) in [
+        ("web-1", &[("com.example.team", "red")][..]),
+        ("web-2", &[("tier", "testing")]),
+        ("db", &[("log-capturer.enable", "false")]),
+        ("other", &[]),
+    ] {
+        house.daemon.create(name, false, labels);
+        house.daemon.run(name);
+        house.daemon.say(name, ERR, T, "line\n");
+    }
+    let (code, stderr) = house.room.run_once();
+    assert_eq!(code, 0, "{stderr}");
+    let lines: Vec<Value> = bytes(&house.room.path(OUTPUT))
+        .split(|byte| *byte == b'\n')
+        .filter(|line| !line.is_empty())
+        .map(|line| serde_json::from_slice(line).unwrap())
+        .collect();
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    let mut labels = lines[0]["labels"].clone();
+    labels.as_object_mut().unwrap().remove("host");
+    let expected = json!({ "container": "web-1", "source": "engine", "stage": "prod", "stream": "stderr", "team": "red" });
+    assert_eq!(labels, expected);
+}

@@ -1,0 +1,357 @@
+//! An engine that does what the test says: Docker's API on a socket, as far as logs need it.
+//!
+//! It filters by `since` as Docker 20 does (each message for itself), sends a log in frames or as a terminal's,
+//! follows it, and has moods. It can be gone, which ends all its connections, and come back.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+use serde_json::{Value, json};
+
+pub const OUT: u8 = 1;
+pub const ERR: u8 = 2;
+
+#[derive(Clone, Default)]
+pub struct Message {
+    pub stream: u8,
+    pub ns: i64,
+    pub text: Vec<u8>,
+}
+
+#[derive(Clone, Default)]
+struct Container {
+    name: String,
+    labels: BTreeMap<String, String>,
+    running: bool,
+    tty: bool,
+    log: Vec<Message>,
+}
+
+/// What happens to requests.
+#[derive(Clone, Copy, Default, PartialEq)]
+pub enum Mood {
+    #[default]
+    Well,
+    /// Logs are answered with 500.
+    NoLogs,
+    /// And logs of this kind cannot be read at all.
+    Unreadable,
+    /// Inspecting is answered with 500.
+    NoInspect,
+    /// The next log ends so many bytes later, in the middle of whatever it is.
+    CutAfter(usize),
+    /// Takes requests and is silent.
+    Hang,
+}
+
+#[derive(Default)]
+struct State {
+    containers: BTreeMap<String, Container>,
+    events: Vec<Value>,
+    mood: Mood,
+    /// Rises when it goes: connections of before end.
+    life: u64,
+    connections: Vec<UnixStream>,
+    requests: HashMap<String, u64>,
+    inspected_env: Vec<String>,
+}
+
+#[derive(Default)]
+struct Inner {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+pub struct Daemon {
+    path: PathBuf,
+    inner: Arc<Inner>,
+}
+
+/// Ids look like Docker's.
+pub fn id_of(name: &str) -> String {
+    format!("{:064x}", xxhash_rust::xxh3::xxh3_64(name.as_bytes()))
+}
+
+impl Daemon {
+    pub fn start(path: &Path) -> Daemon {
+        let daemon = Daemon { path: path.to_owned(), inner: Arc::default() };
+        daemon.come_back();
+        daemon
+    }
+
+    /// Listens (again).
+    pub fn come_back(&self) {
+        let _ = std::fs::remove_file(&self.path);
+        let listener = UnixListener::bind(&self.path).unwrap();
+        let (inner, life) = (self.inner.clone(), self.inner.state.lock().life);
+        std::thread::spawn(move || {
+            for connection in listener.incoming() {
+                let Ok(connection) = connection else { return };
+                if inner.state.lock().life != life {
+                    return;
+                }
+                let inner = inner.clone();
+                inner.state.lock().connections.push(connection.try_clone().unwrap());
+                std::thread::spawn(move || {
+                    let end = connection.try_clone();
+                    // An error is a client that went away.
+                    let _ = serve(&inner, life, connection);
+                    let _ = end.map(|end| end.shutdown(std::net::Shutdown::Both));
+                });
+            }
+        });
+    }
+
+    /// Ends all connections and listens no more. What it knows of events is lost with it.
+    pub fn go(&self) {
+        let mut state = self.inner.state.lock();
+        state.life += 1;
+        state.events.clear();
+        for connection in state.connections.drain(..) {
+            let _ = connection.shutdown(std::net::Shutdown::Both);
+        }
+        drop(state);
+        self.inner.changed.notify_all();
+        let _ = UnixStream::connect(&self.path); // ends the accept of the life before
+        let _ = std::fs::remove_file(&self.path);
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.inner.state.lock());
+        self.inner.changed.notify_all();
+    }
+
+    pub fn mood(&self, mood: Mood) {
+        self.change(|state| state.mood = mood);
+    }
+
+    pub fn env(&self, env: &[&str]) {
+        self.change(|state| state.inspected_env = env.iter().map(|pair| (*pair).to_owned()).collect());
+    }
+
+    pub fn create(&self, name: &str, tty: bool, labels: &[(&str, &str)]) {
+        let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let container = Container { name: name.into(), labels, tty, ..Container::default() };
+        self.change(|state| drop(state.containers.insert(id_of(name), container)));
+    }
+
+    pub fn run(&self, name: &str) {
+        if !self.inner.state.lock().containers.contains_key(&id_of(name)) {
+            self.create(name, false, &[]);
+        }
+        self.set_running(name, true, "start");
+    }
+
+    pub fn die(&self, name: &str) {
+        self.set_running(name, false, "die");
+    }
+
+    pub fn remove(&self, name: &str) {
+        self.change(|state| {
+            let container = state.containers.remove(&id_of(name)).unwrap();
+            state.events.push(event("destroy", name, &container));
+        });
+    }
+
+    fn set_running(&self, name: &str, running: bool, action: &str) {
+        self.change(|state| {
+            let container = state.containers.get_mut(&id_of(name)).unwrap();
+            container.running = running;
+            let event = event(action, name, container);
+            state.events.push(event);
+        });
+    }
+
+    pub fn say(&self, name: &str, stream: u8, ns: i64, text: impl AsRef<[u8]>) {
+        let message = Message { stream, ns, text: text.as_ref().to_vec() };
+        self.change(|state| state.containers.get_mut(&id_of(name)).unwrap().log.push(message));
+    }
+
+    /// How often something was asked for: `list`, `logs`, `events`, …
+    pub fn requests(&self, what: &str) -> u64 {
+        self.inner.state.lock().requests.get(what).copied().unwrap_or(0)
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.go();
+    }
+}
+
+fn event(action: &str, name: &str, container: &Container) -> Value {
+    let mut attributes: BTreeMap<String, String> = container.labels.clone();
+    attributes.extend([("name".into(), name.into()), ("image".into(), "scripted".into())]);
+    json!({ "Type": "container", "Action": action, "Actor": { "ID": id_of(name), "Attributes": attributes },
+            "timeNano": 1 })
+}
+
+fn serve(inner: &Inner, life: u64, connection: UnixStream) -> std::io::Result<()> {
+    let mut reader = BufReader::new(connection.try_clone()?);
+    let mut line = String::new();
+    reader.read_line(&mut line)?;
+    let path = line.split(' ').nth(1).unwrap_or("").to_owned();
+    while line.trim() != "" {
+        line.clear();
+        reader.read_line(&mut line)?;
+    }
+    let (bare, query) = path.split_once('?').unwrap_or((&path, ""));
+    let bare = bare.strip_prefix("/v1.41").unwrap_or(bare);
+    let query: HashMap<&str, &str> = query.split('&').filter_map(|pair| pair.split_once('=')).collect();
+    let parts: Vec<&str> = bare.trim_start_matches('/').split('/').collect();
+    let what = match &parts[..] {
+        ["containers", "json"] => "list",
+        ["containers", _, "json"] => "inspect",
+        ["containers", _, "logs"] => "logs",
+        [what, ..] => what,
+        [] => "",
+    };
+    let mut out = connection;
+    let mut state = inner.state.lock();
+    *state.requests.entry(what.into()).or_default() += 1;
+    while state.mood == Mood::Hang && state.life == life {
+        inner.changed.wait(&mut state);
+    }
+    if state.life != life {
+        return Ok(());
+    }
+    let (mood, id) = (state.mood, parts.get(1).map_or("", |id| id).to_owned());
+    let answer = match what {
+        "_ping" => json!("OK"),
+        "version" => {
+            json!({ "ApiVersion": "1.41", "MinAPIVersion": "1.12", "Components": [{ "Name": "Engine" }] })
+        }
+        "info" => json!({ "SystemTime": "2026-11-23T18:00:00.000000000Z" }),
+        "list" => state.containers.iter().map(|(id, container)| listed(id, container)).collect(),
+        "inspect" if mood == Mood::NoInspect => return refuse(&mut out, 500, "cannot inspect"),
+        "inspect" => match state.containers.get(&id) {
+            Some(container) => json!({ "Config": { "Tty": container.tty, "Env": state.inspected_env },
+                                       "State": { "Running": container.running } }),
+            None => return refuse(&mut out, 404, "No such container"),
+        },
+        "events" => {
+            drop(state);
+            return events(inner, life, &mut out);
+        }
+        "logs" if mood == Mood::NoLogs => return refuse(&mut out, 500, "cannot read the log"),
+        "logs" if mood == Mood::Unreadable => {
+            return refuse(&mut out, 501, "configured logging driver does not support reading");
+        }
+        "logs" if !state.containers.contains_key(&id) => return refuse(&mut out, 404, "No such container"),
+        "logs" => {
+            if let Mood::CutAfter(_) = mood {
+                state.mood = Mood::Well;
+            }
+            let cut = if let Mood::CutAfter(bytes) = mood { bytes } else { usize::MAX };
+            drop(state);
+            let since = query.get("since").map_or(0, |text| {
+                let (seconds, fraction) = text.split_once('.').unwrap();
+                assert_eq!(fraction.len(), 9, "since has all its digits");
+                seconds.parse::<i64>().unwrap() * 1_000_000_000 + fraction.parse::<i64>().unwrap()
+            });
+            return logs(inner, life, &mut out, &id, since, query.get("follow") == Some(&"1"), cut);
+        }
+        _ => return refuse(&mut out, 404, "page not found"),
+    };
+    drop(state);
+    respond(&mut out, 200, &answer)
+}
+
+fn listed(id: &str, container: &Container) -> Value {
+    let state = if container.running { "running" } else { "exited" };
+    json!({ "Id": id, "Names": [format!("/{}", container.name)], "Image": "scripted",
+            "Labels": container.labels, "State": state })
+}
+
+fn respond(out: &mut UnixStream, status: u16, body: &Value) -> std::io::Result<()> {
+    let body = body.to_string();
+    write!(out, "HTTP/1.1 {status} X\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
+}
+
+fn refuse(out: &mut UnixStream, status: u16, message: &str) -> std::io::Result<()> {
+    respond(out, status, &json!({ "message": message }))
+}
+
+const HEAD: &[u8] = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+
+fn chunk(out: &mut UnixStream, bytes: &[u8]) -> std::io::Result<()> {
+    let framed = [format!("{:x}\r\n", bytes.len()).as_bytes(), bytes, b"\r\n"].concat();
+    out.write_all(&framed)
+}
+
+fn events(inner: &Inner, life: u64, out: &mut UnixStream) -> std::io::Result<()> {
+    out.write_all(HEAD)?;
+    let mut told = inner.state.lock().events.len();
+    loop {
+        let mut state = inner.state.lock();
+        while (state.events.len() == told || state.mood == Mood::Hang) && state.life == life {
+            inner.changed.wait(&mut state);
+        }
+        if state.life != life {
+            return Ok(());
+        }
+        let fresh: Vec<Value> = state.events[told..].to_vec();
+        told = state.events.len();
+        drop(state);
+        for event in fresh {
+            chunk(out, format!("{event}\n").as_bytes())?;
+        }
+    }
+}
+
+pub fn stamp(ns: i64) -> String {
+    format!("{:.9}", jiff::Timestamp::from_nanosecond(ns.into()).unwrap())
+}
+
+fn logs(
+    inner: &Inner,
+    life: u64,
+    out: &mut UnixStream,
+    id: &str,
+    since: i64,
+    follow: bool,
+    mut cut: usize,
+) -> std::io::Result<()> {
+    out.write_all(HEAD)?;
+    let mut at = 0;
+    loop {
+        let mut state = inner.state.lock();
+        let container = loop {
+            if state.life != life {
+                return Ok(());
+            }
+            // What is removed can be read to its end by whoever has it open, which is at once here.
+            let Some(container) = state.containers.get(id) else { return out.write_all(b"0\r\n\r\n") };
+            if container.log.len() > at || !follow || !container.running {
+                break container.clone();
+            }
+            inner.changed.wait_for(&mut state, Duration::from_secs(5));
+        };
+        drop(state);
+        for message in &container.log[at..] {
+            if message.ns < since {
+                continue;
+            }
+            let mut bytes = format!("{} ", stamp(message.ns)).into_bytes();
+            bytes.extend(&message.text);
+            if !container.tty {
+                let len = (bytes.len() as u32).to_be_bytes();
+                bytes = [&[message.stream, 0, 0, 0], &len[..], &bytes].concat();
+            }
+            if bytes.len() >= cut {
+                return chunk(out, &bytes[..cut]);
+            }
+            cut -= bytes.len().min(cut);
+            chunk(out, &bytes)?;
+        }
+        at = container.log.len();
+        if !follow || !container.running {
+            return out.write_all(b"0\r\n\r\n");
+        }
+    }
+}
