@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::page::Page;
 use super::{KeptStamp, Progress};
-use crate::ack::{Count, GenerationId, Receipt, SinkId, Tally, Verdict};
+use crate::ack::{Count, GenerationId, Receipt, SinkId};
 use crate::metrics::{Counter, Gauge, Registry};
 
 /// The account of one sink since the agent started, and what it owes.
@@ -142,24 +142,6 @@ impl Books {
         books.read += count.lines;
         books.read_bytes += count.bytes;
         books.spooled += count;
-    }
-
-    /// What an earlier life had spooled, and nobody has any more.
-    pub(super) fn lose(&mut self, sink: SinkId, count: Count, why: &str, meters: &Meters) {
-        let mut tally = Tally::default();
-        tally.add(&Verdict::Dropped(why.into()), count);
-        let (not_delivered, undelivered) = (Count::default(), Vec::new());
-        let receipt = Receipt {
-            generation: GenerationId(0),
-            range: 0..0,
-            sink,
-            tally,
-            not_delivered,
-            undelivered,
-            fault: false,
-            from_spool: true,
-        };
-        self.settle(&receipt, meters);
     }
 
     pub(super) fn owe(&mut self, sink: SinkId, count: Count, meters: &Meters) {

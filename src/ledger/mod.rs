@@ -30,7 +30,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, at, never, select};
+use crossbeam_channel::{Receiver, after, at, never, select};
 use parking_lot::Mutex;
 
 use crate::ack::{Count, SinkId};
@@ -46,7 +46,7 @@ use checkpoint::{Left, Slots};
 pub use journal::{Journal, Mark, Record};
 use notes::Noted;
 pub use notes::{
-    BEFORE_BYTES, Book, Cursor, Damaged, HOLE, Head, Identity, KeptStamp, Known, Note, Opened, Ranged,
+    BEFORE_BYTES, Book, Cursor, HOLE, Head, Identity, InSpool, KeptStamp, Known, Note, Opened, Ranged,
     Restored, Stamp,
 };
 pub use progress::Progress;
@@ -55,6 +55,9 @@ use state::State;
 
 /// Notes on their way: small, so a few hundred cost little, and one turn of the ledger takes them all.
 pub const NOTES: usize = 256;
+
+/// How late a note may be taken. A file at full speed sends a handful in that time, and a stop ends as much later.
+const LINGER: Duration = Duration::from_millis(2);
 
 /// What the ledger shows to others. Replaced as a whole.
 pub type BooksView = Arc<Mutex<Arc<Books>>>;
@@ -194,10 +197,10 @@ impl Ledger {
         self.show();
     }
 
-    /// What a spool has found at the start: `recovered` is as good as receipts, `damaged` has to be read again, and
-    /// `pending` waits there. Before monitors are given [`Ledger::restored`].
-    pub fn spool_found(&mut self, sink: SinkId, recovered: &[Ranged], damaged: &[Damaged], pending: Count) {
-        self.state.spool_found(sink, recovered, damaged, pending);
+    /// What a spool has found at the start: each whole frame is as good as a receipt, `pending` of them waits there,
+    /// and what is missing is read again. Before monitors are given [`Ledger::restored`].
+    pub fn spool_found(&mut self, sink: SinkId, frames: &[InSpool], pending: Count) {
+        self.state.spool_found(sink, frames, pending);
         self.show();
     }
 
@@ -230,6 +233,7 @@ impl Ledger {
                         self.take(note, task);
                     }
                     self.show_at.get_or_insert(task.now() + VIEW_AGE_MAX);
+                    self.linger();
                 }
                 Event::Aborted => {
                     if let LastSave::WhenAborted { half_margin } = self.last_save {
@@ -253,6 +257,17 @@ impl Ledger {
         }
         self.save(task);
         Ok(())
+    }
+
+    /// Nobody waits for a note to be taken, and many come one shortly behind the other: to wake up for each of them
+    /// would cost more than what is written down. Not when there are so many that somebody may wait for room.
+    fn linger(&self) {
+        if self.notes.len() < NOTES / 4 {
+            select! {
+                recv(self.stop.abort.channel()) -> _ => {}
+                recv(after(LINGER)) -> _ => {}
+            }
+        }
     }
 
     fn next_event(&self) -> Event {

@@ -202,8 +202,8 @@ pub struct Restored {
 /// Bytes of a generation.
 pub type Ranged = (GenerationId, Range<u64>);
 
-/// Bytes of a generation that a sink or a spool had and has no more, and how many lines and bytes they were.
-pub type Damaged = (GenerationId, Range<u64>, Count);
+/// A frame of a spool: what it answers for, and whether the sink has answered for it in turn.
+pub type InSpool = (GenerationId, Range<u64>, bool);
 
 /// The way to the ledger: one per carrier, cheap to clone. Notes are never dropped: a full channel makes the
 /// carrier wait, and the ledger waits for nobody.

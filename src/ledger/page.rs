@@ -32,6 +32,8 @@ pub struct Page {
     pub sinks: Vec<Progress>,
     /// Of sinks that left the configuration: kept for their return, and without a say.
     pub former: Vec<(Arc<str>, Progress)>,
+    /// By the name of a sink: what of its answers are frames of its spool, and nothing better yet.
+    pub spooled: Vec<(Arc<str>, Progress)>,
     /// That somebody has not answered for, by their start.
     pub stamps: BTreeMap<u64, KeptStamp>,
     pub finished: bool,
@@ -68,6 +70,7 @@ impl Page {
             given_up: Vec::new(),
             sinks: vec![Progress::starting_at(opened.start); sinks],
             former: Vec::new(),
+            spooled: Vec::new(),
             stamps: BTreeMap::new(),
             finished: false,
             unread: 0,
@@ -101,6 +104,7 @@ impl Page {
             given_up: saved.given_up.into_iter().map(|(why, bytes)| (why.into(), bytes)).collect(),
             sinks: progress,
             former: sinks,
+            spooled: saved.spooled.into_iter().map(|(name, ranges)| (name.into(), ranges)).collect(),
             stamps: saved.stamps.into_iter().map(|stamp| (stamp.start, stamp)).collect(),
             finished: false,
             unread: 0,
@@ -116,6 +120,7 @@ impl Page {
         let named =
             names.iter().zip(&self.sinks).map(|(name, progress)| (name.to_string(), progress.clone()));
         let former = self.former.iter().map(|(name, progress)| (name.to_string(), progress.clone()));
+        let spooled = self.spooled.iter().map(|(name, ranges)| (name.to_string(), ranges.clone()));
         SavedGeneration {
             id: id.0,
             source: self.source.to_string(),
@@ -125,6 +130,7 @@ impl Page {
             high: self.high,
             given_up: self.given_up.iter().map(|(why, bytes)| (why.to_string(), *bytes)).collect(),
             sinks: named.chain(former).collect(),
+            spooled: spooled.filter(|(_, ranges)| ranges.ranges().next().is_some()).collect(),
             stamps: self.stamps.values().copied().collect(),
         }
     }
@@ -277,10 +283,29 @@ impl Page {
         self.read_to = self.position();
     }
 
-    /// Before anything is read in this life: a sink has lost this after it had answered for it.
-    pub fn lack_again(&mut self, sink: SinkId, range: Range<u64>) {
-        self.sinks[sink.0 as usize].remove(range);
+    /// What of a sink's answers are frames of its spool.
+    pub fn spooled(&mut self, sink: &Arc<str>) -> &mut Progress {
+        let at = self.spooled.iter().position(|(name, _)| name == sink).unwrap_or_else(|| {
+            self.spooled.push((sink.clone(), Progress::default()));
+            self.spooled.len() - 1
+        });
+        &mut self.spooled[at].1
+    }
+
+    /// Before anything is read in this life: of what a sink had spooled only `found` is there, and whether each was
+    /// answered for in turn. Says how many bytes have to be read again.
+    pub fn spool_has(&mut self, sink: SinkId, name: &Arc<str>, found: &[(Range<u64>, bool)]) -> u64 {
+        let mut missing = std::mem::take(self.spooled(name));
+        found.iter().for_each(|(range, _)| missing.remove(range.clone()));
+        let mut bytes = 0;
+        for range in missing.ranges() {
+            bytes += range.end - range.start;
+            self.sinks[sink.0 as usize].remove(range);
+        }
+        let waiting = found.iter().filter(|(_, answered)| !answered);
+        waiting.for_each(|(range, _)| self.spooled(name).add(range.clone()));
         self.read_to = self.position();
+        bytes
     }
 
     /// No sink is asked for what stands up to `upto`. Says how many bytes some sink lacked.

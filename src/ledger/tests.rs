@@ -197,10 +197,43 @@ fn what_an_output_turned_out_to_have_is_not_asked_again_and_what_it_lost_is() {
     state.recovered(SinkId(1), &[(GENERATION, 150..400)]);
     let found = known(&state);
     assert_eq!((found.position, found.line, found.stamps.len()), (300, 30, 0), "read over what has no stamp");
-    state.spool_found(SinkId(1), &[], &[(GENERATION, 50..60, Count::default())], Count::default());
-    let found = known(&state);
-    assert_eq!((found.position, found.progress[1].covers(60..400)), (50, true));
-    assert!(!found.progress[1].contains(50));
+}
+
+/// A spool that lost frames: what it had of them is asked for again, and what had left it before is not.
+#[test]
+fn what_is_missing_in_a_spool_is_read_again() {
+    let spooled = |number: u64, from_spool: bool| {
+        let Note::Receipt(mut receipt) = receipt(number, 1, true, false) else { unreachable!() };
+        if !from_spool {
+            receipt.tally = Tally { spooled: receipt.tally.delivered, ..Tally::default() };
+        }
+        Note::Receipt(Receipt { from_spool, ..receipt })
+    };
+    let mut state = state();
+    state.apply(opened(0), false).unwrap();
+    for number in 0..4 {
+        state.apply(stamp(number, SinkSet::all(2)), false).unwrap();
+        state.apply(receipt(number, 0, true, false), false).unwrap();
+        state.apply(spooled(number, false), false).unwrap();
+    }
+    state.apply(spooled(0, true), false).unwrap();
+    let found = |frames: &[InSpool]| {
+        let mut state = reload(&state);
+        state.spool_found(SinkId(1), frames, Count { lines: 20, bytes: 200 });
+        assert_eq!(state.books().sinks[1].spooled.lines, 20);
+        let first = known(&state);
+        // And once more: what was missing is no longer expected, what was there is.
+        let mut state = reload(&state);
+        state.spool_found(SinkId(1), frames, Count::default());
+        assert_eq!(known(&state).progress, first.progress);
+        first.progress[1].clone()
+    };
+    let mut lacks_the_third = Progress::starting_at(400);
+    lacks_the_third.remove(200..300);
+    assert_eq!(found(&[(GENERATION, 100..200, true), (GENERATION, 300..400, false)]), lacks_the_third);
+    let all = [(GENERATION, 100..200, true), (GENERATION, 200..300, false), (GENERATION, 300..400, false)];
+    assert_eq!(found(&all), Progress::starting_at(400));
+    assert_eq!(found(&[]), Progress::starting_at(100));
 }
 
 #[test]

@@ -24,6 +24,7 @@ fn generation(id: u64, low: u64) -> SavedGeneration {
         high: High { to: 70, line: 4, continues: true, before: None, cursor: None },
         given_up: vec![("truncated".into(), 7)],
         sinks: vec![("loki".into(), Progress::starting_at(low))],
+        spooled: Vec::new(),
         stamps: Vec::new(),
     }
 }
