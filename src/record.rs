@@ -221,7 +221,7 @@ pub struct Records {
     kept: Kept,
     /// Of each line, where that cannot be seen from `lines` alone; empty for what was read.
     places: Vec<Place>,
-    from_spool: bool,
+    frame: Option<u64>,
 }
 
 /// What a line that came back from a spool was when it was read: others may have stood in between.
@@ -288,24 +288,24 @@ pub struct Record<'a> {
 impl Records {
     /// An empty pipeline: every line as it is.
     pub fn untouched(lines: Lines) -> Records {
-        Records { lines, kept: Kept::All, places: Vec::new(), from_spool: false }
+        Records { lines, kept: Kept::All, places: Vec::new(), frame: None }
     }
 
     /// `entries` in rising order of lines. Lines that are not named were dropped and are settled already.
     pub fn kept(lines: Lines, entries: Vec<Entry>) -> Records {
-        Records { lines, kept: Kept::Some(entries), places: Vec::new(), from_spool: false }
+        Records { lines, kept: Kept::Some(entries), places: Vec::new(), frame: None }
     }
 
-    /// What a spool gives back: one entry a line, and one place a line, or none at all if the lines stand as they
-    /// were read, one behind the other.
-    pub fn replayed(lines: Lines, entries: Option<Vec<Entry>>, places: Vec<Place>) -> Records {
+    /// What a spool gives back, of frame number `frame`: one entry a line, and one place a line, or none at all if
+    /// the lines stand as they were read, one behind the other.
+    pub fn replayed(lines: Lines, entries: Option<Vec<Entry>>, places: Vec<Place>, frame: u64) -> Records {
         assert!(places.is_empty() || places.len() == lines.len(), "a place for every line, or for none");
-        Records { lines, kept: entries.map_or(Kept::All, Kept::Some), places, from_spool: true }
+        Records { lines, kept: entries.map_or(Kept::All, Kept::Some), places, frame: Some(frame) }
     }
 
-    /// A copy of them is in the spool of their sink until they are answered for.
-    pub fn is_from_spool(&self) -> bool {
-        self.from_spool
+    /// They came out of the spool of their sink, where they are this frame until they are answered for.
+    pub fn frame(&self) -> Option<u64> {
+        self.frame
     }
 
     /// The bytes of the source that all of them stand for, with what was dropped around them.
