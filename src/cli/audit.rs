@@ -217,7 +217,8 @@ fn describe_file(text: &mut String, file: &FileReport) {
             let _ = writeln!(text, "  size {size}, read {}, unread {unread}{now}", ledger.known_to);
         }
         _ => {
-            let _ = writeln!(text, "  not found on the disk, read {}", ledger.known_to);
+            let found = if ledger.filename.is_some() { "not found on the disk, " } else { "" };
+            let _ = writeln!(text, "  {found}read {}", ledger.known_to);
         }
     }
     for sink in &ledger.sinks {
