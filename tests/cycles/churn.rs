@@ -9,11 +9,13 @@
 
 use std::fs;
 use std::ops::RangeInclusive;
-use std::path::Path;
+use std::sync::Arc;
 
 use log_capturer::agent::Exit;
 use log_capturer::clock::Clock;
-use serde_json::{Value, json};
+use log_capturer::disk::{Disk, RealDisk};
+use log_capturer::ledger;
+use serde_json::json;
 
 use crate::house::{Census, Held, Life, ONCE, Tally, append, errors, memory_kib, until};
 use crate::receiver::Receiver;
@@ -105,8 +107,10 @@ pub fn files_that_come_and_go(files: u64) {
             10 * (at + 1)
         );
     }
-    let (checkpoint, size) = newest_checkpoint(&room.path().join("data/ledger"));
-    println!("the last checkpoint has {size} bytes: {checkpoint}");
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    let left = ledger::audit(&disk, &room.path().join("data/ledger"), &[]);
+    let (pages, own) = (left.generations.len(), left.own_files.list());
+    println!("the last checkpoint has {pages} pages, and files of its own: {own:?}");
 
     let warm = quiet[WARM];
     for held in &quiet[WARM..] {
@@ -117,8 +121,8 @@ pub fn files_that_come_and_go(files: u64) {
         assert!(held.heap.blocks <= warm.heap.blocks + ONCE.blocks, "{held:?} against {warm:?}");
     }
     assert!(resident_most <= ceiling, "resident {resident_most} KiB are above {ceiling}");
-    assert_eq!(checkpoint["generations"], json!([]), "the files are gone, and so are their pages");
-    let own = checkpoint["own_files"].as_array().expect("a list");
+    assert!(!left.is_empty);
+    assert_eq!(pages, 0, "the files are gone, and so are their pages");
     assert!(own.len() <= OWN_FILES, "the output and standard output, and nothing else: {own:?}");
 
     receiver.assert_exact(written);
@@ -136,19 +140,4 @@ fn forgotten(life: &Life, written: u64) -> bool {
         && books["sinks"].as_array().is_some_and(|sinks| sinks.iter().all(|sink| sink["pending"] == 0))
         && files["followed"] == 0
         && ["matching", "gone", "paths", "lineages", "in_line"].iter().all(|thing| files["sizes"][thing] == 0)
-}
-
-/// Of the two slots; and its size in bytes.
-fn newest_checkpoint(folder: &Path) -> (Value, usize) {
-    let slot = |name: &str| {
-        let text = fs::read_to_string(folder.join(name)).expect("both slots were written");
-        let (head, body) = text.split_once('\n').expect("a head and a body");
-        let sequence: u64 = head.split(' ').nth(3).and_then(|word| word.parse().ok()).expect("its number");
-        (sequence, serde_json::from_str(body).expect("the body is JSON"), text.len())
-    };
-    let (_, body, size) = [slot("checkpoint-0"), slot("checkpoint-1")]
-        .into_iter()
-        .max_by_key(|(sequence, ..)| *sequence)
-        .expect("two slots");
-    (body, size)
 }
