@@ -53,8 +53,12 @@ fn quiet_every(seconds: f64) -> f64 {
     (seconds / 20.0).clamp(8.0, 300.0)
 }
 
-/// The first comes after the second one, so that there is one in half a minute, too.
+/// The first comes after the first one, while Loki is ill, and another one after the second, while it is well: so
+/// there are both in half a minute, too.
 const QUIET_POINTS_PER_RELOAD: usize = 5;
+
+/// Of the journals of ledger and file sink, and the spools of both sinks, that may be open while nobody does anything.
+const SEGMENTS_MOST: usize = 12;
 
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
@@ -264,10 +268,15 @@ fn watch(run: &Run<'_>, load: &Load<'_>, seconds: f64, others: usize, lines: &dy
             load.pause();
             quiet_point(run, load, others, lines);
             load.resume();
-            if run.quiet.borrow().len() % QUIET_POINTS_PER_RELOAD == 2 {
+            let turn = run.quiet.borrow().len() % QUIET_POINTS_PER_RELOAD;
+            if turn == 2 {
                 reload(run, load);
             }
             load.fall_ill();
+            if turn == 1 {
+                run.settles(load, "Loki is ill", String::new, || load.mood() != "well");
+                reload(run, load);
+            }
             resumed = run.at();
         }
         let tenth = ((run.at() - began) / seconds * 10.0) as usize;
@@ -313,7 +322,10 @@ fn quiet_point(run: &Run<'_>, load: &Load<'_>, others: usize, lines: &dyn Fn() -
     run.settles(load, "nothing is pending in a pause", details, || {
         let open = Descriptors::of(run.agent.pid(), run.room);
         let now = Sample::take(run.agent, run.room, run.at(), load.mood(), written());
-        let quiet = is_quiet(&now, u64::from(load.workers)) && open.deleted == 0 && open.others <= others;
+        let quiet = is_quiet(&now, u64::from(load.workers))
+            && open.deleted == 0
+            && open.segments <= SEGMENTS_MOST
+            && open.others <= others;
         last.replace(Sample { descriptors: open, ..now });
         quiet
     });
@@ -365,11 +377,11 @@ fn quiet_end(
         "only files that are followed and outputs that are in use are open",
         || {
             let open = open();
-            let Descriptors { logs, outputs, deleted, others: now } = open;
+            let Descriptors { logs, outputs, deleted, segments, others: now } = open;
             let paths = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
             let paths = paths.filter_map(|entry| Some(fs::read_link(entry.path()).ok()?.display().to_string()));
             format!(
-                "{} descriptors: {logs} of {} followed, {outputs} outputs, {deleted} deleted, {now} others although \
+                "{} descriptors: {logs} of {} followed, {outputs} outputs, {deleted} deleted, {segments} segments, {now} others although \
                  they were {others} at the start:\n{}",
                 open.all(),
                 hands.len(),
@@ -378,7 +390,8 @@ fn quiet_end(
         },
         || {
             let open = open();
-            open.logs <= hands.len() && open.outputs <= hands.len() && open.deleted == 0 && open.others <= others
+            let few = |open: &Descriptors| open.logs <= hands.len() && open.outputs <= hands.len();
+            few(&open) && open.deleted == 0 && open.segments <= SEGMENTS_MOST && open.others <= others
         },
     );
     println!(

@@ -6,8 +6,7 @@
 //!
 //! Always true: nothing is taken away that the agent could not have read. A file is rotated when a line of it has
 //! come out, so the agent holds it; emptied or deleted when all that was ever written to its path has come out of the
-//! file sink. Loki may still lack it, and a life that ends lets go of what it lacks: so reloads come while Loki is
-//! well, under load all the same.
+//! file sink. Loki may still lack it, also when a life ends: then it is in the spool.
 //!
 //! A place is kept for containers: once they can be captured, one more hand starts, feeds and removes them.
 

@@ -48,17 +48,24 @@ pub struct Descriptors {
     pub outputs: usize,
     /// Logs and outputs that have no name any more.
     pub deleted: usize,
+    /// Files of journals and spools: more after a burst, within limits of their own.
+    pub segments: usize,
     /// Sockets, pipes, state: what does not depend on how many files there are.
     pub others: usize,
 }
 
 impl Descriptors {
     pub fn all(&self) -> usize {
-        self.logs + self.outputs + self.deleted + self.others
+        self.logs + self.outputs + self.deleted + self.segments + self.others
     }
 
     pub fn of(pid: u32, room: &Room) -> Descriptors {
-        let (logs, out) = (room.path("logs"), room.path("out"));
+        let (logs, out, data) = (room.path("logs"), room.path("out"), room.path("data"));
+        let is_segment = |path: &Path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let is_one = name.starts_with("journal-") || name.starts_with("segment-") || name == "cursor";
+            path.starts_with(&data) && is_one
+        };
         let mut open = Descriptors::default();
         for entry in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
             let Ok(target) = fs::read_link(entry.path()) else { continue }; // closed while we looked
@@ -67,6 +74,7 @@ impl Descriptors {
                 true if target.to_string_lossy().ends_with(" (deleted)") => &mut open.deleted,
                 true if target.starts_with(&logs) => &mut open.logs,
                 true => &mut open.outputs,
+                false if is_segment(&target) => &mut open.segments,
                 false => &mut open.others,
             };
             *kind += 1;
