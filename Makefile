@@ -12,6 +12,8 @@
 # make generations   a start with 100000 files in the ledger, and all of them gone again; figures
 # make corrupt   every byte of the state flipped, every file of it cut everywhere; nothing may be lost; figures
 # make figures  size of the binary, time to start, time to stop
+# make minimal  a small binary without TLS, in target/minimal
+# make static   one that needs nothing of the host, so that it runs in an empty container
 # make bench   speed, memory, latency and idle cost beside the bare work and other agents; BENCH_QUICK=1: a minute
 
 export PATH := $(HOME)/.cargo/bin:$(PATH)
@@ -19,7 +21,7 @@ SHELL := bash
 BINARY := target/release/log-capturer
 BIG_LINES ?= 6000000
 
-.PHONY: run test test-docker big outage soak cycles model stops crash corrupt generations model-files figures bench clean
+.PHONY: run test test-docker big outage soak cycles model stops crash corrupt generations model-files figures bench minimal static clean
 
 run: $(BINARY)
 	@echo "What it captures appears below ./captured; its status is at http://127.0.0.1:8401/. Ctrl-C ends it."
@@ -81,6 +83,15 @@ model-files:
 
 figures: $(BINARY)
 	bash scripts/figures.sh $(BINARY)
+
+minimal:
+	cargo build --locked --profile minimal --no-default-features
+	@ls -l target/minimal/log-capturer
+
+STATIC_TARGET ?= $(shell uname -m)-unknown-linux-gnu
+static:
+	RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --release --target $(STATIC_TARGET)
+	@ls -l target/$(STATIC_TARGET)/release/log-capturer
 
 # BENCH_AGENTS: several binaries, to compare them. Needs some 2 GB below TMPDIR (/tmp).
 BENCH_AGENTS ?= $(BINARY)

@@ -139,6 +139,20 @@ pub struct Receipt {
 }
 
 impl Receipt {
+    /// Lines of a spool whose place in their sources is not known, since they cannot be read.
+    pub fn of_lost(sink: SinkId, tally: Tally) -> Receipt {
+        Receipt {
+            generation: GenerationId(0),
+            range: 0..0,
+            sink,
+            tally,
+            not_delivered: Count::default(),
+            undelivered: Vec::new(),
+            fault: false,
+            from_spool: true,
+        }
+    }
+
     /// What was answered for, rising.
     pub fn answered(&self) -> impl Iterator<Item = Range<u64>> {
         let starts = std::iter::once(self.range.start).chain(self.undelivered.iter().map(|gap| gap.end));

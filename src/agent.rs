@@ -271,11 +271,6 @@ impl Agent {
             let sink = SinkId(number as u8); // the configuration allows 64
             let open = sinks::open(options, &context)?;
             switch.on_abort(open.cancel);
-            ledger.recovered(sink, &open.recovered);
-            if !open.recovered.is_empty() {
-                let (name, ranges) = (&options.name, open.recovered.len());
-                log::info!("{name}: {ranges} ranges that the last life wrote stand in the outputs");
-            }
             let (inlet, inlet_end) = wires.downhill("parcels", &[Post::Worker], Post::Lane, INLET_PARCELS);
             let (again, again_end) = wires.hint("try again", Post::Retry, Post::Lane);
             let (refused, refusals) = wires.hint("no room", Post::Monitor, Post::Lane);
@@ -297,7 +292,13 @@ impl Agent {
                 again: again_end,
                 refusals,
             };
-            let spooling = spools.open(sink, connections, &mut ledger);
+            if !open.recovered.is_empty() {
+                let (name, ranges) = (&options.name, open.recovered.len());
+                log::info!("{name}: {ranges} ranges that the last life wrote stand in the outputs");
+            }
+            let spooling = spools.open(sink, connections, open.recovered.clone(), &mut ledger);
+            // What a spool has lost of it is there all the same.
+            ledger.recovered(sink, &open.recovered);
             let (letters, now) = (dead_letters.clone(), clock.now());
             let lane = Lane::new(sink, options.clone(), ends, stop.clone(), letters, spooling, now);
             patients.push(Patient::new(Backoff::new(options.retry, fastrand::u64(..)), again));

@@ -206,6 +206,55 @@ impl Disk for RealDisk {
     }
 }
 
+/// The operating system's, for those who only look: nothing is ever changed, and needs no right to be.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ReadOnlyDisk;
+
+impl Disk for ReadOnlyDisk {
+    fn open(&self, path: &Path, how: Open) -> io::Result<Arc<dyn DiskFile>> {
+        if how != Open::Existing {
+            return Err(Errno::ROFS.into());
+        }
+        Ok(Arc::new(File::open(path)?))
+    }
+
+    fn create_folder(&self, _path: &Path) -> io::Result<()> {
+        Err(Errno::ROFS.into())
+    }
+
+    fn create_output_folder(&self, _path: &Path) -> io::Result<()> {
+        Err(Errno::ROFS.into())
+    }
+
+    fn look(&self, path: &Path) -> io::Result<Seen> {
+        RealDisk.look(path)
+    }
+
+    fn is_taken(&self, path: &Path) -> io::Result<bool> {
+        RealDisk.is_taken(path)
+    }
+
+    fn rename(&self, _from: &Path, _to: &Path) -> io::Result<()> {
+        Err(Errno::ROFS.into())
+    }
+
+    fn remove(&self, _path: &Path) -> io::Result<()> {
+        Err(Errno::ROFS.into())
+    }
+
+    fn list(&self, folder: &Path) -> io::Result<Vec<PathBuf>> {
+        RealDisk.list(folder)
+    }
+
+    fn sync_folder(&self, _folder: &Path) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn free_bytes(&self, folder: &Path) -> io::Result<u64> {
+        RealDisk.free_bytes(folder)
+    }
+}
+
 impl Durable for File {
     fn sync(&self) -> io::Result<()> {
         self.sync_data()

@@ -51,7 +51,7 @@
 //! | 4 | [`pipeline`] | compiled stages, chunk in, records out (pure) |
 //! | 4 | [`sinks`] | `Encoder` (pure) and `Sender` of each sink; the file sink notes in a journal what it is about to write |
 //! | 4 | [`deadletter`] | refused records, kept, and taken away again by `log-capturer deadletter` |
-//! | 3 | [`ledger`] | checkpoints, progress and account per generation and sink |
+//! | 3 | [`ledger`] | the journal of stamps, checkpoints, progress and account per generation and sink |
 //! | 2 | [`record`] over [`ack`], [`budget`] | what travels; what returns; how much may be under way |
 //! | 1 | [`net`] over [`tasks`] | connect and resolve that can be interrupted; spawn, watch, stop, join |
 //! | 0 | [`clock`], [`durable`], [`metrics`], [`sync`] over [`error`], [`disk`] | time, files that survive, counters, locks or their model, sentences |

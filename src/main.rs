@@ -13,6 +13,7 @@ fn main() -> ExitCode {
     let (text, exit) = match cli::parse(std::env::args_os()) {
         Ok(Command::Run { config, once }) => (String::new(), cli::run::run(&config, once)),
         Ok(Command::Check { config }) => cli::check::run(&config),
+        Ok(Command::Audit { config, json }) => cli::audit::run(&config, json),
         Ok(Command::DeadLetter(asked)) => cli::deadletter::run(&asked),
         Err(told) => told,
     };

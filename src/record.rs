@@ -148,11 +148,13 @@ impl Lines {
         Count { lines: self.ends.len() as u64, bytes: self.data.len() as u64 }
     }
 
+    #[inline]
     fn starts_at(&self, line: usize) -> usize {
         if line == 0 { 0 } else { self.ends[line - 1] as usize }
     }
 
     /// With its line end.
+    #[inline]
     pub fn raw(&self, line: usize) -> &[u8] {
         &self.data[self.starts_at(line)..self.ends[line] as usize]
     }
@@ -171,6 +173,7 @@ impl Lines {
     }
 
     /// Lines of two streams may alternate: there every line stands for itself.
+    #[inline]
     fn goes_on(&self, line: usize) -> bool {
         match line {
             _ if self.timed.is_some() => false,
@@ -199,6 +202,7 @@ impl Lines {
     }
 }
 
+#[inline]
 pub fn without_line_end(raw: &[u8]) -> &[u8] {
     let text = raw.strip_suffix(b"\n").unwrap_or(raw);
     if text.len() < raw.len() { text.strip_suffix(b"\r").unwrap_or(text) } else { text }
@@ -217,7 +221,7 @@ pub struct Records {
     kept: Kept,
     /// Of each line, where that cannot be seen from `lines` alone; empty for what was read.
     places: Vec<Place>,
-    from_spool: bool,
+    frame: Option<u64>,
 }
 
 /// What a line that came back from a spool was when it was read: others may have stood in between.
@@ -284,24 +288,24 @@ pub struct Record<'a> {
 impl Records {
     /// An empty pipeline: every line as it is.
     pub fn untouched(lines: Lines) -> Records {
-        Records { lines, kept: Kept::All, places: Vec::new(), from_spool: false }
+        Records { lines, kept: Kept::All, places: Vec::new(), frame: None }
     }
 
     /// `entries` in rising order of lines. Lines that are not named were dropped and are settled already.
     pub fn kept(lines: Lines, entries: Vec<Entry>) -> Records {
-        Records { lines, kept: Kept::Some(entries), places: Vec::new(), from_spool: false }
+        Records { lines, kept: Kept::Some(entries), places: Vec::new(), frame: None }
     }
 
-    /// What a spool gives back: one entry a line, and one place a line, or none at all if the lines stand as they
-    /// were read, one behind the other.
-    pub fn replayed(lines: Lines, entries: Option<Vec<Entry>>, places: Vec<Place>) -> Records {
+    /// What a spool gives back, of frame number `frame`: one entry a line, and one place a line, or none at all if
+    /// the lines stand as they were read, one behind the other.
+    pub fn replayed(lines: Lines, entries: Option<Vec<Entry>>, places: Vec<Place>, frame: u64) -> Records {
         assert!(places.is_empty() || places.len() == lines.len(), "a place for every line, or for none");
-        Records { lines, kept: entries.map_or(Kept::All, Kept::Some), places, from_spool: true }
+        Records { lines, kept: entries.map_or(Kept::All, Kept::Some), places, frame: Some(frame) }
     }
 
-    /// A copy of them is in the spool of their sink until they are answered for.
-    pub fn is_from_spool(&self) -> bool {
-        self.from_spool
+    /// They came out of the spool of their sink, where they are this frame until they are answered for.
+    pub fn frame(&self) -> Option<u64> {
+        self.frame
     }
 
     /// The bytes of the source that all of them stand for, with what was dropped around them.
@@ -325,12 +329,14 @@ impl Records {
         self.len() == 0
     }
 
+    #[inline]
     pub fn get(&self, index: u32) -> Record<'_> {
         let (line, changed) = self.entry(index);
         self.view(line, changed)
     }
 
     /// Of one record; less work than all of it.
+    #[inline]
     pub fn labels(&self, index: u32) -> &Arc<Labels> {
         let (_, changed) = self.entry(index);
         changed.and_then(|changed| changed.labels.as_ref()).unwrap_or(&self.lines.origin.labels)
@@ -342,6 +348,7 @@ impl Records {
         self.view(line as usize, None)
     }
 
+    #[inline]
     fn view<'a>(&'a self, line: usize, changed: Option<&'a Changed>) -> Record<'a> {
         let raw = self.lines.raw(line);
         let text = changed.and_then(|c| c.text.as_deref());
@@ -388,6 +395,7 @@ impl Records {
         self.lines.start + u64::from(end)
     }
 
+    #[inline]
     fn entry(&self, index: u32) -> (usize, Option<&Changed>) {
         match &self.kept {
             Kept::All => (index as usize, None),
@@ -551,58 +559,5 @@ impl Batch {
     }
 }
 
-/// Chunks out of thin air, for the tests of those who carry them.
 #[cfg(test)]
-pub mod fixture {
-    use super::*;
-    use crate::ack::{Receipt, Receipts, SinkSet};
-    use crate::budget::{Budget, Holder};
-
-    /// Keeps receipts for a look.
-    #[derive(Default)]
-    pub struct Kept(pub parking_lot::Mutex<Vec<Receipt>>);
-
-    impl Receipts for Kept {
-        fn receipt(&self, receipt: Receipt) {
-            self.0.lock().push(receipt);
-        }
-    }
-
-    /// `raw`: with line ends, all in one chunk that starts at `start`.
-    pub fn lines(raw: &[&str], start: u64, replayable: bool) -> Lines {
-        let data = raw.concat().into_bytes();
-        let ends = raw.iter().scan(0, |end, line| {
-            *end += line.len() as u32;
-            Some(*end)
-        });
-        let origin = Origin {
-            source: "test".into(),
-            generation: GenerationId(1),
-            lineage: 0,
-            labels: Arc::new(Labels::new([("source", "test")])),
-            filename: replayable.then(|| "/var/log/test.log".into()),
-            replayable,
-        };
-        let credit =
-            Budget::new(1 << 20).door().try_take(&Holder::default(), data.len()).expect("there is room");
-        Lines {
-            origin: Arc::new(origin),
-            start,
-            ends: ends.collect(),
-            data,
-            base_ns: 1_000 + start as i64,
-            first_line: start,
-            continues: false,
-            timed: None,
-            credit,
-        }
-    }
-
-    /// A parcel for one sink, and where its receipt goes.
-    pub fn parcel(lines: Lines, kept: &Arc<Kept>) -> Parcel {
-        let receipts: Arc<dyn Receipts> = kept.clone();
-        let ack = Ack::new(GenerationId(1), lines.byte_range(), lines.count(), SinkSet::all(1), &receipts);
-        let share = ack.into_shares().remove(0);
-        Parcel { records: Arc::new(Records::untouched(lines)), share }
-    }
-}
+pub mod fixture;

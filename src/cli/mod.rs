@@ -2,6 +2,7 @@
 //!
 //! [`parse`] is pure: it prints nothing and ends nothing, `main` does. One file per subcommand.
 
+pub mod audit;
 pub mod check;
 pub mod deadletter;
 #[cfg(test)]
@@ -23,6 +24,7 @@ use crate::config;
 pub enum Command {
     Run { config: PathBuf, once: Option<Once> },
     Check { config: PathBuf },
+    Audit { config: PathBuf, json: bool },
     DeadLetter(deadletter::Asked),
 }
 
@@ -38,6 +40,7 @@ Examples:
   log-capturer check --config config.json    what would be captured, and is it right?
   log-capturer --config config.json          capture until SIGTERM or SIGINT
   log-capturer run --once --max-time 50s --config config.json    for cron
+  log-capturer audit --config config.json    is anything missing?
   log-capturer deadletter list --config config.json    what was refused, and why
 
 Exit codes:
@@ -60,6 +63,7 @@ struct Arguments {
 enum Asked {
     Run(RunArguments),
     Check(CheckArguments),
+    Audit(AuditArguments),
     #[command(name = "deadletter")]
     DeadLetter(deadletter::Arguments),
 }
@@ -94,6 +98,22 @@ struct CheckArguments {
     config: PathBuf,
 }
 
+/// Say of every file what was read, delivered, given up and is left, and whether anything is missing; changes nothing.
+#[derive(Args)]
+#[command(after_help = "\
+While an agent runs on the same agent.data_dir, or while none does; beside one that runs it is as old as its last
+checkpoint (agent.sync_interval).
+Exit codes: 0 nothing is missing, 3 something is, 2 wrong configuration.")]
+struct AuditArguments {
+    /// The configuration, JSON
+    #[arg(short, long, value_name = "FILE")]
+    config: PathBuf,
+
+    /// All of it as JSON
+    #[arg(long)]
+    json: bool,
+}
+
 fn time(text: &str) -> Result<Duration, String> {
     let wrong = || "not a time; write it like 50s, 250ms or 1m30s".to_owned();
     config::duration(text).filter(|time| !time.is_zero()).ok_or_else(wrong)
@@ -117,6 +137,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, (
             Command::Run { config, once: once.then_some(Once { max_time }) }
         }
         Asked::Check(CheckArguments { config }) => Command::Check { config },
+        Asked::Audit(AuditArguments { config, json }) => Command::Audit { config, json },
         Asked::DeadLetter(asked) => Command::DeadLetter(asked.asked),
     })
 }
@@ -144,6 +165,8 @@ mod tests {
                 run(Some(Once { max_time: Some(Duration::from_secs(90)) })),
             ),
             ("check --config c.json", Command::Check { config: config() }),
+            ("audit --config c.json", Command::Audit { config: config(), json: false }),
+            ("audit -c c.json --json", Command::Audit { config: config(), json: true }),
         ] {
             assert_eq!(ask(line), Ok(expected), "{line}");
         }

@@ -248,6 +248,9 @@ fn url_complaint(url: &str) -> Option<&'static str> {
     if !["http", "https"].contains(&&*scheme.to_ascii_lowercase()) {
         return Some(example);
     }
+    if !cfg!(feature = "tls") && scheme.eq_ignore_ascii_case("https") {
+        return Some("needs TLS, which this build leaves out (cargo feature tls)");
+    }
     if rest.contains('@') {
         return Some("has a user or password in it; write them under auth.basic");
     }

@@ -359,7 +359,9 @@ impl Lane {
         match answer {
             Answer::Delivered => {
                 self.recovered(now);
-                batch.parts.into_iter().for_each(|(_, share)| share.settle(&Verdict::Delivered));
+                let spooling = &mut self.spooling;
+                let parts = batch.parts.into_iter();
+                parts.for_each(|(slice, share)| settle(spooling, &slice, share, &Verdict::Delivered));
             }
             Answer::Refused { which, why } => self.refused(at, batch, which, &why, now),
             Answer::Retry { .. } if self.giving_up => self.streets[at].queue.push_front(batch),
@@ -447,11 +449,10 @@ impl Lane {
         let (mut left, mut ill) = (Vec::new(), None);
         each_record(batch, guilty, |slice, share, is_guilty| {
             if !is_guilty {
-                share.settle(&Verdict::Delivered);
-                return;
+                return settle(&mut self.spooling, &slice, share, &Verdict::Delivered);
             }
             match self.dead_letters.put(&Letter::of(&slice.first(), &self.options.name, why)) {
-                Ok(()) => share.settle(&Verdict::DeadLettered),
+                Ok(()) => settle(&mut self.spooling, &slice, share, &Verdict::DeadLettered),
                 Err(cause) => {
                     left.push((slice, share));
                     ill = Some(cause);
@@ -504,12 +505,12 @@ impl Lane {
     /// Nothing is sent any more: what did not come out of the spool goes there, or is let go.
     fn abandon(&mut self, slice: Slice, share: Share, now: Instant) {
         match &mut self.spooling {
-            _ if slice.records.is_from_spool() => share.let_go(),
-            Some(spooling) => {
+            _ if slice.records.frame().is_some() => share.let_go(),
+            Some(spooling) if spooling.takes_the_rest() => {
                 spooling.put(slice, share, now);
                 self.let_go_of_waiting(now);
             }
-            None => self.let_go_of(share, &slice),
+            _ => self.let_go_of(share, &slice),
         }
     }
 
@@ -545,6 +546,14 @@ impl Lane {
             left.start = some.end;
         }
     }
+}
+
+/// Answered for: what came out of the spool does not come back, even if we die now.
+fn settle(spooling: &mut Option<Spooling>, slice: &Slice, share: Share, verdict: &Verdict) {
+    if let Some(spooling) = spooling {
+        spooling.answered(slice);
+    }
+    share.settle(verdict);
 }
 
 fn number(next: &mut u64, parts: Sealed) -> Batch {

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::page::Page;
-use crate::ack::{Count, GenerationId, Receipt, SinkId, Tally, Verdict};
+use super::{KeptStamp, Progress};
+use crate::ack::{Count, GenerationId, Receipt, SinkId};
 use crate::metrics::{Counter, Gauge, Registry};
 
 /// The account of one sink since the agent started, and what it owes.
@@ -64,27 +65,58 @@ pub struct Books {
     pub unseen: u64,
     pub sinks: Vec<SinkBooks>,
     pub generations: usize,
-    /// The first thousand.
+    /// The first thousand, those that somebody is asked for before the others.
     pub pages: Vec<GenerationView>,
     /// How many were written in this life.
     pub checkpoints: u64,
+    /// What does not add up: a fault of the agent.
+    pub broken_laws: Vec<String>,
     /// Why the state cannot be written, if so.
     pub ill: Option<String>,
     /// Why files wait: what is read of them could not be stamped.
     pub stamping_ill: Option<String>,
 }
 
+/// One generation, for people.
 #[derive(Clone, Debug, Serialize)]
 pub struct GenerationView {
     pub generation: u64,
     pub source: String,
     pub filename: Option<String>,
+    /// How far this life has read it, and how far any life has.
     pub read_to: u64,
+    pub known_to: u64,
+    /// Where a restart would go on.
     pub position: u64,
     pub lines: u64,
+    /// In bytes, of all reasons.
     pub given_up: u64,
+    pub given_up_because: Vec<(String, u64)>,
     pub finished: bool,
+    pub sinks: Vec<ProgressView>,
+    /// Stamps that some sink has not answered for.
+    pub open_stamps: usize,
+    /// The first of them.
+    pub stamps: Vec<KeptStamp>,
 }
+
+/// How far one sink has answered for a generation.
+#[derive(Clone, Debug, Serialize)]
+pub struct ProgressView {
+    pub name: String,
+    /// Everything below was answered for.
+    pub acked_to: u64,
+    /// The first ranges above that were answered for, too.
+    pub acked_ahead: Vec<(u64, u64)>,
+    /// Bytes that were read and are not answered for.
+    pub pending: u64,
+    /// It left the configuration: kept for its return, asked for nothing.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub former: bool,
+}
+
+/// Ranges and stamps that are shown of one generation: people look at the first few.
+const SHOWN: usize = 8;
 
 impl Books {
     /// Nothing is pending, unread or given up: everything was answered for.
@@ -110,24 +142,6 @@ impl Books {
         books.read += count.lines;
         books.read_bytes += count.bytes;
         books.spooled += count;
-    }
-
-    /// What an earlier life had spooled, and nobody has any more.
-    pub(super) fn lose(&mut self, sink: SinkId, count: Count, why: &str, meters: &Meters) {
-        let mut tally = Tally::default();
-        tally.add(&Verdict::Dropped(why.into()), count);
-        let (not_delivered, undelivered) = (Count::default(), Vec::new());
-        let receipt = Receipt {
-            generation: GenerationId(0),
-            range: 0..0,
-            sink,
-            tally,
-            not_delivered,
-            undelivered,
-            fault: false,
-            from_spool: true,
-        };
-        self.settle(&receipt, meters);
     }
 
     pub(super) fn owe(&mut self, sink: SinkId, count: Count, meters: &Meters) {
@@ -180,16 +194,31 @@ impl Books {
     }
 }
 
-pub fn view(id: GenerationId, page: &Page) -> GenerationView {
+/// `names`: of the sinks, by [`SinkId`].
+pub fn view(id: GenerationId, page: &Page, names: &[Arc<str>]) -> GenerationView {
+    let progress = |name: &Arc<str>, progress: &Progress, former: bool| ProgressView {
+        name: name.to_string(),
+        acked_to: progress.low(),
+        acked_ahead: progress.ahead().take(SHOWN).collect(),
+        pending: progress.lacking(page.high.to),
+        former,
+    };
+    let sinks = names.iter().zip(&page.sinks).map(|(name, sink)| progress(name, sink, false));
+    let former = page.former.iter().map(|(name, sink)| progress(name, sink, true));
     GenerationView {
         generation: id.0,
         source: page.source.to_string(),
         filename: page.filename.as_ref().map(|path| path.to_string_lossy().into_owned()),
         read_to: page.read_to,
+        known_to: page.high.to,
         position: page.position(),
         lines: page.high.line,
         given_up: page.given_up.iter().map(|(_, bytes)| bytes).sum(),
+        given_up_because: page.given_up.iter().map(|(why, bytes)| (why.to_string(), *bytes)).collect(),
         finished: page.finished,
+        sinks: sinks.chain(former).collect(),
+        open_stamps: page.stamps.len(),
+        stamps: page.stamps.values().take(SHOWN).copied().collect(),
     }
 }
 
@@ -201,6 +230,7 @@ pub struct Meters {
     pub finished: Arc<Gauge>,
     pub open_chunks: Arc<Gauge>,
     pub faults: Arc<Counter>,
+    pub broken_laws: Arc<Counter>,
     /// By [`SinkId`].
     pub sinks: Vec<SinkMeters>,
 }
@@ -261,6 +291,11 @@ impl Meters {
                 &[],
             ),
             open_chunks: metrics.gauge("open_chunks", "Chunks that some sink has not answered for.", &[]),
+            broken_laws: metrics.counter(
+                "broken_laws_total",
+                "Accounts that did not add up: a fault of the agent.",
+                &[],
+            ),
             faults: metrics.counter("faults_total", "Shares that were forgotten: a fault of the agent.", &[]),
             sinks: names.iter().map(sink).collect(),
         }

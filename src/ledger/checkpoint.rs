@@ -188,15 +188,6 @@ impl Slots {
         Ok(saved)
     }
 
-    /// Makes both slots, so that the first checkpoint finds room on a disk that is full by then.
-    pub fn begin(&mut self) {
-        for number in 0..2 {
-            if let Err(cause) = self.file(number, SLOT_BYTES) {
-                log::debug!("ledger: {cause}"); // said by whoever needs it
-            }
-        }
-    }
-
     /// Of the newest checkpoint; `None`: there is none.
     pub fn mark(&self) -> Option<Mark> {
         self.held.iter().flatten().max_by_key(|held| held.sequence).map(|held| held.mark)

@@ -4,7 +4,8 @@
 //! that sink has answered. A position moves only on a receipt. The read position of a restart is the least over
 //! the sinks, and what is read again goes only to the sinks that lack it.
 //!
-//! Always true, checked after every checkpoint: per sink, lines read = lines settled + lines pending.
+//! Always true, checked before every checkpoint: per sink, in lines and bytes, read = settled + pending; per
+//! generation, seen = read + given up. What does not add up is a fault.
 //!
 //! It outlives its own faults: a note that cannot be true is reported to `main`, which stops the agent, and every
 //! receipt of that stop is still taken and saved.
@@ -13,9 +14,11 @@
 //! it (`journal.rs`), which the file monitor writes before it hands a chunk over. So a crash loses no stamp, and
 //! only the receipts since the last checkpoint: those bytes are sent again, as they were.
 
+mod audit;
 mod books;
 mod checkpoint;
 mod journal;
+mod notes;
 mod page;
 mod progress;
 mod saved;
@@ -23,252 +26,38 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, at, never, select};
+use crossbeam_channel::{Receiver, after, at, never, select};
 use parking_lot::Mutex;
-use serde::{Deserialize, Serialize};
-use xxhash_rust::xxh3::xxh3_64;
 
-use crate::ack::{Count, GenerationId, Receipt, Receipts, SinkId, SinkSet};
+use crate::ack::{Count, SinkId};
 use crate::disk::Disk;
 use crate::durable::{OwnFiles, Passed, Unsynced};
 use crate::error::Result;
 use crate::metrics::Registry;
 use crate::tasks::{Post, Stop, Task, Wires};
 
-pub use books::{Books, GenerationView, SinkBooks};
+pub use audit::{Audited, audit};
+pub use books::{Books, GenerationView, ProgressView, SinkBooks};
 use checkpoint::{Left, Slots};
 pub use journal::{Journal, Mark, Record};
+use notes::Noted;
+pub use notes::{
+    BEFORE_BYTES, Book, Cursor, HOLE, Head, Identity, InSpool, KeptStamp, Known, Note, Opened, Ranged,
+    Restored, Stamp,
+};
 pub use progress::Progress;
 use saved::Saved;
 use state::State;
 
-/// Which file a generation is, whatever it is called. Compared field by field by the file monitor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Identity {
-    pub device: u64,
-    pub inode: u64,
-    /// Tells a new file with a reused inode from the old one.
-    pub head: Head,
-}
-
-/// A hash of the first `len` bytes; grows with the file up to 1 KiB.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Head {
-    pub len: u32,
-    pub hash: u64,
-}
-
-impl Head {
-    pub fn of(bytes: &[u8]) -> Head {
-        Head { len: bytes.len() as u32, hash: xxh3_64(bytes) }
-    }
-}
-
-/// A generation that was seen for the first time.
-#[derive(Clone, Debug)]
-pub struct Opened {
-    pub generation: GenerationId,
-    pub source: Arc<str>,
-    pub filename: Option<PathBuf>,
-    pub identity: Option<Identity>,
-    pub lineage: u64,
-    pub start: u64,
-    /// Of a stream that is read by time, and not from its beginning.
-    pub cursor: Option<Cursor>,
-}
-
-impl Note {
-    /// Whether a checkpoint would be another one after it. What was let go, or not read, is as it was: an abort
-    /// with thousands of files has no time to save the same again.
-    fn changes_the_state(&self) -> bool {
-        match self {
-            Note::Receipt(receipt) => receipt.answered().next().is_some(),
-            Note::Unread { .. } | Note::Unseen { .. } | Note::Stamping { .. } => false,
-            _ => true,
-        }
-    }
-}
-
-/// What was read: sent before the chunk is, so that no receipt ever comes before it.
-#[derive(Clone, Debug)]
-pub struct Stamp {
-    pub generation: GenerationId,
-    pub start: u64,
-    pub end: u64,
-    pub first_line: u64,
-    pub lines: u64,
-    pub base_ns: i64,
-    /// The first line goes on where an earlier record was cut; the last line was cut.
-    pub continues: bool,
-    pub cut: bool,
-    /// Who lacked it.
-    pub sinks: SinkSet,
-    /// Of the last bytes, up to [`BEFORE_BYTES`]: a position behind them is believed only if they are still there.
-    pub before: Head,
-    /// Of a stream that is read by time: where it stands behind the last line.
-    pub cursor: Option<Cursor>,
-}
-
-impl Stamp {
-    pub fn count(&self) -> Count {
-        Count { lines: self.lines, bytes: self.end - self.start }
-    }
-}
-
-/// A stamp that some sink has not answered for, kept so that the same bytes are cut and timed the same again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KeptStamp {
-    pub start: u64,
-    pub end: u64,
-    /// Line `first_line + i` has the time `base_ns + i`.
-    pub first_line: u64,
-    pub lines: u64,
-    pub base_ns: i64,
-    pub continues: bool,
-    pub cut: bool,
-    /// Of the bytes in front of its start.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub before: Option<Head>,
-    /// At its start.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cursor: Option<Cursor>,
-}
-
-/// Why bytes are given up that nobody has written: they are not missing.
-pub const HOLE: &str = "a hole in the file";
-
-/// How many bytes in front of a position tell whether it is still in the same text.
-pub const BEFORE_BYTES: usize = 64;
-
-/// Where a stream stands whose lines have times of their own, and which can be read again from a time on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Cursor {
-    /// Of the last line, in nanoseconds since 1970, as its source gave it.
-    pub ns: i64,
-    /// How many lines up to here had this time: to be skipped when it is read again from `ns` on.
-    pub lines: u64,
-}
-
-/// Everything the ledger is told.
-#[derive(Debug)]
-pub enum Note {
-    Opened(Box<Opened>),
-    Identified {
-        generation: GenerationId,
-        identity: Identity,
-    },
-    Read(Stamp),
-    /// The chunk that was read last of this generation was not handed over.
-    TakenBack(Stamp),
-    Receipt(Receipt),
-    /// Why nothing can be stamped, so that files wait; `None`: it can be again.
-    Stamping {
-        ill: Option<String>,
-    },
-    /// Bytes from the read position up to `upto` that will never be read.
-    GaveUp {
-        generation: GenerationId,
-        upto: u64,
-        why: Arc<str>,
-    },
-    /// The file is gone and was read to its end: forget it once every sink has answered.
-    Finished {
-        generation: GenerationId,
-    },
-    /// At the end: what stands in the source and was not read.
-    Unread {
-        generation: GenerationId,
-        bytes: u64,
-    },
-    /// At the end: folders that could not be looked into, or all of them when the first look was not over.
-    Unseen {
-        places: u64,
-    },
-}
-
-/// A generation as the last life left it: what a monitor needs to go on.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Known {
-    pub generation: GenerationId,
-    pub source: Arc<str>,
-    pub filename: Option<PathBuf>,
-    pub identity: Option<Identity>,
-    pub lineage: u64,
-    /// Where to read on: the least over the sinks, or the start of the stamp that it lies in.
-    pub position: u64,
-    /// Of the bytes in front of the position, where they are known.
-    pub before: Option<Head>,
-    /// At the position.
-    pub cursor: Option<Cursor>,
-    /// Number of the line that starts there.
-    pub line: u64,
-    pub continues: bool,
-    /// How what is read again was cut and timed: rising, disjoint, none ends before the position.
-    pub stamps: Vec<KeptStamp>,
-    /// What each sink of the configuration has of it, by [`crate::ack::SinkId`].
-    pub progress: Vec<Progress>,
-}
-
-impl Known {
-    /// Up to here it was read: all of this did stand in the source once.
-    pub fn known_to(&self) -> u64 {
-        let edges = self.progress.iter().flat_map(|progress| progress.edges(self.position));
-        edges.chain(self.stamps.last().map(|stamp| stamp.end)).max().unwrap_or(self.position)
-    }
-}
-
-/// What the last life left behind.
-#[derive(Debug)]
-pub struct Restored {
-    /// Of the data folder, for ever: what the ids of records begin with.
-    pub id: Arc<str>,
-    pub known: Vec<Known>,
-    /// One more than any stamp that was given to a line of a file.
-    pub last_stamp_ns: i64,
-    pub next_generation: u64,
-    /// There was no state at all: this is the first start in this `data_dir`.
-    pub first_start: bool,
-}
-
-/// Bytes of a generation.
-pub type Ranged = (GenerationId, Range<u64>);
-
-/// Bytes of a generation that a sink or a spool had and has no more, and how many lines and bytes they were.
-pub type Damaged = (GenerationId, Range<u64>, Count);
-
-/// The way to the ledger: one per carrier, cheap to clone. Notes are never dropped: a full channel makes the
-/// carrier wait, and the ledger waits for nobody.
-#[derive(Clone)]
-pub struct Book(Sender<Noted>);
-
-/// A note, and where it stands in the journal, if it does.
-type Noted = (Note, Option<Mark>);
-
-impl Book {
-    pub fn note(&self, note: Note) {
-        self.noted(note, None);
-    }
-
-    /// A note that is in the journal, `mark` being its last record. In the order of the journal.
-    pub fn noted(&self, note: Note, mark: Option<Mark>) {
-        // The ledger outlives every carrier; only a ledger that panicked is gone, and the agent is stopping then.
-        let _ = self.0.send((note, mark));
-    }
-}
-
-impl Receipts for Book {
-    fn receipt(&self, receipt: Receipt) {
-        self.note(Note::Receipt(receipt));
-    }
-}
-
 /// Notes on their way: small, so a few hundred cost little, and one turn of the ledger takes them all.
 pub const NOTES: usize = 256;
+
+/// How late a note may be taken. A file at full speed sends a handful in that time, and a stop ends as much later.
+const LINGER: Duration = Duration::from_millis(2);
 
 /// What the ledger shows to others. Replaced as a whole.
 pub type BooksView = Arc<Mutex<Arc<Books>>>;
@@ -353,7 +142,7 @@ impl Ledger {
     ) -> (Ledger, Book, Journal) {
         let carriers = [Post::Monitor, Post::Worker, Post::Lane];
         let (book, notes) = wires.downhill("notes", &carriers, Post::Ledger, NOTES);
-        let (mut slots, left) = Slots::open(settings.disk.clone(), &settings.folder);
+        let (slots, left) = Slots::open(settings.disk.clone(), &settings.folder);
         let found = journal::find(settings.disk.clone(), &settings.folder, slots.mark());
         let first_start = left == Left::Nothing && found.id.is_none();
         let saved = match left {
@@ -372,7 +161,6 @@ impl Ledger {
         }
         let mut journal = found.journal;
         journal.begin(id);
-        slots.begin();
         found.link.pass(slots.passed());
         let ledger = Ledger {
             settings,
@@ -394,7 +182,7 @@ impl Ledger {
             stamping_ill: None,
             first_start,
         };
-        (ledger, Book(book), journal)
+        (ledger, Book::new(book), journal)
     }
 
     /// There was no state at all: this is the first start in this `data_dir`.
@@ -409,10 +197,10 @@ impl Ledger {
         self.show();
     }
 
-    /// What a spool has found at the start: `recovered` is as good as receipts, `damaged` has to be read again, and
-    /// `pending` waits there. Before monitors are given [`Ledger::restored`].
-    pub fn spool_found(&mut self, sink: SinkId, recovered: &[Ranged], damaged: &[Damaged], pending: Count) {
-        self.state.spool_found(sink, recovered, damaged, pending);
+    /// What a spool has found at the start: each whole frame is as good as a receipt, `pending` of them waits there,
+    /// and what is missing is read again. Before monitors are given [`Ledger::restored`].
+    pub fn spool_found(&mut self, sink: SinkId, frames: &[InSpool], pending: Count) {
+        self.state.spool_found(sink, frames, pending);
         self.show();
     }
 
@@ -445,6 +233,7 @@ impl Ledger {
                         self.take(note, task);
                     }
                     self.show_at.get_or_insert(task.now() + VIEW_AGE_MAX);
+                    self.linger();
                 }
                 Event::Aborted => {
                     if let LastSave::WhenAborted { half_margin } = self.last_save {
@@ -468,6 +257,17 @@ impl Ledger {
         }
         self.save(task);
         Ok(())
+    }
+
+    /// Nobody waits for a note to be taken, and many come one shortly behind the other: to wake up for each of them
+    /// would cost more than what is written down. Not when there are so many that somebody may wait for room.
+    fn linger(&self) {
+        if self.notes.len() < NOTES / 4 {
+            select! {
+                recv(self.stop.abort.channel()) -> _ => {}
+                recv(after(LINGER)) -> _ => {}
+            }
+        }
     }
 
     fn next_event(&self) -> Event {
@@ -559,6 +359,9 @@ impl Ledger {
 
     fn save(&mut self, task: &Task) {
         task.doing("writing a checkpoint");
+        if let Some(fault) = self.state.check_laws() {
+            task.fault(fault);
+        }
         if matches!(self.last_save, LastSave::At(at) if task.now() >= at) {
             self.last_save = LastSave::Done;
         }

@@ -32,10 +32,16 @@ pub struct Page {
     pub sinks: Vec<Progress>,
     /// Of sinks that left the configuration: kept for their return, and without a say.
     pub former: Vec<(Arc<str>, Progress)>,
+    /// By the name of a sink: what of its answers are frames of its spool, and nothing better yet.
+    pub spooled: Vec<(Arc<str>, Progress)>,
     /// That somebody has not answered for, by their start.
     pub stamps: BTreeMap<u64, KeptStamp>,
     pub finished: bool,
     pub unread: u64,
+    /// What this life has done with it, from where it began: read, and given up.
+    begun: u64,
+    read: u64,
+    passed_over: u64,
 }
 
 /// The end of what was read, and what is known of that place.
@@ -64,9 +70,13 @@ impl Page {
             given_up: Vec::new(),
             sinks: vec![Progress::starting_at(opened.start); sinks],
             former: Vec::new(),
+            spooled: Vec::new(),
             stamps: BTreeMap::new(),
             finished: false,
             unread: 0,
+            begun: 0,
+            read: 0,
+            passed_over: 0,
         }
     }
 
@@ -94,9 +104,13 @@ impl Page {
             given_up: saved.given_up.into_iter().map(|(why, bytes)| (why.into(), bytes)).collect(),
             sinks: progress,
             former: sinks,
+            spooled: saved.spooled.into_iter().map(|(name, ranges)| (name.into(), ranges)).collect(),
             stamps: saved.stamps.into_iter().map(|stamp| (stamp.start, stamp)).collect(),
             finished: false,
             unread: 0,
+            begun: 0,
+            read: 0,
+            passed_over: 0,
         };
         page.begin_life();
         page
@@ -106,6 +120,7 @@ impl Page {
         let named =
             names.iter().zip(&self.sinks).map(|(name, progress)| (name.to_string(), progress.clone()));
         let former = self.former.iter().map(|(name, progress)| (name.to_string(), progress.clone()));
+        let spooled = self.spooled.iter().map(|(name, ranges)| (name.to_string(), ranges.clone()));
         SavedGeneration {
             id: id.0,
             source: self.source.to_string(),
@@ -115,6 +130,7 @@ impl Page {
             high: self.high,
             given_up: self.given_up.iter().map(|(why, bytes)| (why.to_string(), *bytes)).collect(),
             sinks: named.chain(former).collect(),
+            spooled: spooled.filter(|(_, ranges)| ranges.ranges().next().is_some()).collect(),
             stamps: self.stamps.values().copied().collect(),
         }
     }
@@ -186,6 +202,29 @@ impl Page {
         !answered && !overlaps && stamp.start >= self.known_to
     }
 
+    /// A chunk of this life.
+    pub fn read(&mut self, range: Range<u64>) {
+        self.begin_account();
+        self.read += range.end - range.start;
+        self.read_to = range.end;
+    }
+
+    /// Nothing of it was read or given up in this life so far: what is seen begins here.
+    fn begin_account(&mut self) {
+        if self.read + self.passed_over == 0 {
+            self.begun = self.read_to;
+        }
+    }
+
+    /// The laws of one generation: what this life has seen was read or given up, and nothing is read beyond what is
+    /// known, nor kept.
+    pub fn adds_up(&self) -> bool {
+        let seen = self.read + self.passed_over;
+        (seen == 0 || self.begun + seen == self.read_to)
+            && self.read_to <= self.high.to.max(self.known_to)
+            && self.stamps.last_key_value().is_none_or(|(_, stamp)| stamp.end <= self.high.to)
+    }
+
     /// A stamp that the last life had written down.
     pub fn recall(&mut self, stamp: &Stamp) {
         self.keep(stamp);
@@ -200,6 +239,7 @@ impl Page {
     /// All there is was read by lives before this one.
     fn begin_life(&mut self) {
         self.known_to = self.high.to;
+        (self.read, self.passed_over) = (0, 0);
         self.drop_answered_in(0..u64::MAX);
         self.read_to = self.position();
     }
@@ -207,6 +247,7 @@ impl Page {
     /// Undoes [`Page::keep`] for the newest stamp, and returns what that returned; what was read before stays known.
     pub fn take_back(&mut self, stamp: &Stamp) -> bool {
         self.read_to = stamp.start;
+        self.read -= (stamp.end - stamp.start).min(self.read);
         if stamp.start < self.known_to || stamp.end != self.high.to {
             return false;
         }
@@ -242,15 +283,36 @@ impl Page {
         self.read_to = self.position();
     }
 
-    /// Before anything is read in this life: a sink has lost this after it had answered for it.
-    pub fn lack_again(&mut self, sink: SinkId, range: Range<u64>) {
-        self.sinks[sink.0 as usize].remove(range);
+    /// What of a sink's answers are frames of its spool.
+    pub fn spooled(&mut self, sink: &Arc<str>) -> &mut Progress {
+        let at = self.spooled.iter().position(|(name, _)| name == sink).unwrap_or_else(|| {
+            self.spooled.push((sink.clone(), Progress::default()));
+            self.spooled.len() - 1
+        });
+        &mut self.spooled[at].1
+    }
+
+    /// Before anything is read in this life: of what a sink had spooled only `found` is there, and whether each was
+    /// answered for in turn. Says how many bytes have to be read again.
+    pub fn spool_has(&mut self, sink: SinkId, name: &Arc<str>, found: &[(Range<u64>, bool)]) -> u64 {
+        let mut missing = std::mem::take(self.spooled(name));
+        found.iter().for_each(|(range, _)| missing.remove(range.clone()));
+        let mut bytes = 0;
+        for range in missing.ranges() {
+            bytes += range.end - range.start;
+            self.sinks[sink.0 as usize].remove(range);
+        }
+        let waiting = found.iter().filter(|(_, answered)| !answered);
+        waiting.for_each(|(range, _)| self.spooled(name).add(range.clone()));
         self.read_to = self.position();
+        bytes
     }
 
     /// No sink is asked for what stands up to `upto`. Says how many bytes some sink lacked.
     pub fn give_up(&mut self, from: u64, upto: u64, why: Arc<str>) -> u64 {
         let range = from..upto.max(from);
+        self.begin_account();
+        self.passed_over += range.end - range.start;
         let bytes = self.lacking(range.clone());
         self.sinks.iter_mut().for_each(|progress| progress.add(range.clone()));
         self.read_to = range.end;

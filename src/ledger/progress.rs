@@ -63,6 +63,23 @@ impl Progress {
         }
     }
 
+    /// Everything in it, rising.
+    pub fn ranges(&self) -> impl Iterator<Item = Range<u64>> {
+        let low = (self.low > 0).then_some(0..self.low);
+        low.into_iter().chain(self.ahead.iter().map(|(&start, &end)| start..end))
+    }
+
+    /// What is ahead of the mark, rising.
+    pub fn ahead(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.ahead.iter().map(|(start, end)| (*start, *end))
+    }
+
+    /// How many bytes below `upto` were not answered for.
+    pub fn lacking(&self, upto: u64) -> u64 {
+        let ahead: u64 = self.ahead().map(|(start, end)| end.min(upto).saturating_sub(start)).sum();
+        upto.saturating_sub(self.low) - ahead
+    }
+
     /// Whether the byte at `offset` was answered for.
     pub fn contains(&self, offset: u64) -> bool {
         offset < self.low || self.ahead.range(..=offset).next_back().is_some_and(|(_, &end)| offset < end)
@@ -114,6 +131,16 @@ mod tests {
                     prop_assert_eq!(progress.contains(byte as u64), *known);
                     let all = model[byte..].iter().take(len as usize).all(|known| *known);
                     prop_assert_eq!(progress.covers(byte as u64..byte as u64 + len), all);
+                }
+                let ranges: Vec<_> = progress.ranges().collect();
+                prop_assert!(ranges.windows(2).all(|pair| pair[0].end < pair[1].start), "{:?}", ranges);
+                prop_assert_eq!(
+                    ranges.iter().map(|range| range.end - range.start).sum::<u64>(),
+                    model.iter().filter(|known| **known).count() as u64
+                );
+                for upto in [0, 60, 150] {
+                    let lacking = model[..upto].iter().filter(|known| !**known).count() as u64;
+                    prop_assert_eq!(progress.lacking(upto as u64), lacking);
                 }
                 prop_assert_eq!(progress.low(), model.iter().position(|known| !known).unwrap() as u64);
             }

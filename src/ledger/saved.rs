@@ -71,6 +71,9 @@ pub struct SavedGeneration {
     pub given_up: Vec<(String, u64)>,
     /// By the name of the sink, those that left the configuration too.
     pub sinks: Vec<(String, Progress)>,
+    /// By the name of the sink: what of it stands in its spool and nowhere else.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub spooled: Vec<(String, Progress)>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stamps: Vec<KeptStamp>,
 }

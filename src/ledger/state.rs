@@ -4,13 +4,14 @@
 //! finished generation is forgotten once every sink has answered; its account lives on in the totals.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::books::{Books, Meters, SinkBooks, view};
+use super::books::{Books, GenerationView, Meters, SinkBooks, view};
 use super::page::Page;
 use super::saved::{AnyPath, Changes, OwnFile, Saved, SavedGeneration};
-use super::{Damaged, HOLE, Known, Mark, Note, Opened, Ranged, Record, Restored, Stamp};
+use super::{HOLE, InSpool, Known, Mark, Note, Opened, Ranged, Record, Restored, Stamp};
 use crate::ack::{Count, GenerationId, Receipt, SinkId};
 use crate::durable::{FileId, OwnFiles};
 use crate::error::{Error, Result};
@@ -45,6 +46,10 @@ impl State {
             .partition(|saved| saved.filename.is_some() || saved.high.cursor.is_some());
         // Nobody can go on with a stream of an earlier life, nor ever finish its page.
         for stream in streams {
+            // What was spooled was answered for.
+            if stream.sinks.iter().all(|(_, progress)| progress.low() >= stream.high.to) {
+                continue;
+            }
             log::warn!("{}: what the last life had taken from it and not delivered is lost", stream.source);
         }
         let pages: BTreeMap<GenerationId, Page> =
@@ -127,7 +132,7 @@ impl State {
                 stamp.generation.0, stamp.start, page.read_to
             )));
         }
-        page.read_to = stamp.end;
+        page.read(stamp.start..stamp.end);
         let again = stamp.start < page.known_to;
         if page.keep(stamp) {
             self.meters.open_chunks.add(1);
@@ -173,25 +178,44 @@ impl State {
         }
     }
 
-    pub fn spool_found(&mut self, sink: SinkId, recovered: &[Ranged], damaged: &[Damaged], pending: Count) {
+    pub fn spool_found(&mut self, sink: SinkId, frames: &[InSpool], pending: Count) {
         self.books.carry_over(sink, pending);
-        self.recovered(sink, recovered);
-        for (generation, range, count) in damaged {
-            match self.pages.get_mut(generation) {
-                Some(page) => page.lack_again(sink, range.clone()),
-                None => self.books.lose(sink, *count, "spool corrupt", &self.meters),
-            }
+        let name = self.names[sink.0 as usize].clone();
+        let mut found: BTreeMap<GenerationId, Vec<(Range<u64>, bool)>> = BTreeMap::new();
+        for (generation, range, answered) in frames {
+            self.recovered(sink, &[(*generation, range.clone())]);
+            found.entry(*generation).or_default().push((range.clone(), *answered));
+        }
+        let mut missing = 0;
+        for (generation, page) in &mut self.pages {
+            missing += page.spool_has(sink, &name, found.get(generation).map_or(&[], |found| found));
+        }
+        if missing > 0 {
+            log::error!(
+                "{name}: {missing} bytes are missing in its spool; they are read again from their sources"
+            );
         }
     }
 
     fn receipt(&mut self, receipt: Receipt, aborting: bool) -> Result<()> {
         let sink = receipt.sink.0 as usize;
         self.books.settle(&receipt, &self.meters);
+        let name = self.names[sink].clone();
         if receipt.from_spool {
-            return Ok(()); // it was answered for when it was spooled
+            // It was answered for when it was spooled; its page may be gone. What was spooled anew is still there.
+            if receipt.tally.spooled.lines == 0
+                && let Some(page) = self.pages.get_mut(&receipt.generation)
+            {
+                receipt.answered().for_each(|range| page.spooled(&name).remove(range));
+                self.changed.insert(receipt.generation);
+            }
+            return Ok(());
         }
         let page = self.page(receipt.generation)?;
         receipt.answered().for_each(|range| page.sinks[sink].add(range));
+        if receipt.tally.spooled.lines > 0 {
+            receipt.answered().for_each(|range| page.spooled(&name).add(range));
+        }
         let over = page.drop_answered_in(receipt.range.clone());
         self.meters.open_chunks.add(-(over as i64));
         if receipt.fault && !aborting {
@@ -294,15 +318,39 @@ impl State {
         self.own_files = own_files.unwrap_or(std::mem::take(&mut self.own_files));
     }
 
-    /// A snapshot, checked against the law: what was read for a sink is settled, let go or pending.
+    /// Looks at every account that has changed since the last checkpoint. What does not add up is returned, once.
+    pub fn check_laws(&mut self) -> Option<Error> {
+        let sinks = self.books.sinks.iter().filter(|sink| !sink.adds_up());
+        let sinks = sinks.map(|sink| format!("the account of {} does not add up: {sink:?}", sink.name));
+        let page =
+            |id: &GenerationId| self.pages.get(id).filter(|page| !page.adds_up()).map(|page| (*id, page));
+        let pages = self.changed.iter().filter_map(page).map(|(id, page)| {
+            let view = view(id, page, &self.names);
+            format!("the account of generation {} does not add up: {view:?}", id.0)
+        });
+        let broken: Vec<String> = sinks.chain(pages).collect();
+        let is_news = self.books.broken_laws.is_empty() && !broken.is_empty();
+        if is_news {
+            self.meters.broken_laws.add(broken.len() as u64);
+            self.books.broken_laws = broken;
+        }
+        is_news.then(|| Error::new(self.books.broken_laws.join("; ")))
+    }
+
+    /// A snapshot.
     pub fn books(&self) -> Books {
         let mut books = self.books.clone();
-        for sink in &books.sinks {
-            debug_assert!(sink.adds_up(), "the books of {} do not add up", sink.name);
-        }
         books.generations = self.pages.len();
-        books.pages = self.pages.iter().take(PAGES_SHOWN).map(|(id, page)| view(*id, page)).collect();
+        let asked = self.pages.iter().filter(|(_, page)| !page.is_settled());
+        let settled = self.pages.iter().filter(|(_, page)| page.is_settled());
+        let shown = asked.chain(settled).take(PAGES_SHOWN);
+        books.pages = shown.map(|(id, page)| view(*id, page, &self.names)).collect();
         books
+    }
+
+    /// Every generation, for an audit.
+    pub fn views(&self) -> impl Iterator<Item = (GenerationView, Known)> {
+        self.pages.iter().map(|(id, page)| (view(*id, page, &self.names), page.known(*id)))
     }
 }
 

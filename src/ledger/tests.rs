@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::saved::Saved;
 use super::state::State;
 use super::*;
-use crate::ack::{Count, SinkId, Tally, Verdict};
+use crate::ack::{Count, GenerationId, Receipt, SinkId, SinkSet, Tally, Verdict};
 use crate::clock::Clock;
 use crate::disk::RealDisk;
 use crate::tasks;
@@ -197,10 +197,43 @@ fn what_an_output_turned_out_to_have_is_not_asked_again_and_what_it_lost_is() {
     state.recovered(SinkId(1), &[(GENERATION, 150..400)]);
     let found = known(&state);
     assert_eq!((found.position, found.line, found.stamps.len()), (300, 30, 0), "read over what has no stamp");
-    state.spool_found(SinkId(1), &[], &[(GENERATION, 50..60, Count::default())], Count::default());
-    let found = known(&state);
-    assert_eq!((found.position, found.progress[1].covers(60..400)), (50, true));
-    assert!(!found.progress[1].contains(50));
+}
+
+/// A spool that lost frames: what it had of them is asked for again, and what had left it before is not.
+#[test]
+fn what_is_missing_in_a_spool_is_read_again() {
+    let spooled = |number: u64, from_spool: bool| {
+        let Note::Receipt(mut receipt) = receipt(number, 1, true, false) else { unreachable!() };
+        if !from_spool {
+            receipt.tally = Tally { spooled: receipt.tally.delivered, ..Tally::default() };
+        }
+        Note::Receipt(Receipt { from_spool, ..receipt })
+    };
+    let mut state = state();
+    state.apply(opened(0), false).unwrap();
+    for number in 0..4 {
+        state.apply(stamp(number, SinkSet::all(2)), false).unwrap();
+        state.apply(receipt(number, 0, true, false), false).unwrap();
+        state.apply(spooled(number, false), false).unwrap();
+    }
+    state.apply(spooled(0, true), false).unwrap();
+    let found = |frames: &[InSpool]| {
+        let mut state = reload(&state);
+        state.spool_found(SinkId(1), frames, Count { lines: 20, bytes: 200 });
+        assert_eq!(state.books().sinks[1].spooled.lines, 20);
+        let first = known(&state);
+        // And once more: what was missing is no longer expected, what was there is.
+        let mut state = reload(&state);
+        state.spool_found(SinkId(1), frames, Count::default());
+        assert_eq!(known(&state).progress, first.progress);
+        first.progress[1].clone()
+    };
+    let mut lacks_the_third = Progress::starting_at(400);
+    lacks_the_third.remove(200..300);
+    assert_eq!(found(&[(GENERATION, 100..200, true), (GENERATION, 300..400, false)]), lacks_the_third);
+    let all = [(GENERATION, 100..200, true), (GENERATION, 200..300, false), (GENERATION, 300..400, false)];
+    assert_eq!(found(&all), Progress::starting_at(400));
+    assert_eq!(found(&[]), Progress::starting_at(100));
 }
 
 #[test]
@@ -354,6 +387,63 @@ fn what_a_stop_kept_is_not_delivered() {
     assert!(!books.all_delivered());
 }
 
+/// Prints its figures; the promise is a second, of a release build.
+#[test]
+fn a_hundred_thousand_generations_are_ready_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk: Arc<dyn crate::disk::Disk> = Arc::new(RealDisk);
+    let mut state = state();
+    let count = 100_000;
+    for number in 0..count {
+        let Note::Opened(opened) = opened(0) else { unreachable!() };
+        let filename = Some(format!("/var/log/applications/a/long/path/{number}.log").into());
+        let identity =
+            Some(Identity { device: 65025, inode: number, head: Head { len: 1024, hash: !number } });
+        let opened = Opened { generation: GenerationId(number), filename, identity, ..*opened };
+        state.apply(Note::Opened(Box::new(opened)), false).unwrap();
+    }
+    let (mut slots, _) = super::checkpoint::Slots::open(disk.clone(), folder.path());
+    let clock = Clock::real();
+    let began = clock.now();
+    slots.write_snapshot(&state.to_save(Mark::default(), &OwnFiles::default(), true)).unwrap();
+    let (written, bytes) =
+        (clock.now() - began, std::fs::metadata(folder.path().join("checkpoint-0")).unwrap().len());
+    let began = clock.now();
+    let settings = Settings {
+        folder: folder.path().to_owned(),
+        sinks: names(),
+        sync_interval: Duration::from_secs(1),
+        unsynced: Default::default(),
+        passed: Default::default(),
+        own_files: Default::default(),
+        disk,
+    };
+    let (_switch, stop) = tasks::Switch::new().unwrap();
+    let (ledger, ..) = Ledger::open(
+        settings,
+        stop,
+        Duration::from_secs(1),
+        &Registry::default(),
+        &mut tasks::Wires::default(),
+    );
+    let known = ledger.restored().known.len() as u64;
+    println!(
+        "{count} generations: a slot of {bytes} bytes, written in {written:.0?}, ready in {:.0?}",
+        clock.now() - began
+    );
+    assert_eq!(known, count);
+}
+
+#[test]
+fn an_account_that_does_not_add_up_is_seen() {
+    let count = Count { lines: 1, bytes: 10 };
+    let well =
+        SinkBooks { read: 2, read_bytes: 20, delivered: count, spooled: count, ..SinkBooks::default() };
+    assert!(well.adds_up());
+    assert!(!SinkBooks { read: 3, ..well.clone() }.adds_up());
+    assert!(!SinkBooks { pending_bytes: 1, ..well }.adds_up());
+}
+
 proptest! {
     /// The model: whatever order the answers come in, and wherever the process ends, the next life starts at
     /// the first chunk that some sink lacks, at its line, and asks each sink for exactly what it lacks.
@@ -385,6 +475,7 @@ proptest! {
                 prop_assert_eq!(progress.contains(number * 100 + 50), has(number, sink as u8));
             }
         }
+        prop_assert!(state.check_laws().is_none());
         let books = state.books();
         for sink in 0..2u8 {
             let account = &books.sinks[sink as usize];

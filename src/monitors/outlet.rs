@@ -30,8 +30,9 @@ pub use stream::Stream;
 
 pub use timed::{Gathered, Timekeeper};
 
-/// Lines in one chunk at most: their ends then cost no more than a quarter of a read.
-pub const CHUNK_LINES: usize = 16 * 1024;
+/// Lines in one chunk at most: their ends then cost no more than an eighth of a read, and lines of more than 27 bytes
+/// fill one.
+pub const CHUNK_LINES: usize = 8 * 1024;
 
 /// What a chunk costs besides its bytes and its shares: its structs, and its line in the ledger.
 pub const CHUNK_OVERHEAD: usize = 768;

@@ -19,6 +19,7 @@ pub use connect::{connect, wait};
 pub use resolve::{LookUpError, Resolve, ResolverLoop, resolver};
 pub use transport::Tap;
 use ureq::config::Config;
+#[cfg(feature = "tls")]
 use ureq::unversioned::transport::{Connector, RustlsConnector};
 
 use crate::clock::Clock;
@@ -56,6 +57,7 @@ pub fn tapped_agent(config: Config, to: To, tap: Option<Tap>, abort: Closed, clo
         To::Local(path) => (Some(path), None),
     };
     let connect = transport::Connect { local, tap, abort, clock };
+    #[cfg(feature = "tls")]
     let connect = connect.chain(RustlsConnector::default());
     match resolver {
         Some(names) => ureq::Agent::with_parts(config, connect, names),

@@ -449,7 +449,7 @@ fn parse(
             lines.ends.push(line_end);
         }
         return (lines.ends.last() == Some(&header.data_len))
-            .then(|| Records::replayed(lines, None, Vec::new()));
+            .then(|| Records::replayed(lines, None, Vec::new(), header.sequence));
     }
     let (mut sets, mut names): (Vec<Arc<Labels>>, Vec<Arc<str>>) = Default::default();
     let (mut entries, mut places) = (Vec::new(), Vec::new());
@@ -492,7 +492,8 @@ fn parse(
         });
         (time_ns, offset) = (time_ns.wrapping_add(1), offset.checked_add(len)?);
     }
-    (lines.ends.last() == Some(&header.data_len)).then(|| Records::replayed(lines, Some(entries), places))
+    let all_there = lines.ends.last() == Some(&header.data_len);
+    all_there.then(|| Records::replayed(lines, Some(entries), places, header.sequence))
 }
 
 fn same(known: &Origin, origin: &Origin) -> bool {

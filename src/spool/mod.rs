@@ -12,7 +12,7 @@
 //!
 //! Always true: a frame is noted as unsynced before `put` returns, so that no checkpoint relies on one that is not on
 //! the disk. A frame stays until all its records are answered for, and its file until two checkpoints have been
-//! written since: until then it is the receipt for its lines ([`Opened::recovered`]). Nothing is ever appended to
+//! written since: until then it is the receipt for its lines ([`Opened::frames`]). Nothing is ever appended to
 //! a segment of an earlier life. Neither writing nor reading needs more memory than [`frame::SCRATCH_BYTES`] and the
 //! records of the frame.
 //!
@@ -105,13 +105,14 @@ pub struct Settings {
 /// What an earlier life left.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Opened {
-    /// What whole frames answer for and the last checkpoints may not know: as good as receipts.
-    pub recovered: Vec<(GenerationId, Range<u64>)>,
-    /// Of frames that are damaged: whoever took them for answered has to read them again.
-    pub damaged: Vec<(GenerationId, Range<u64>, Count)>,
+    /// Every whole frame in it: as good as receipts.
+    pub frames: Vec<Found>,
     /// What waits to be sent.
     pub pending: Count,
 }
+
+/// A frame that was found at the start: what it answers for, and whether it was answered for in turn.
+pub type Found = (GenerationId, Range<u64>, bool);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Put {
@@ -125,8 +126,6 @@ pub enum Put {
 pub struct Lost {
     pub why: Why,
     pub count: Count,
-    /// Which they are, where a whole header tells.
-    pub range: Option<(GenerationId, Range<u64>)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,9 +152,9 @@ struct UnderWay {
     at: Position,
     lineage: u64,
     before: Count,
-    /// Not answered for in an earlier life.
+    /// Not answered for.
     count: Count,
-    /// How many of its records are answered for.
+    /// How many of its records are answered for, from its front.
     answered: u32,
     done: bool,
 }
@@ -320,7 +319,7 @@ impl Spool {
         let from = std::mem::replace(&mut self.read_total, upto);
         self.read_sequence = sequence;
         let count = self.not_torn(from, upto);
-        self.lose(Lost { why, count, range: None });
+        self.lose(Lost { why, count });
     }
 
     /// What is between two running totals and was not told at the start.
@@ -396,7 +395,7 @@ impl Spool {
         self.remove_answered()?;
         let mut now = self.cursor_now();
         let Settings { passed, unsynced, .. } = &self.settings;
-        let Some(cursor) = &mut self.cursor else { return Ok(false) };
+        let Some(cursor) = &mut self.cursor else { return Ok(!self.segments.is_empty()) };
         let is_known = |segment: &&Segment| segment.ended.is_some_and(|ended| passed.by(ended));
         let known = self.segments.iter().take_while(is_known).last();
         let known = known.map_or(now.known, |segment| now.known.max(segment.number + 1));
@@ -427,7 +426,7 @@ impl Spool {
 
     /// With the cursor's file in it.
     fn make_folder(&mut self) -> io::Result<Arc<SyncFolder>> {
-        if let Some(folder) = &self.folder {
+        if let Some(folder) = self.folder.as_ref().filter(|_| self.cursor.is_some()) {
             return Ok(folder.clone());
         }
         let Settings { disk, folder: path, unsynced, boot, .. } = &self.settings;

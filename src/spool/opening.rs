@@ -1,7 +1,7 @@
 //! What a spool finds at the start: how far it is, where it ends, what is damaged.
 //!
-//! Only the segments that the last checkpoints may not know are read whole. The others are opened, no more: how
-//! much is in them is known from the running totals.
+//! Only the segments that the last checkpoints may not know are read whole. Of the others the headers are: which
+//! frames are in them. How much that is, is known from the running totals.
 
 use std::io::{self, ErrorKind};
 use std::ops::Range;
@@ -11,7 +11,7 @@ use super::cursor::{Cursor, CursorFile, Position};
 use super::frame::Header;
 use super::segment::{self, FIRST_FRAME, Segment};
 use super::{Opened, Settings, Spool, between};
-use crate::ack::{Count, GenerationId};
+use crate::ack::Count;
 use crate::disk::{Disk, Open};
 use crate::error::{Context, Result};
 
@@ -45,7 +45,12 @@ pub fn survey(disk: &dyn Disk, folder: &Path) -> Result<Vec<Survey>> {
         let cursor = open_cursor(disk, path, Open::Existing, boot_id())?.and_then(|(_, cursor)| cursor);
         let mut end = End::new(cursor.as_ref(), segments.last());
         if let Some(last) = segments.last() {
-            last.scan(disk, &mut Vec::new(), |header, is_whole| end.reach(&header, is_whole))?;
+            let reach = |header: Header, is_whole| {
+                if is_whole {
+                    end.reach(&header)
+                }
+            };
+            last.scan(disk, &mut Vec::new(), reach)?;
         }
         let start = Start::new(cursor.as_ref(), &segments, &end);
         let count = between(start.total, end.total);
@@ -96,8 +101,8 @@ impl End {
         }
     }
 
-    fn reach(&mut self, header: &Header, is_whole: bool) {
-        if is_whole && header.sequence >= self.sequence {
+    fn reach(&mut self, header: &Header) {
+        if header.sequence >= self.sequence {
             *self = End { sequence: header.sequence + 1, total: header.after() };
         }
     }
@@ -198,8 +203,25 @@ impl Spool {
         let mut gaps = segments.get(first).map(Gaps::new).unwrap_or_default();
         let mut end = End::new(cursor.as_ref(), segments.last());
         let mut opened = Opened::default();
+        let found = |header: &Header| {
+            let answered = cursor.as_ref().is_some_and(|cursor| {
+                let answered = cursor.answered(header.sequence, header.lineage);
+                answered.is_none_or(|records| records >= header.records)
+            });
+            (header.generation, header.start..header.end, answered)
+        };
+        for segment in &segments[..first] {
+            segment.headers(&*disk, &mut spool.scratch, |_, _, header| {
+                opened.frames.push(found(&header));
+                Ok(())
+            })?;
+        }
         for segment in &mut segments[first..] {
-            spool.look_through(segment, &mut end, &mut gaps, &mut opened)?;
+            spool.look_through(segment, |header| {
+                end.reach(header);
+                gaps.reach(header);
+                opened.frames.push(found(header));
+            })?;
         }
         if !segments.is_empty() {
             spool.make_folder()?; // it is there, and its names are to be synced
@@ -228,31 +250,20 @@ impl Spool {
     }
 
     /// Which frames are whole, and cuts what is behind the last one.
-    fn look_through(
-        &mut self,
-        segment: &mut Segment,
-        end: &mut End,
-        gaps: &mut Gaps,
-        opened: &mut Opened,
-    ) -> io::Result<()> {
+    fn look_through(&mut self, segment: &mut Segment, mut each: impl FnMut(&Header)) -> io::Result<()> {
         let disk = self.settings.disk.clone();
         let mut scratch = std::mem::take(&mut self.scratch);
-        let mut behind: Vec<(GenerationId, Range<u64>, Count)> = Vec::new();
+        let mut behind = 0;
         let whole_to = segment.scan(&*disk, &mut scratch, |header, is_whole| {
-            let (generation, range) = (header.generation, header.start..header.end);
-            end.reach(&header, is_whole);
+            behind = if is_whole { 0 } else { behind + u64::from(header.records) };
             if is_whole {
-                gaps.reach(&header);
-                opened.damaged.append(&mut behind);
-                opened.recovered.push((generation, range));
-            } else {
-                behind.push((generation, range, header.count()));
+                each(&header);
             }
         })?;
         self.scratch = scratch;
         let file = disk.open(&segment.path, Open::Existing)?;
         if whole_to < segment.end {
-            if !behind.is_empty() {
+            if behind > 0 {
                 self.put_aside(&segment.path, whole_to..segment.end)?;
             }
             file.set_size(whole_to)?;
@@ -260,7 +271,6 @@ impl Spool {
         }
         // The next checkpoint relies on what is said here, and the last life may have died before it could sync.
         self.settings.unsynced.note(file);
-        opened.damaged.append(&mut behind);
         Ok(())
     }
 }

@@ -1,12 +1,13 @@
 //! Reading a spool back, a frame at a time, and writing down how far it was answered for.
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::cursor::{Cursor, Mark, Position};
 use super::frame::{self, Broken, Header};
 use super::segment::{FIRST_FRAME, Segment};
-use super::{Lost, Replayed, Spool, UnderWay, Why};
+use super::{Lost, Replayed, Spool, UnderWay, Why, between};
 use crate::ack::Count;
 use crate::budget::Credit;
 use crate::disk::{DiskFile, Open};
@@ -53,7 +54,7 @@ impl Spool {
             };
             self.pass_over(header.before, header.sequence, Why::Corrupt);
             if self.answered_before(&header) >= header.records {
-                self.lose(Lost { why: Why::AnsweredBefore, count: header.count(), range: None });
+                self.lose(Lost { why: Why::AnsweredBefore, count: header.count() });
                 self.step_over(&header);
             } else {
                 self.ahead = Some(header);
@@ -114,15 +115,14 @@ impl Spool {
                 let path = self.segments[at].path.clone();
                 self.put_aside(&path, place.offset..place.offset + header.len())?;
                 let count = self.not_torn(header.before, header.after());
-                let range = Some((header.generation, range));
-                self.lose(Lost { why: Why::Corrupt, count, range });
+                self.lose(Lost { why: Why::Corrupt, count });
                 self.step_over(&header);
                 return Ok(None);
             }
         };
         let answered = self.answered_before(&header);
         let answered_count = records.count(0..answered);
-        self.lose(Lost { why: Why::AnsweredBefore, count: answered_count, range: None });
+        self.lose(Lost { why: Why::AnsweredBefore, count: answered_count });
         let mut count = header.count();
         count.lines -= answered_count.lines;
         count.bytes -= answered_count.bytes;
@@ -149,11 +149,15 @@ impl Spool {
         }
     }
 
-    /// At the end of this life: so many records more of a frame, from its front, are answered for.
-    pub fn answered_in_part(&mut self, sequence: u64, part: Count) {
-        if let Some(frame) = self.under_way.iter_mut().find(|frame| frame.sequence == sequence) {
-            frame.answered += part.lines as u32;
-            self.settle(part);
+    /// Some records of a frame are answered for: `count` lines and bytes. Remembered if all that stand before them
+    /// are, too; else they come back after a death, unless the rest of the frame is answered for by then.
+    pub fn answered_in_part(&mut self, sequence: u64, records: Range<u32>, count: Count) {
+        if let Some(frame) = self.under_way.iter_mut().find(|frame| frame.sequence == sequence)
+            && frame.answered == records.start
+        {
+            frame.answered = records.end;
+            frame.count = between(count, frame.count);
+            self.settle(count);
         }
     }
 
@@ -176,6 +180,10 @@ impl Spool {
             let file = self.cursor.as_mut().expect("it was made with the folder");
             file.write(&cursor, &self.settings.passed)?;
             self.settings.unsynced.note(file.file().clone());
+            if cursor.at.segment == self.next_segment {
+                // Nothing is left: no descriptor is held for it, either.
+                (self.cursor, self.reading) = (None, None);
+            }
             Ok(())
         });
         written.context(|| format!("could not write to the spool {}", folder.display()))

@@ -120,29 +120,46 @@ impl Segment {
         Ok(self.end)
     }
 
-    /// Goes over its frames and tells each to `each`, with whether its body is whole. Returns where the last whole
-    /// one ends: behind it are torn or damaged ones, or nothing.
+    /// Goes over its frames by their headers alone, past what is damaged.
+    pub fn headers(
+        &self,
+        disk: &dyn Disk,
+        scratch: &mut Vec<u8>,
+        mut each: impl FnMut(&dyn DiskFile, u64, Header) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let file = disk.open(&self.path, Open::Existing)?;
+        let mut at = FIRST_FRAME;
+        while at < self.end {
+            at = match self.header(&*file, at)? {
+                Some(header) => {
+                    let next = at + header.len();
+                    each(&*file, at, header)?;
+                    next
+                }
+                None => self.find(&*file, at + 1, scratch)?,
+            };
+        }
+        Ok(())
+    }
+
+    /// The same, and tells of each whether its body is whole. Returns where the last whole one ends: behind it are
+    /// torn or damaged ones, or nothing.
     pub fn scan(
         &self,
         disk: &dyn Disk,
         scratch: &mut Vec<u8>,
         mut each: impl FnMut(Header, bool),
     ) -> io::Result<u64> {
-        let file = disk.open(&self.path, Open::Existing)?;
-        let (mut at, mut whole_to) = (FIRST_FRAME, FIRST_FRAME);
-        while at < self.end {
-            let Some(header) = self.header(&*file, at)? else {
-                at = self.find(&*file, at + 1, scratch)?;
-                continue;
-            };
+        let (mut whole_to, mut body) = (FIRST_FRAME, Vec::new());
+        self.headers(disk, scratch, |file, at, header| {
             let next = at + header.len();
-            let is_whole = frame::is_whole(&*file, at, &header, scratch)?;
+            let is_whole = frame::is_whole(file, at, &header, &mut body)?;
             each(header, is_whole);
             if is_whole {
                 whole_to = next;
             }
-            at = next;
-        }
+            Ok(())
+        })?;
         Ok(whole_to)
     }
 }

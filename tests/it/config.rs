@@ -370,7 +370,7 @@ fn sinks_of_all_types() {
         &loki(r#""spool": { "when_full": "drop" }"#),
         &["sinks[0].spool.when_full", "\"drop\" is not allowed", "\"wait\" or \"drop_oldest\""],
     );
-    check(&loki(r#""spool": { "size": 1 }"#), &["sinks[0].spool.size", "is not a known key"]);
+    check(&loki(r#""spool": { "size": 1 }"#), &["sinks[0].spool.size", "unknown key", "when_full"]);
     check(&file(r#""compress": true"#), &["sinks[0].compress", "is not available in this version"]);
     check(&file(r#""max_total_bytes": "1GiB""#), &["sinks[0].max_total_bytes", "is not available"]);
     check(&loki(r#""connections": 17"#), &["sinks[0].connections", "17 is above the limit 16"]);

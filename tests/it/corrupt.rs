@@ -21,6 +21,8 @@ use std::time::Duration;
 use log_capturer::agent::{self, Exit, Orders};
 use log_capturer::clock::Clock;
 use log_capturer::config::Config;
+use log_capturer::disk::RealDisk;
+use log_capturer::spool;
 use serde_json::{Value, json};
 
 use crate::agent::Room;
@@ -96,6 +98,20 @@ impl Damage {
     }
 }
 
+/// How the agent ends whose state is damaged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// In order: what one sink lacks is in its spool. The two checkpoints differ.
+    Stopped,
+    /// By SIGKILL when everything has come out, with no checkpoint but the very first one: it is for the journals of
+    /// the ledger and of the outputs to tell.
+    Killed,
+    /// By SIGKILL when everything has come out of one sink, and is in the spool of the other.
+    KilledWithSpool,
+    /// By SIGKILL when all of the spool has come out, too.
+    KilledAfterSpool,
+}
+
 /// A room with an agent that ended, and everything to begin again from there.
 struct Place {
     room: Room,
@@ -104,21 +120,25 @@ struct Place {
     /// Everything below `data`, without its folder.
     state: BTreeMap<PathBuf, Vec<u8>>,
     output: Vec<u8>,
+    /// Of the other sink, if it has one.
+    ill: Option<Vec<u8>>,
     config: Value,
 }
 
 impl Place {
-    /// `killed`: by SIGKILL when everything has come out, with no checkpoint but the very first one, so that it is
-    /// for the journal to tell. Else the two checkpoints differ.
-    fn make(killed: bool) -> Place {
+    fn make(end: End) -> Place {
+        let sync_interval = if end == End::Killed { "10m" } else { "10ms" };
+        let spools = [End::KilledWithSpool, End::KilledAfterSpool].contains(&end);
+        let after = if spools { "0ms" } else { "10m" };
         let config = json!({
-            "agent": { "stop_timeout": "300ms", "sync_interval": if killed { "10m" } else { "10ms" } },
+            "agent": { "stop_timeout": "300ms", "sync_interval": sync_interval },
             "status": { "listen": null },
             "sources": [{ "type": "file", "include": ["logs/*.log"] }],
             "sinks": [
                 { "type": "file", "name": "well", "path": "well.txt", "batch": { "max_wait": "1ms" } },
                 // A folder that is none, so far.
-                { "type": "file", "name": "ill", "path": "ill/out.txt", "batch": { "max_wait": "1ms" } },
+                { "type": "file", "name": "ill", "path": "ill/out.txt", "batch": { "max_wait": "1ms" },
+                  "retry": { "initial": "1ms", "max": "10ms" }, "spool": { "after": after } },
             ],
         });
         let room = Room::new(config.clone());
@@ -130,21 +150,45 @@ impl Place {
         let saved = |slot: &str| room.path("data/ledger").join(slot).exists();
         agent.until("the first lines are out", || out(LINES / 2) && saved("checkpoint-1"));
         writer.write(LINES / 2);
-        agent.until("all lines are out", || out(LINES) && (killed || saved("checkpoint-0")));
-        match killed {
-            true => agent.kill9(),
-            false => assert_eq!(agent.stop(), 3, "{}", agent.stderr()),
+        agent.until("all lines are out", || out(LINES) && (end == End::Killed || saved("checkpoint-0")));
+        let spooled = || {
+            let spools = spool::survey(&RealDisk, &room.path("data/spool")).unwrap_or_default();
+            spools.iter().map(|spool| spool.count.lines).sum::<u64>()
+        };
+        match end {
+            End::Stopped => assert_eq!(agent.stop(), 3, "{}", agent.stderr()),
+            End::Killed => agent.kill9(),
+            End::KilledWithSpool => {
+                agent.until("all lines are spooled", || spooled() == LINES);
+                agent.kill9();
+            }
+            End::KilledAfterSpool => {
+                agent.until("all lines are spooled", || spooled() == LINES);
+                fs::remove_file(room.path("ill")).expect("a file can be deleted");
+                agent.until("all of the spool is out", || {
+                    Arrived::in_file(&room.path("ill/out.txt")).distinct() == LINES && spooled() == 0
+                });
+                agent.kill9();
+            }
         }
-        fs::remove_file(room.path("ill")).expect("a file can be deleted");
+        let in_spool = [End::Stopped, End::KilledWithSpool].contains(&end);
+        assert_eq!(spooled(), if in_spool { LINES } else { 0 });
+        let ill = (end == End::KilledAfterSpool).then(|| bytes(&room.path("ill/out.txt")));
+        if ill.is_none() {
+            fs::remove_file(room.path("ill")).expect("a file can be deleted");
+        }
         let (log, output) = (bytes(writer.path()), bytes(&room.path("well.txt")));
         let state = files_below(&room.path("data"));
-        Place { room, writer, log, state, output, config }
+        Place { room, writer, log, state, output, ill, config }
     }
 
     /// Everything as it was, in the same files.
     fn restore(&self) {
         let _ = fs::remove_dir_all(self.room.path("data")); // the first time there is nothing to remove
-        let _ = fs::remove_dir_all(self.room.path("ill"));
+        match &self.ill {
+            Some(output) => put(&self.room.path("ill/out.txt"), output),
+            None => drop(fs::remove_dir_all(self.room.path("ill"))),
+        }
         self.state.iter().for_each(|(path, file)| put(&self.room.path("data").join(path), file));
         put(self.writer.path(), &self.log);
         put(&self.room.path("well.txt"), &self.output);
@@ -197,8 +241,8 @@ fn files_below(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 #[test]
 fn a_damaged_state_loses_nothing() {
     let all = std::env::var_os("LOG_CAPTURER_CORRUPT_ALL").is_some();
-    for killed in [false, true] {
-        let mut place = Place::make(killed);
+    for end in [End::Stopped, End::Killed, End::KilledWithSpool, End::KilledAfterSpool] {
+        let mut place = Place::make(end);
         place.restore();
         let (untouched, _) = place.run("nothing was damaged");
         let state = place.state.clone();
@@ -225,9 +269,8 @@ fn a_damaged_state_loses_nothing() {
         let sizes: Vec<String> =
             state.iter().map(|(path, file)| format!("{} {}", path.display(), file.len())).collect();
         println!(
-            "state of an agent that was {} ({}): {count} damages, 0 lines lost, {again} of {} lines sent again (at most {} \
+            "{end:?} ({}): {count} damages, 0 lines lost, {again} of {} lines sent again (at most {} \
              by one: {}; {untouched} with no damage); from start to end at most {longest:.1?}",
-            if killed { "killed" } else { "stopped" },
             sizes.join(", "),
             count * 2 * (LINES + 1),
             most.0,

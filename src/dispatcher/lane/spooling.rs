@@ -13,7 +13,8 @@
 //!
 //! Not here: the moods of the sink and what is sent when (`lane.rs`), the files (`spool/`).
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,9 +24,10 @@ use super::{Lane, Mood, Street};
 use crate::ack::{Ack, Count, GenerationId, Receipt, Receipts, Share, SinkId, Tally, Verdict};
 use crate::budget::{Budget, Door, Holder};
 use crate::error::{Error, Result};
+use crate::ledger::Progress;
 use crate::metrics::{Counter, Gauge, Registry};
 use crate::record::Slice;
-use crate::spool::{Lost, Put, Spool, SpoolOptions, Why};
+use crate::spool::{Lost, Put, Spool, Why};
 
 /// A frame is as large as a read at most, if a single record is not larger, so that a window has room for several.
 const FRAME_BYTES: usize = 256 * 1024;
@@ -42,7 +44,8 @@ pub struct Spooling {
     sink: SinkId,
     name: Arc<str>,
     spool: Spool,
-    after: Duration,
+    /// `None`: it is only emptied.
+    after: Option<Duration>,
     /// The ledger.
     receipts: Arc<dyn Receipts>,
     /// What all sources share: when half of it is under way, an ill sink spools at once.
@@ -55,6 +58,10 @@ pub struct Spooling {
     /// Behind all that is in the spool: it is full, or the disk is ill.
     waiting: VecDeque<(Slice, Share)>,
     ends: Arc<Mutex<Vec<End>>>,
+    /// Some of the spool was answered for since that was written down.
+    progressed: bool,
+    /// What the sink has of it since an earlier life, which died before it could write that down.
+    delivered: HashMap<GenerationId, Progress>,
     /// Why the disk cannot be used, if that was said.
     ill: Option<String>,
     /// When to try again: the disk failed, or the spool has no room although nothing in it waits.
@@ -68,11 +75,14 @@ pub struct Spooling {
 pub struct Settings {
     pub sink: SinkId,
     pub name: Arc<str>,
-    pub options: SpoolOptions,
+    /// How long the sink has to be ill. `None`: what an earlier life has left is sent, and no more is spooled.
+    pub after: Option<Duration>,
     pub receipts: Arc<dyn Receipts>,
     pub chunks: Budget,
     /// For what is read back, in bytes.
     pub window_bytes: usize,
+    /// What the sink has of earlier lives, as far as it can tell.
+    pub delivered: Vec<(GenerationId, Range<u64>)>,
 }
 
 struct Meters {
@@ -85,16 +95,12 @@ struct Meters {
 /// All records of a frame have an end.
 struct End {
     sequence: u64,
-    /// From its front.
-    answered: Count,
-    is_whole: bool,
     receipt: Receipt,
 }
 
 /// Waits for the end of one frame.
 struct Frame {
     sequence: u64,
-    slice: Slice,
     ends: Arc<Mutex<Vec<End>>>,
 }
 
@@ -136,8 +142,11 @@ impl Lane {
     }
 
     fn replay(&mut self, now: Instant) {
-        while let Some((slice, share)) = self.spooling.as_mut().and_then(|spooling| spooling.next(now)) {
-            self.collect(slice, share, now);
+        while let Some(parts) = self.spooling.as_mut().and_then(|spooling| spooling.next(now)) {
+            parts.into_iter().for_each(|(slice, share)| self.collect(slice, share, now));
+        }
+        if let Some(spooling) = &mut self.spooling {
+            spooling.reap(now); // nobody reports what the sink had already
         }
         if self.spooling.as_ref().is_some_and(Spooling::has_unread) {
             // The window is full: a batch that is open waits in vain for more.
@@ -156,28 +165,27 @@ impl Lane {
     pub(super) fn spool_due(&self) -> Option<Instant> {
         let spooling = self.spooling.as_ref()?;
         let may_start = self.has_some_to_spool() && self.nobody_away() && !spooling.takes_all();
-        let start = (may_start && !self.giving_up).then(|| spooling.starts_at(self.health.lock().since));
+        let may_start = may_start && !self.giving_up;
+        let start = may_start.then(|| spooling.starts_at(self.health.lock().since)).flatten();
         start.into_iter().chain(spooling.due()).min()
     }
 }
 
 impl Receipts for Frame {
     fn receipt(&self, receipt: Receipt) {
-        let is_whole = receipt.undelivered.is_empty();
-        let upto = receipt.undelivered.first().map_or(u64::MAX, |gap| gap.start);
-        // Rising offsets: those in front of the first one that was not answered for.
-        let (Slice { records, range }, mut end) = (&self.slice, self.slice.range.start);
-        while end < range.end && records.get(end).offset < upto {
-            end += 1;
-        }
-        let answered = records.count(range.start..end);
-        self.ends.lock().push(End { sequence: self.sequence, answered, is_whole, receipt });
+        self.ends.lock().push(End { sequence: self.sequence, receipt });
     }
 }
 
 impl Spooling {
     pub fn new(spool: Spool, settings: Settings, metrics: &Registry) -> Spooling {
-        let Settings { sink, name, options, receipts, chunks, window_bytes } = settings;
+        let Settings { sink, name, after, receipts, chunks, window_bytes, delivered } = settings;
+        let mut had: HashMap<GenerationId, Progress> = HashMap::new();
+        if spool.has_unread() {
+            delivered
+                .into_iter()
+                .for_each(|(generation, range)| had.entry(generation).or_default().add(range));
+        }
         let label: &[(&str, &str)] = &[("sink", &name)];
         let meters = Meters {
             lines: metrics.gauge("spool_lines", "Lines in the spool of a sink.", label),
@@ -190,7 +198,7 @@ impl Spooling {
             sink,
             name,
             spool,
-            after: options.after,
+            after,
             receipts,
             chunks,
             window: Budget::small(window_bytes).door(),
@@ -198,6 +206,8 @@ impl Spooling {
             frame_bytes: FRAME_BYTES.min(window_bytes / 2) as u64,
             waiting: VecDeque::new(),
             ends: Arc::default(),
+            progressed: false,
+            delivered: had,
             ill: None,
             again: None,
             tidy_at: None,
@@ -226,14 +236,19 @@ impl Spooling {
         self.spool.pending()
     }
 
-    /// When a sink that is ill since `since` has been so for long enough.
-    fn starts_at(&self, since: Instant) -> Instant {
-        self.again.unwrap_or(since).max(since + self.after)
+    /// When a sink that is ill since `since` has been so for long enough; `None`: never.
+    fn starts_at(&self, since: Instant) -> Option<Instant> {
+        Some(self.again.unwrap_or(since).max(since + self.after?))
     }
 
     fn starts_now(&self, since: Instant, now: Instant) -> bool {
         let pressed = self.chunks.used() * 2 >= self.chunks.capacity();
-        self.starts_at(since) <= now || (pressed && !self.rests(now))
+        self.starts_at(since).is_some_and(|start| start <= now || (pressed && !self.rests(now)))
+    }
+
+    /// Whether the end of the agent is a reason to spool.
+    pub fn takes_the_rest(&self) -> bool {
+        self.active || self.after.is_some()
     }
 
     fn rests(&self, now: Instant) -> bool {
@@ -330,19 +345,59 @@ impl Spooling {
         self.take_back()
     }
 
-    /// The oldest records of the spool, if the window has room for them.
-    pub fn next(&mut self, now: Instant) -> Option<(Slice, Share)> {
+    /// The oldest records of the spool, if the window has room for them: those that the sink lacks.
+    pub fn next(&mut self, now: Instant) -> Option<Vec<(Slice, Share)>> {
         if self.rests(now) {
             return None;
         }
         let next = self.try_next();
         self.tell_lost();
         match next {
-            Ok(next) => next,
+            Ok(Some((slice, share))) => Some(self.without_delivered(slice, share)),
+            Ok(None) => {
+                if !self.has_unread() {
+                    self.delivered = HashMap::new();
+                }
+                None
+            }
             Err(cause) => {
                 self.is_ill(cause, now);
                 None
             }
+        }
+    }
+
+    /// A sink that knows what it has may have it without our knowing: we died between its answer and the note of it.
+    fn without_delivered(&mut self, slice: Slice, mut share: Share) -> Vec<(Slice, Share)> {
+        let Slice { records, range } = slice;
+        let Some(delivered) = self.delivered.get(&records.origin().generation) else {
+            return vec![(Slice { records, range }, share)];
+        };
+        let has = |at: u32| {
+            let record = records.get(at);
+            delivered.covers(record.offset..record.offset + record.len)
+        };
+        let (mut lacking, mut had, mut start) = (Vec::new(), Vec::new(), range.start);
+        while start < range.end {
+            let is_there = has(start);
+            let end = (start..range.end).find(|at| has(*at) != is_there).unwrap_or(range.end);
+            let part = Slice { records: records.clone(), range: start..end };
+            let its_share = share.split(part.count(), part.end());
+            if is_there { &mut had } else { &mut lacking }.push((part, its_share));
+            start = end;
+        }
+        for (part, share) in had {
+            self.answered(&part);
+            share.settle(&Verdict::Delivered);
+        }
+        lacking
+    }
+
+    /// Records are answered for; if they came out of the spool, they do not come back.
+    pub fn answered(&mut self, slice: &Slice) {
+        if let Some(frame) = slice.records.frame() {
+            self.spool.answered_in_part(frame, slice.range.clone(), slice.count());
+            self.progressed = true;
         }
     }
 
@@ -360,7 +415,7 @@ impl Spooling {
             };
             let generation = slice.records.origin().generation;
             let (sequence, ends) = (frame.sequence, self.ends.clone());
-            let receipts: Arc<dyn Receipts> = Arc::new(Frame { sequence, slice: slice.clone(), ends });
+            let receipts: Arc<dyn Receipts> = Arc::new(Frame { sequence, ends });
             let range = first..frame.range.end;
             let ack = Ack::from_spool(generation, range, slice.count(), self.sink, &receipts);
             let share = ack.into_shares().pop().expect("one share for one sink");
@@ -372,11 +427,10 @@ impl Spooling {
     /// What the senders have ended: the ledger hears of it, and it never comes back.
     pub fn reap(&mut self, now: Instant) {
         let ends = std::mem::take(&mut *self.ends.lock());
-        if !ends.is_empty() {
-            for End { sequence, answered, is_whole, receipt } in ends {
-                match is_whole {
-                    true => self.spool.answered(sequence),
-                    false => self.spool.answered_in_part(sequence, answered),
+        if std::mem::take(&mut self.progressed) || !ends.is_empty() {
+            for End { sequence, receipt } in ends {
+                if receipt.undelivered.is_empty() {
+                    self.spool.answered(sequence);
                 }
                 self.receipts.receipt(receipt);
             }
@@ -409,7 +463,7 @@ impl Spooling {
     }
 
     fn tell_lost(&mut self) {
-        for Lost { why, count, range } in self.spool.take_lost() {
+        for Lost { why, count } in self.spool.take_lost() {
             let verdict = match why {
                 Why::AnsweredBefore => Verdict::Delivered,
                 Why::Corrupt => Verdict::Dropped("spool corrupt".into()),
@@ -421,19 +475,7 @@ impl Spooling {
             }
             let mut tally = Tally::default();
             tally.add(&verdict, count);
-            let (generation, range) = range.unwrap_or((GenerationId(0), 0..0));
-            let (sink, not_delivered, undelivered) = (self.sink, Count::default(), Vec::new());
-            let receipt = Receipt {
-                generation,
-                range,
-                sink,
-                tally,
-                not_delivered,
-                undelivered,
-                fault: false,
-                from_spool: true,
-            };
-            self.receipts.receipt(receipt);
+            self.receipts.receipt(Receipt::of_lost(self.sink, tally));
         }
     }
 

@@ -12,7 +12,7 @@
 mod copies;
 mod deleted;
 mod missing;
-mod opening;
+pub(super) mod opening;
 mod roster;
 
 use std::collections::{HashMap, VecDeque};

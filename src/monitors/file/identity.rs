@@ -101,7 +101,10 @@ pub fn is_enough(head: Head, position: u64) -> bool {
     position <= u64::from(head.len) || head.len as usize == HEAD_BYTES
 }
 
-/// Equal for all generations of one path of one source, in every life of the agent.
+/// Equal for all generations of one path, in every life of the agent. `source`: of a stream, which has none.
+///
+/// A file has the same lineage in whichever source: it belongs to one at a time, and what was rotated before the
+/// configuration changed comes before what stands there now.
 pub fn lineage(source: &str, path: &Path) -> u64 {
     let mut hash = Xxh3::new();
     hash.update(source.as_bytes());

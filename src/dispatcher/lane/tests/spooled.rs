@@ -1,10 +1,11 @@
 //! The lane with a spool, on a disk in memory, by a clock by hand.
 
 use super::*;
+use crate::ack::GenerationId;
 use crate::budget::{Budget, Holder};
 use crate::disk::model::ModelDisk;
 use crate::durable::Passed;
-use crate::spool::{self, Spool, SpoolOptions, WhenFull};
+use crate::spool::{self, Spool, WhenFull};
 
 const AFTER: Duration = Duration::from_secs(5);
 
@@ -15,12 +16,15 @@ struct Bench {
     chunks: Budget,
     max_bytes: u64,
     when_full: WhenFull,
+    /// What the sink says at the start of a life that it has.
+    delivered: Vec<(GenerationId, std::ops::Range<u64>)>,
 }
 
 impl Bench {
     fn new(max_bytes: u64, when_full: WhenFull) -> Bench {
         let (passed, chunks) = (Passed::default(), Budget::new(1 << 20));
-        Bench { disk: ModelDisk::default(), passed, chunks, max_bytes, when_full }
+        let (disk, delivered) = (ModelDisk::default(), Vec::new());
+        Bench { disk, passed, chunks, max_bytes, when_full, delivered }
     }
 
     /// A new life. What it finds, and whose sink has what `stored` says.
@@ -40,10 +44,11 @@ impl Bench {
         let settings = SpoolSettings {
             sink: SinkId(0),
             name: "sink".into(),
-            options: SpoolOptions { max_bytes: self.max_bytes, after: AFTER, when_full: self.when_full },
+            after: Some(AFTER),
             receipts: stage.kept.clone(),
             chunks: self.chunks.clone(),
             window_bytes: 64 << 10,
+            delivered: self.delivered.clone(),
         };
         let mut spooling = Spooling::new(spool, settings, &Default::default());
         spooling.begin(stage.clock.now());
@@ -173,9 +178,52 @@ fn a_sink_is_dead_for_an_hour() {
     assert_eq!(stage.account(), (12_000, 0, 0));
 }
 
+/// A frame that lies in three batches: a death after the first leaves two.
+#[test]
+fn what_was_answered_for_does_not_come_back_after_a_death() {
+    let bench = Bench::new(1 << 20, WhenFull::Wait);
+    let (mut stage, _) = bench.life(2, Vec::new());
+    stage.feed(&["0", "1", "2", "3", "4", "5"], true);
+    stage.fall_ill();
+    stage.clock.advance(AFTER);
+    stage.fall_ill();
+    assert_eq!(stage.spooled(), 6);
+    stage.patience = 1;
+    stage.play(|| Says::Yes);
+    assert_eq!((stage.stored.clone(), stage.spooled()), (numbers(0..2), 4));
+    bench.disk.process_dies();
+    let (mut stage, _) = bench.life(2, stage.stored);
+    stage.recover();
+    assert_eq!((stage.stored.clone(), stage.spooled()), (numbers(0..6), 0));
+}
+
+/// The agent has died between the sink's answer and its own note of it.
+#[test]
+fn what_the_sink_says_it_has_is_not_sent_again() {
+    // Each line has two bytes.
+    for (has, lacks) in [(0..0, "012345"), (0..2, "12345"), (4..8, "0145"), (0..12, "")] {
+        let mut bench = Bench::new(1 << 20, WhenFull::Wait);
+        let (mut stage, _) = bench.life(3, Vec::new());
+        stage.feed(&["0", "1", "2", "3", "4", "5"], true);
+        stage.fall_ill();
+        stage.clock.advance(AFTER);
+        stage.fall_ill();
+        assert_eq!(stage.spooled(), 6);
+        bench.disk.process_dies();
+        bench.delivered = vec![(GenerationId(1), has.clone())];
+        let (mut stage, _) = bench.life(3, Vec::new());
+        stage.recover();
+        let lacks: Vec<String> = lacks.chars().map(String::from).collect();
+        assert_eq!((stage.stored.clone(), stage.spooled()), (lacks, 0), "{has:?}");
+        assert_eq!(stage.account(), (6, -6, 0), "{has:?}");
+        let (_, found) = bench.life(3, Vec::new());
+        assert_eq!(found.pending.lines, 0, "{has:?}");
+    }
+}
+
 #[test]
 fn what_is_refused_out_of_the_spool_is_a_dead_letter() {
-    let (mut stage, _) = Bench::new(1 << 20, WhenFull::Wait).life(10, Vec::new());
+    let (mut stage, _) = Bench::new(1 << 20, WhenFull::Wait).life(3, Vec::new());
     stage.feed(&["1", "bad2", "3"], true);
     for _ in 0..3 {
         stage.fall_ill();

@@ -340,6 +340,6 @@ impl Files {
 }
 
 /// A FIFO that has taken the file's place must not block us.
-pub(super) fn open_for_reading(path: &Path) -> io::Result<File> {
+pub(in super::super) fn open_for_reading(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(path)
 }

@@ -93,7 +93,7 @@ impl Files {
         let start = if at_end && self.first_start && !self.swept { size } else { 0 };
         let lineage = match self.not_met.perhaps(file) {
             Some(known) => known.lineage,
-            None => lineage(&options.name, path),
+            None => lineage("", path),
         };
         self.paths.insert(path.clone(), file);
         let mut tail = Tail::new(found, lineage, start, now);

@@ -1,0 +1,146 @@
+//! What stands on the disk beside what the ledger knows, for an audit: one sweep, and a look at the head of each file.
+//!
+//! Changes nothing, and reads no more than it takes to know a file. Not here: what is missing (the audit).
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_channel::bounded;
+
+use super::discovery::{Discovery, Found, Setting};
+use super::files::opening::open_for_reading;
+use super::identity::{is_known, not_text, read_head, stands_before};
+use super::known::inodes;
+use super::{mailbox, watch};
+use crate::ack::GenerationId;
+use crate::clock::Clock;
+use crate::durable::{FileId, OwnFiles};
+use crate::error::{Error, Result};
+use crate::ledger::Known;
+use crate::monitors::{Binary, Off, SourceKind, SourceOptions};
+use crate::tasks::{self, Spec, Switch, Table};
+
+/// A slow folder is no reason to give up.
+const SILENCE_MAX: Duration = Duration::from_secs(600);
+
+/// Everything that was found.
+pub struct Survey {
+    /// Where the generations of the ledger stand now; those that stand nowhere are not in it.
+    pub standing: HashMap<GenerationId, Standing>,
+    /// Files that match and that the ledger does not know, without those that are empty.
+    pub strangers: Vec<Stranger>,
+    /// Folders that could not be looked into.
+    pub unsure: Vec<PathBuf>,
+}
+
+pub struct Standing {
+    /// Its name now.
+    pub path: PathBuf,
+    /// In bytes.
+    pub size: u64,
+}
+
+pub struct Stranger {
+    pub path: PathBuf,
+    pub size: u64,
+    /// Place in `sources[]`.
+    pub source: usize,
+    /// Why it has no lines for us, if it has none: in words that go after "it is".
+    pub passed_over: Option<&'static str>,
+}
+
+/// Errors: a pattern that is not one, or no thread to be had.
+pub fn survey(
+    sources: &[SourceOptions],
+    off: Off,
+    outputs: Vec<String>,
+    own: &OwnFiles,
+    known: &[&Known],
+) -> Result<Survey> {
+    let sweep = sweep(sources, off, outputs, own)?;
+    let mut by_inode: HashMap<u64, Vec<&Known>> = HashMap::new();
+    for known in known.iter().filter(|known| known.filename.is_some()) {
+        by_inode.entry(known.identity.map_or(0, |identity| identity.inode)).or_default().push(known);
+    }
+    let (mut standing, mut strangers) = (HashMap::new(), Vec::new());
+    let mut met = HashSet::new();
+    for found in sweep.found {
+        met.insert(found.file.inode);
+        let opened = open_for_reading(&found.path).and_then(|file| Ok((read_head(&file)?, file)));
+        let candidates = by_inode.get(&found.file.inode).map_or(&[][..], Vec::as_slice);
+        match which(candidates, found.file, found.size, opened.as_ref().ok()) {
+            Some(known) => {
+                standing.insert(known.generation, Standing { path: found.path, size: found.size });
+            }
+            None if found.size == 0 => {}
+            None => strangers.push(stranger(found, opened.ok().map(|(head, _)| head), sources)),
+        }
+    }
+    // Renamed to where no pattern leads: beside where they were.
+    let mut folders: HashMap<&Path, HashSet<u64>> = HashMap::new();
+    for (inode, known) in by_inode.iter().filter(|(inode, _)| !met.contains(inode)) {
+        for folder in known.iter().filter_map(|known| known.filename.as_deref()?.parent()) {
+            folders.entry(folder).or_default().insert(*inode);
+        }
+    }
+    for (folder, wanted) in folders {
+        for (inode, beside) in inodes(folder, &wanted).unwrap_or_default() {
+            let opened = open_for_reading(&beside.path).and_then(|file| Ok((read_head(&file)?, file)));
+            if let Some(known) = which(&by_inode[&inode], beside.file, beside.size, opened.as_ref().ok()) {
+                standing.insert(known.generation, Standing { path: beside.path, size: beside.size });
+            }
+        }
+    }
+    Ok(Survey { standing, strangers, unsure: sweep.unsure })
+}
+
+fn sweep(
+    sources: &[SourceOptions],
+    off: Off,
+    outputs: Vec<String>,
+    own: &OwnFiles,
+) -> Result<super::discovery::Sweep> {
+    let (_switch, stop) = Switch::new()?;
+    let (post_hints, _hints) = mailbox();
+    let (post_picture, picture) = mailbox();
+    let (stir, stirred) = bounded(1);
+    let (_watch, watches) = watch::watch(post_hints, stir, stop.stop.clone(), true);
+    let setting = Setting { off, outputs, own: own.clone(), once: true, stop: stop.stop };
+    let discovery = Discovery::new(sources, setting, watches, stirred, post_picture)?;
+    let table = Arc::new(Table::new(Clock::real()));
+    tasks::run(table.clone(), |tasks| {
+        tasks.spawn(Spec::carrier("discovery", SILENCE_MAX), move |task| discovery.run(task))
+    })??;
+    if let Some(fault) = table.faults(true).into_iter().next() {
+        return Err(Error::new(fault));
+    }
+    picture.take().ok_or_else(|| Error::new("the folders could not be looked into"))
+}
+
+/// The newest of those that had this inode which is this file. One that may not be read is told by its inode alone.
+fn which<'a>(
+    candidates: &[&'a Known],
+    file: FileId,
+    size: u64,
+    opened: Option<&(Vec<u8>, File)>,
+) -> Option<&'a Known> {
+    let same = |known: &&&'a Known| match opened {
+        Some((head, opened)) => is_known(known, file, size, head, |hash, position| {
+            stands_before(opened, hash, position).unwrap_or(false)
+        }),
+        None => {
+            known.identity.is_some_and(|identity| identity.device == file.device) && size >= known.position
+        }
+    };
+    candidates.iter().filter(same).max_by_key(|known| known.generation).copied()
+}
+
+fn stranger(found: Found, head: Option<Vec<u8>>, sources: &[SourceOptions]) -> Stranger {
+    let Found { path, size, source, .. } = found;
+    let skips = matches!(&sources[source].kind, SourceKind::File(file) if file.binary == Binary::Skip);
+    let passed_over = head.as_deref().filter(|_| skips).and_then(not_text);
+    Stranger { path, size, source, passed_over }
+}
