@@ -265,6 +265,7 @@ impl Text {
             Event::Message { side, ns } => joiner.message(side, ns, &mut |line| shipper.line(&line)),
             Event::Text { side, bytes } => joiner.text(side, bytes, plain, &mut |line| shipper.line(&line)),
             Event::Complaint(said) => {
+                shipper.behind = true; // what it could not read may be removed before it is asked again
                 log::warn!(
                     "{}: the engine says: {}",
                     shipper.task.name(),

@@ -159,10 +159,15 @@ fn really_removed_while_its_sink_was_dead() {
         engine.start_container(&format!("c-{number}"));
     }
     (0..containers).for_each(|number| engine.wait(&format!("c-{number}")));
-    let total = containers * (lines + 1);
+    // On a busy machine the engine may remove one before anybody could ask for its log; then that is said.
+    let given_up = || metric(&agent, "containers_given_up_total") as usize;
+    let total = || (containers - given_up()) * (lines + 1);
     let details = || format!("{}\n{}", metric(&agent, "spooled_lines_total"), agent.stderr());
-    until("all is spooled", PATIENCE, details, || metric(&agent, "spooled_lines_total") >= total as f64);
+    until("all is spooled", PATIENCE, details, || metric(&agent, "spooled_lines_total") >= total() as f64);
     agent.until("nobody reads", || readers(&agent) == 0);
+    let total = total();
+    println!("{} of {containers} were removed before anybody could read them", given_up());
+    assert!(given_up() < containers, "{}", agent.stderr());
     agent.kill9();
     receiver.set(Mood::Well);
     let agent = room.run();
