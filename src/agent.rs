@@ -267,6 +267,7 @@ impl Agent {
         let requests_max = REQUESTS_PER_LANE * config.sinks.len();
         let (requests, requests_end) = wires.room_for_all("requests", Post::Lane, Post::Retry, requests_max);
         let (mut lanes, mut patients, mut inlets) = (Vec::new(), Vec::new(), Vec::new());
+        let mut spool_is_left = false;
         for (number, options) in config.sinks.iter().enumerate() {
             let sink = SinkId(number as u8); // the configuration allows 64
             let open = sinks::open(options, &context)?;
@@ -297,6 +298,7 @@ impl Agent {
                 log::info!("{name}: {ranges} ranges that the last life wrote stand in the outputs");
             }
             let spooling = spools.open(sink, connections, open.recovered.clone(), &mut ledger);
+            spool_is_left |= spooling.as_ref().is_some_and(|spooling| spooling.is_leftover());
             // What a spool has lost of it is there all the same.
             ledger.recovered(sink, &open.recovered);
             let (letters, now) = (dead_letters.clone(), clock.now());
@@ -391,7 +393,7 @@ impl Agent {
             sinks: names,
         };
         let connections = lanes.iter().map(|(_, senders, _)| senders.len()).sum();
-        let actual = scale::Actual { at_start, connections, open_files_max, known };
+        let actual = scale::Actual { at_start, connections, open_files_max, known, spool_is_left };
         let stats = Stats::new(watched, scale::of(config, orders, actual), stop.stop);
         let bind = |at| status::Server::bind(at, config.status.token.clone(), lives.door.as_ref());
         let server = match config.status.listen.map(bind) {

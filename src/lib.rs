@@ -19,7 +19,7 @@
 //!   stdin ──┘   chunk+ack  (pipeline)          └───▶ lane/file ──▶ sender/file/0    ─▶ disk
 //!                                                      │  ▲ reports ◀─────────┘
 //!                                                      │  └─ "try again" ◀─ retry (the scheduler)
-//!   ledger (checkpoints) ◀── receipts per sink ◀── the share was settled
+//!   ledger (checkpoints) ◀── receipts per sink ◀── the share was settled: by the sink, or the lane's spool took it
 //!
 //!   <-------------------<-------------------<-------------------<-------------------<----------------
 //!                                    the acknowledgement returns
@@ -28,7 +28,12 @@
 //! The unit of travel is the **chunk**: many whole lines of one source in one buffer, never a single line. Its
 //! **ack** has one **share** per sink; a share is divided as its lines land in several **batches**, and its last
 //! part sends one **receipt** to the ledger. A read position moves only on receipts; the position of a restart
-//! is the least over the sinks. A log file is its own first buffer: when we stop reading, nothing is lost.
+//! is the least over the sinks. A log file is its own first buffer: when we stop reading, nothing is lost. A sink with
+//! a [`spool`] that stays ill lets its lane write to disk what waits, and reading goes on.
+//!
+//! What survives a crash: the ledger's checkpoint, the journal of stamps that the Outlet of the files writes before a
+//! chunk leaves, and what file sinks and spools find at the start in their own folders, which counts as receipts. So
+//! the same bytes get the same numbers and times again, and only those sinks that lack them.
 //!
 //! Four more words: a **generation** is one life of a file, until it is truncated or replaced; a **lineage** is all
 //! generations that follow each other at one place, and what order holds for. A **parcel** is what a worker hands
@@ -50,6 +55,7 @@
 //! | 4 | [`monitors`] | the Outlet, the only door in; files: discovery, watch, tail, framing (pure); containers: the engine's API, frames, lines and cursors (pure); stdin |
 //! | 4 | [`pipeline`] | compiled stages, chunk in, records out (pure) |
 //! | 4 | [`sinks`] | `Encoder` (pure) and `Sender` of each sink; the file sink notes in a journal what it is about to write |
+//! | 4 | [`spool`] | what a sink could not take, on disk, in order; its lane owns it |
 //! | 4 | [`deadletter`] | refused records, kept, and taken away again by `log-capturer deadletter` |
 //! | 3 | [`ledger`] | the journal of stamps, checkpoints, progress and account per generation and sink |
 //! | 2 | [`record`] over [`ack`], [`budget`] | what travels; what returns; how much may be under way |
@@ -113,8 +119,8 @@
 //!   share ends: so the account cannot drift from the memory.
 //! * **One batch per connection is away**, not more: it keeps order without sequence numbers when a sink falls
 //!   ill in the middle.
-//! * **What came through a stream and was not delivered at the stop becomes dead letters**, until there is a
-//!   spool: nobody can read it again.
+//! * **What came through a stream and was not delivered at the stop becomes dead letters**, if its sink has no spool
+//!   that takes it: nobody can read it again.
 //! * **The status server is our own loop around `tiny_http`'s responses**: `tiny_http::Server` reads each client
 //!   in a thread of a pool that grows with every idle client, cannot be bounded, and ends for good on the first
 //!   error of `accept` (`status/mod.rs` tells more).

@@ -200,6 +200,8 @@ impl Stats {
             budget_used: Some(budget.used() as u64),
             label_sets_bytes: gauge("label_sets_bytes"),
             outputs_open: gauge("outputs_open"),
+            spool_files: gauge("spool_files"),
+            spool_bytes: gauge("spool_bytes"),
             outputs_unsynced: Some(unsynced.len() as u64),
             own_files: Some(own as u64),
             own_files_room: Some(own_room as u64),

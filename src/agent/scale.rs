@@ -18,6 +18,8 @@ pub(super) struct Actual {
     pub open_files_max: usize,
     /// Generations that the last life has left.
     pub known: usize,
+    /// A sink that has no spool now has one from an earlier life.
+    pub spool_is_left: bool,
 }
 
 pub(super) fn of(config: &Config, orders: &Orders<'_>, actual: Actual) -> Scale {
@@ -31,6 +33,7 @@ pub(super) fn of(config: &Config, orders: &Orders<'_>, actual: Actual) -> Scale 
     let file_sinks = config.sinks.iter().filter(|sink| matches!(sink.kind, KindOptions::File(_))).count();
     let label_stages =
         config.pipeline.iter().filter(|stage| matches!(stage.kind, StageKind::Labels(_))).count();
+    let spools_max_bytes = config.spools.iter().flatten().map(|spool| spool.max_bytes).sum();
     Scale {
         at_start: actual.at_start.ok(),         // `stats` meets the same, and says so
         threads: (of_path + of_service) as u64, // ledger, retry, the path; resolver, stats, status, signals
@@ -47,5 +50,6 @@ pub(super) fn of(config: &Config, orders: &Orders<'_>, actual: Actual) -> Scale 
         memory_budget: config.agent.memory_budget as u64,
         chunk_bytes: config.memory.chunk_bytes as u64,
         dead_letters_max_bytes: DEAD_LETTERS_MAX_BYTES,
+        spools_max_bytes: (!actual.spool_is_left).then_some(spools_max_bytes),
     }
 }

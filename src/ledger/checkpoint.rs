@@ -10,7 +10,7 @@
 //! frame      length of the body (4) | sequence (8) | mark in the journal (8 + 4) | seal (4) | body, JSON
 //! ```
 //!
-//! Numbers are little endian; each frame of either slot has the next sequence. A seal is the CRC-32 of what
+//! Numbers are little endian; each frame that is tried, in either slot, has a higher sequence than all before it. A seal is the CRC-32 of what
 //! stands before it and of the body, begun with the seal before it, or with the salt, which is drawn for each snapshot. So what is
 //! torn or flipped ends the usable part of a slot, and so does what an earlier use of it left behind.
 //!
@@ -53,6 +53,7 @@ pub struct Slots {
     held: [Option<Held>; 2],
     /// The one that this life writes to.
     current: Option<usize>,
+    /// Of the last frame that was tried: one that failed may stand there all the same.
     sequence: u64,
 }
 
@@ -213,7 +214,8 @@ impl Slots {
         let newest = (0..2).filter_map(|number| Some((self.held[number]?.sequence, number))).max();
         let number = newest.map_or(0, |(_, newest)| 1 - newest);
         let salt = fastrand::u32(..);
-        let (sequence, mut bytes) = (self.sequence + 1, Vec::new());
+        self.sequence += 1;
+        let (sequence, mut bytes) = (self.sequence, Vec::new());
         bytes.extend_from_slice(&header(sequence, salt));
         let seal = append_frame(&mut bytes, sequence, saved.journal, salt, saved)?;
         let end = bytes.len() as u64;
@@ -225,7 +227,6 @@ impl Slots {
         file.sync().context(doing)?;
         self.held[number] = Some(Held { sequence, seal, mark: saved.journal, snapshot_end: end, end });
         self.current = Some(number);
-        self.sequence = sequence;
         // The other one will have to take as much; that there is no room for it now is said when it matters.
         if let Err(cause) = self.file(1 - number, 2 * end + SLOT_BYTES) {
             log::debug!("ledger: {cause}");
@@ -237,7 +238,8 @@ impl Slots {
     pub fn write_changes(&mut self, changes: &Changes) -> Result<()> {
         let current = self.current.take().and_then(|number| Some((number, self.held[number]?)));
         let Some((number, held)) = current else { return Err(Error::new("there is no snapshot to add to")) };
-        let (sequence, mut bytes) = (held.sequence + 1, Vec::new());
+        self.sequence += 1;
+        let (sequence, mut bytes) = (self.sequence, Vec::new());
         let seal = append_frame(&mut bytes, sequence, changes.journal, held.seal, changes)?;
         let path = self.path(number);
         let doing = || format!("could not write {}", path.display());
@@ -250,7 +252,6 @@ impl Slots {
         let end = held.end + bytes.len() as u64;
         self.held[number] = Some(Held { sequence, seal, mark: changes.journal, end, ..held });
         self.current = Some(number);
-        self.sequence = sequence;
         Ok(())
     }
 
@@ -348,7 +349,7 @@ fn read_frame(
     let whole = file.read_at(&mut head, at).ok()? == FRAME_HEAD_BYTES;
     let sequence = u64::from_le_bytes(head[4..12].try_into().ok()?);
     let length = length_of(&head);
-    if !whole || sequence != last + 1 || at + (FRAME_HEAD_BYTES + length) as u64 > size {
+    if !whole || sequence <= last || at + (FRAME_HEAD_BYTES + length) as u64 > size {
         return None;
     }
     body.resize(length, 0);

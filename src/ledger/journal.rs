@@ -183,8 +183,14 @@ impl Link {
         for file in &files {
             file.sync().context(|| "could not sync the journal of the ledger".into())?;
         }
-        // Others may have come behind them; the last one may be written to again.
-        self.to_sync.lock().drain(..files.len().saturating_sub(1));
+        // Others may have come meanwhile, in front and behind, and the first ones once more; the last one may be written
+        // to again.
+        let mut to_sync = self.to_sync.lock();
+        for file in &files[..files.len().saturating_sub(1)] {
+            if let Some(at) = to_sync.iter().position(|known| Arc::ptr_eq(known, file)) {
+                to_sync.remove(at);
+            }
+        }
         Ok(())
     }
 }
@@ -272,15 +278,19 @@ pub fn find(disk: Arc<dyn Disk>, folder: &Path, mark: Option<Mark>) -> Found {
     let mut records = Vec::new();
     while let Some((run, first)) = runs.iter().find_map(|run| {
         let first = run.behind(last)?;
-        (first < run.records.len()).then_some((run, first))
+        let hidden = first > 0 && goes_on_elsewhere(&runs, last);
+        (first < run.records.len() && !hidden).then_some((run, first))
     }) {
         for (mark, body) in &run.records[first..] {
             match serde_json::from_slice(&run.bytes[body.clone()]) {
                 Ok(record) => records.push(record),
                 Err(cause) => log::error!("ledger: record {} of the journal: {cause}", mark.sequence),
             }
+            last = *mark;
+            if goes_on_elsewhere(&runs, last) {
+                break;
+            }
         }
-        last = run.last();
     }
     for mut run in runs {
         // Junk behind a tear can be written over at once; it holds nothing that a checkpoint could go on with.
@@ -302,6 +312,11 @@ pub fn find(disk: Arc<dyn Disk>, folder: &Path, mark: Option<Mark>) -> Found {
         buffer: Vec::new(),
     };
     Found { journal, link, records, last, id }
+}
+
+/// A segment was begun behind `mark`: what stands behind it in the one before could not be appended as a whole.
+fn goes_on_elsewhere(runs: &[Run], mark: Mark) -> bool {
+    runs.iter().any(|run| run.before == mark && !run.records.is_empty())
 }
 
 fn segment_paths(disk: &dyn Disk, folder: &Path) -> Vec<(u64, PathBuf)> {

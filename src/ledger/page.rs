@@ -228,7 +228,8 @@ impl Page {
     /// A stamp that the last life had written down.
     pub fn recall(&mut self, stamp: &Stamp) {
         self.keep(stamp);
-        self.begin_life();
+        self.known_to = self.high.to;
+        self.read_to = self.position();
     }
 
     pub fn recall_given_up(&mut self, range: Range<u64>, why: Arc<str>) {
@@ -278,8 +279,8 @@ impl Page {
 
     /// Before anything is read in this life: a sink has this of an earlier one.
     pub fn recover(&mut self, sink: SinkId, range: Range<u64>) {
-        self.sinks[sink.0 as usize].add(range);
-        self.drop_answered_in(0..u64::MAX);
+        self.sinks[sink.0 as usize].add(range.clone());
+        self.drop_answered_in(range);
         self.read_to = self.position();
     }
 

@@ -34,6 +34,12 @@ const PASSING_HELPERS: u64 = 8;
 /// The bell of its readers, its events, and a call.
 const DESCRIPTORS_PER_ENGINE: u64 = 3;
 
+/// A spool: the segment that is written, the one that is read, and how far it is.
+const SPOOL_DESCRIPTORS: u64 = 3;
+
+/// Its cursor and folders, and segments that were dropped before they were synced.
+const SPOOL_UNSYNCED: u64 = 4 + 16;
+
 /// Code that was not touched yet when the agent started (the binary has some 6 MiB), tables of expressions, TLS,
 /// and a few answers of the status server on their way.
 const BASE_BYTES: u64 = 32 << 20;
@@ -45,10 +51,10 @@ const BYTES_PER_THREAD: u64 = 256 << 10;
 const BYTES_PER_FILE: u64 = 8 << 10;
 
 /// Series that every agent has, and those of the leak watch: three per thing.
-const SERIES: u64 = 64 + 3 * COUNT as u64;
+const SERIES: u64 = 72 + 3 * COUNT as u64;
 
 /// How many things there are.
-pub const COUNT: usize = 24;
+pub const COUNT: usize = 25;
 
 /// What the configuration says about sizes.
 #[derive(Clone, Debug, Default)]
@@ -75,6 +81,8 @@ pub struct Scale {
     /// The part of it that is for chunks.
     pub chunk_bytes: u64,
     pub dead_letters_max_bytes: u64,
+    /// Of all spools together; `None`: one of them is only emptied, and as large as it was left.
+    pub spools_max_bytes: Option<u64>,
 }
 
 /// What was found at one moment. `None`: not known, or the room it is of is not in use.
@@ -109,6 +117,8 @@ pub struct Sample {
     pub budget_used: Option<u64>,
     pub label_sets_bytes: Option<u64>,
     pub outputs_open: Option<u64>,
+    pub spool_files: Option<u64>,
+    pub spool_bytes: Option<u64>,
     pub outputs_unsynced: Option<u64>,
     pub own_files: Option<u64>,
     pub own_files_room: Option<u64>,
@@ -165,6 +175,7 @@ pub static THINGS: [Thing; COUNT] = [
         bound: |scale, sample| {
             let held = n(sample.files_open) + n(sample.outputs_open) + n(sample.outputs_unsynced);
             let connections = scale.connections + n(sample.helpers);
+            let held = held + SPOOL_DESCRIPTORS * scale.sinks;
             let sockets = DESCRIPTORS_PER_CONNECTION * connections + n(sample.status_clients);
             let own = OWN_DESCRIPTORS + DESCRIPTORS_PER_ENGINE * scale.engines;
             Some(scale.at_start?.descriptors + own + PASSING_DESCRIPTORS + held + sockets)
@@ -305,12 +316,22 @@ pub static THINGS: [Thing; COUNT] = [
         bound: |scale, _| Some(scale.file_sinks * OPEN_MAX as u64),
     },
     // Looked at when an output is opened: those that are open already may be noted again after that, and each new
-    // one with its folder; then the dead letters.
+    // one with its folder; then the dead letters, and the segments of spools.
     Thing {
         what: "outputs_unsynced",
         place: "the ledger and the senders of file sinks: files that are held open until they are synced",
         value: |sample| sample.outputs_unsynced,
-        bound: |scale, _| Some(UNSYNCED_MAX as u64 + scale.file_sinks * (OPEN_MAX as u64 + 2) + 4),
+        bound: |scale, sample| {
+            let spools = n(sample.spool_files) + scale.sinks * SPOOL_UNSYNCED;
+            Some(UNSYNCED_MAX as u64 + scale.file_sinks * (OPEN_MAX as u64 + 2) + 4 + spools)
+        },
+    },
+    // Their own rule, over which one frame may go.
+    Thing {
+        what: "spool_bytes",
+        place: "the lanes: spools on the disk; see /api/v1/sinks",
+        value: |sample| sample.spool_bytes,
+        bound: |scale, _| Some(scale.spools_max_bytes? + scale.sinks * 2 * scale.memory_budget),
     },
     // Its own rule: those that are gone are looked for when it is longer.
     Thing {
@@ -441,6 +462,7 @@ mod tests {
             known: 7,
             memory_budget: 16 << 20,
             chunk_bytes: 8 << 20,
+            spools_max_bytes: Some(2 << 30),
             dead_letters_max_bytes: 1000,
         }
     }

@@ -72,7 +72,11 @@ impl House for Rooms {
         let resting = self.healths.iter().filter_map(|health| {
             let health = health.lock();
             let why = health.why.as_deref().unwrap_or("no reason is known");
-            (health.mood != Mood::Well).then(|| format!("the sink {} rests: {why}", health.name))
+            let spooled = match health.spooled_lines {
+                0 => String::new(),
+                lines => format!("; {lines} lines wait in its spool"),
+            };
+            (health.mood != Mood::Well).then(|| format!("the sink {} rests: {why}{spooled}", health.name))
         });
         let engines = self.engines.iter().filter_map(|view| {
             let view = view.lock().clone();

@@ -80,7 +80,7 @@ fn a_state_deleted_under_the_agent_is_written_again() {
     Arrived::in_file(&room.path("out.txt")).compare(&written).assert_exact();
 }
 
-/// A stop that has no time for the sink: each line is a dead letter, once.
+/// A stop that has no time for the sink, which has no spool: each line is a dead letter, once.
 #[test]
 fn what_a_stream_brought_survives_an_abort() {
     const LINES: usize = 20_000;
@@ -89,7 +89,8 @@ fn what_a_stream_brought_survives_an_abort() {
     let room = Room::new(json!({
         "agent": { "stop_timeout": "30s" },
         "sources": [{ "type": "stdin" }],
-        "sinks": [{ "type": "loki", "url": receiver.url(), "timeout": "5m", "batch": { "max_wait": "20ms" } }],
+        "sinks": [{ "type": "loki", "url": receiver.url(), "timeout": "5m", "batch": { "max_wait": "20ms" },
+                    "spool": { "enabled": false } }],
     }));
     let agent = room.start(room.command(&["run"]).stdin(Stdio::piped()).stdout(Stdio::null()));
     let lines: String = (0..LINES).map(|number| format!("{number}\n")).collect();

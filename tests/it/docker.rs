@@ -1,9 +1,14 @@
-//! Containers, against an engine that does what the test says ([`daemon`]), and against a real one ([`real`]).
+//! Containers, against an engine that does what the test says ([`daemon`]), and against a real one
+//! ([`engine`]): [`real`], [`drivers`], [`followed`]; [`stuck`] against both.
 
 #![expect(clippy::disallowed_methods, reason = "the other side of the socket has threads of its own")]
 
 mod daemon;
+mod drivers;
+pub mod engine;
+mod followed;
 mod real;
+mod stuck;
 
 use std::collections::BTreeSet;
 use std::time::Duration;

@@ -26,6 +26,7 @@ mod receiver;
 mod reload;
 mod script;
 mod sources;
+mod spool;
 mod stats;
 mod stop;
 mod stress;

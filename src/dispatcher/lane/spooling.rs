@@ -246,6 +246,11 @@ impl Spooling {
         self.starts_at(since).is_some_and(|start| start <= now || (pressed && !self.rests(now)))
     }
 
+    /// Whether it is only emptied.
+    pub fn is_leftover(&self) -> bool {
+        self.after.is_none()
+    }
+
     /// Whether the end of the agent is a reason to spool.
     pub fn takes_the_rest(&self) -> bool {
         self.active || self.after.is_some()

@@ -187,6 +187,32 @@ fn a_path_that_is_no_text_survives() {
     assert_eq!(serde_json::from_str::<AnyPath>(&text).unwrap(), odd);
 }
 
+/// A write whose sync failed may stand on the disk all the same: what is written after it is newer, in whichever slot.
+#[test]
+fn what_was_written_after_a_failure_is_newer_than_what_failed() {
+    for failed_is_snapshot in [false, true] {
+        let (disk, _) = three();
+        let (mut now, _) = slots(&disk);
+        // The frame that fails goes to the first slot, what follows to the second.
+        for low in (1..).take(if failed_is_snapshot { 2 } else { 1 }) {
+            now.write_snapshot(&snapshot(&[(1, low)])).unwrap();
+        }
+        disk.fail_after(1);
+        let (failed, next) = (changes(50, &[(1, 50)], &[]), changes(60, &[(1, 60)], &[]));
+        let written = match failed_is_snapshot {
+            false => now.write_changes(&failed),
+            true => now.write_snapshot(&snapshot(&[(1, 50)])),
+        };
+        written.unwrap_err();
+        disk.fail_after(u64::MAX);
+        match now.current {
+            Some(_) => now.write_changes(&next).unwrap(),
+            None => now.write_snapshot(&snapshot(&[(1, 60)])).unwrap(),
+        }
+        assert_eq!(state(slots(&disk).1).generations, [generation(1, 60)], "{failed_is_snapshot}");
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Act {
     Snapshot,

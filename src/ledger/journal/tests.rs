@@ -79,6 +79,53 @@ fn every_damage_ends_the_journal_where_it_is() {
     }
 }
 
+/// A write that failed half-way can have left whole records, and the next one may not fit behind it.
+#[test]
+fn what_could_not_be_appended_does_not_hide_what_follows_in_another_segment() {
+    let disk = ModelDisk::default();
+    let Found { mut journal, .. } = found(&disk, None);
+    journal.append(&[record(1)]).unwrap();
+    let (last, chain) = (journal.last, journal.chain);
+    journal.append(&[record(90), record(91)]).unwrap();
+    (journal.last, journal.chain, journal.used) = (last, chain, SEGMENT_BYTES); // as if that had failed
+    journal.append(&[record(2)]).unwrap();
+    journal.append(&[record(3)]).unwrap();
+    assert_eq!(numbers(&found(&disk, None)), [1, 2, 3]);
+    assert_eq!(numbers(&found(&disk, Some(last))), [2, 3]);
+}
+
+/// While the ledger syncs, the monitor may go on to new segments and use old ones again.
+#[test]
+fn what_is_written_during_a_sync_is_synced_by_the_next_one() {
+    struct Synced(Mutex<u32>, Mutex<Option<Box<dyn FnOnce() + Send>>>);
+    impl Durable for Synced {
+        fn sync(&self) -> std::io::Result<()> {
+            *self.0.lock() += 1;
+            if let Some(meanwhile) = self.1.lock().take() {
+                meanwhile();
+            }
+            Ok(())
+        }
+    }
+    let file = || Arc::new(Synced(Mutex::new(0), Mutex::new(None)));
+    let (first, second, name, third) = (file(), file(), file(), file());
+    let link = Arc::new(Link::default());
+    link.to_sync.lock().extend([first.clone() as Arc<dyn Durable>, second.clone()]);
+    let (shared, new) = (link.clone(), (name.clone(), third.clone(), first.clone()));
+    *first.1.lock() = Some(Box::new(move || {
+        let mut to_sync = shared.to_sync.lock();
+        to_sync.insert(0, new.0);
+        to_sync.push(new.1);
+        to_sync.push(new.2); // used again
+    }));
+    link.sync().unwrap();
+    link.sync().unwrap();
+    let counts = [&first, &second, &name, &third].map(|file| *file.0.lock());
+    assert_eq!(counts, [2, 2, 1, 1]);
+    link.sync().unwrap();
+    assert_eq!(*first.0.lock(), 3, "the last one is written to");
+}
+
 #[test]
 fn segments_are_used_again_when_both_checkpoints_are_past_them() {
     let disk = ModelDisk::default();

@@ -169,6 +169,15 @@ pub struct InspectedState {
     /// Between two lives: nothing can be followed.
     #[serde(default)]
     pub restarting: bool,
+    #[serde(default)]
+    status: String,
+}
+
+impl InspectedState {
+    /// It is being removed, or that was tried in vain: its log is not given out any more.
+    pub fn is_going(&self) -> bool {
+        ["removing", "dead"].contains(&&*self.status)
+    }
 }
 
 /// Of the stream of events; everything else is skipped.

@@ -73,6 +73,8 @@ struct Slot {
     /// Happened while it was read.
     started: bool,
     removed: bool,
+    /// As a dead one, and nobody saw it start since.
+    read_to_end: bool,
     /// When its log could last be read to where it stood, in wall time.
     read_ns: Option<i64>,
     pause: Duration,
@@ -359,11 +361,13 @@ impl Monitor {
             next: None,
             started: false,
             removed: false,
+            read_to_end: false,
             read_ns: None,
             pause: BROKEN_AGAIN,
         };
         let slot = self.slots.entry(facts.id.clone()).or_insert_with(fresh);
         slot.alive = alive;
+        slot.read_to_end &= !alive;
         match slot.state {
             State::Reading => slot.started |= alive,
             State::Unreadable(_) if !alive => {}
@@ -415,6 +419,7 @@ impl Monitor {
             begin: Some(begin),
             follow: slot.alive && !self.once,
             alive: slot.alive,
+            behind: false,
         };
         slot.state = State::Reading;
         slot.started = false;
@@ -445,9 +450,14 @@ impl Monitor {
         let called = slot.facts.called();
         match report.how {
             How::Stopped => slot.state = State::Quiet,
-            How::Gone { complete } => return self.conclude(&report.id, complete),
+            // A reader whose log has ended is often faster than the event, after which it is asked for once more.
+            How::Gone { complete } => {
+                let complete = complete || slot.read_to_end;
+                return self.conclude(&report.id, complete);
+            }
             How::Dead => {
                 slot.state = State::Quiet;
+                slot.read_to_end = !slot.started;
                 slot.read_ns = Some(wall_ns);
                 slot.pause = BROKEN_AGAIN;
                 if slot.removed {
@@ -490,7 +500,10 @@ impl Monitor {
             // Whoever reads it reads to the end, and reports.
             State::Reading => {}
             State::Quiet | State::Unreadable(_) => self.conclude(id, true),
-            State::Waiting | State::Broken { .. } => self.conclude(id, false),
+            State::Waiting | State::Broken { .. } => {
+                let complete = slot.read_to_end;
+                self.conclude(id, complete);
+            }
         }
     }
 
@@ -540,7 +553,8 @@ impl Monitor {
             let since = since_ns.and_then(|ns| jiff::Timestamp::from_nanosecond(ns.into()).ok());
             let since = since.map_or("its start".to_owned(), |time| format!("{time:.3}"));
             log::warn!(
-                "{}: {called} was removed before it could be read to its end: what it wrote since {since} is lost",
+                "{}: {called} was removed before it could be read to its end: what it wrote since {since}, \
+                 if anything, is lost",
                 self.shared.source.name
             );
         }

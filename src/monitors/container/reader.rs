@@ -37,6 +37,9 @@ const GATHER_BYTES: usize = 6 * 1024;
 const AGAIN: Duration = Duration::from_millis(50);
 const AGAIN_MAX: Duration = Duration::from_secs(2);
 
+/// An engine that says nothing for so long has nothing left of a log; a shorter silence is its own reading.
+const CAUGHT_UP: Duration = Duration::from_millis(200);
+
 /// What all readers of a source share.
 pub(super) struct Shared {
     pub engine: Engine,
@@ -64,6 +67,9 @@ pub(super) struct Reader {
     pub follow: bool,
     /// As far as is known.
     pub alive: bool,
+    /// It had to wait for room, and has not seen since that nothing is left, see [`CAUGHT_UP`]. An engine ends the log
+    /// of a container that is removed meanwhile, and does not say that there was more.
+    pub behind: bool,
 }
 
 /// The place, and what its lines have.
@@ -104,16 +110,32 @@ impl Reader {
                         continue;
                     }
                     Ok(_) => {}
-                    Err(Failure::Gone) => return How::Gone { complete: true },
+                    Err(Failure::Gone) => return How::Gone { complete: !self.behind },
                     Err(failure) => return ended_by(failure),
                 }
             }
             return match self.round(opened, false, task) {
+                Ok(()) if self.behind && self.is_gone() => How::Gone { complete: false },
                 Ok(()) => How::Dead,
                 // It was read to its end a moment ago, when it was dead already.
-                Err(How::Gone { .. }) if self.follow => How::Gone { complete: true },
+                Err(How::Gone { .. }) if self.follow => How::Gone { complete: !self.behind },
                 Err(how) => how,
             };
+        }
+    }
+
+    fn is_gone(&self) -> bool {
+        match self.shared.engine.inspect(&self.facts.id) {
+            Ok(found) => found.state.is_going(),
+            Err(failure) => matches!(failure, Failure::Gone),
+        }
+    }
+
+    /// An engine answers 404 for a log also while it is still making the container.
+    fn refused(&self, failure: Failure) -> How {
+        match failure {
+            Failure::Gone if !self.is_gone() => How::Broken("the engine has no log of it yet".into()),
+            other => ended_by(other),
         }
     }
 
@@ -133,7 +155,8 @@ impl Reader {
             (None, None) => None,
         };
         // First of all: whoever has the log open can read it, even if the container is removed at once.
-        let log = self.shared.engine.logs(&self.facts.id, from, follow).map_err(ended_by)?;
+        let log = self.shared.engine.logs(&self.facts.id, from, follow);
+        let log = log.map_err(|failure| self.refused(failure))?;
         if opened.is_none() {
             *opened = Some(self.open());
         }
@@ -156,10 +179,12 @@ impl Reader {
             credit: None,
             stopped: false,
             gap: false,
+            behind: self.behind,
         };
         let mut text =
             Text { frames: Frames::default(), joiner: Joiner::new(max_line_bytes, parts_share_a_time) };
         let how = shipper.pump(log, &mut text);
+        self.behind = shipper.behind;
         if shipper.gap {
             log::warn!(
                 "{}: {}: the engine does not have the log any more that was read last; what it still has is \
@@ -240,6 +265,7 @@ impl Text {
             Event::Message { side, ns } => joiner.message(side, ns, &mut |line| shipper.line(&line)),
             Event::Text { side, bytes } => joiner.text(side, bytes, plain, &mut |line| shipper.line(&line)),
             Event::Complaint(said) => {
+                shipper.behind = true; // what it could not read may be removed before it is asked again
                 log::warn!(
                     "{}: the engine says: {}",
                     shipper.task.name(),
@@ -277,6 +303,7 @@ struct Shipper<'a> {
     counts: bool,
     stopped: bool,
     gap: bool,
+    behind: bool,
 }
 
 impl Shipper<'_> {
@@ -320,9 +347,11 @@ impl Shipper<'_> {
                         }
                     } else if read == 0 {
                         self.task.waits_for("lines");
+                        let began = self.task.now();
                         if let Err(cause) = log.wait(&[stop.as_fd()], None) {
                             return Err(How::Broken(format!("could not wait for lines: {cause}")));
                         }
+                        self.behind &= self.task.now().saturating_duration_since(began) < CAUGHT_UP;
                         self.stopped |= stop.is_closed();
                     }
                     self.task.beat();
@@ -393,6 +422,7 @@ impl Shipper<'_> {
                 self.credit = Some(credit);
                 return;
             }
+            self.behind = true;
             self.task.waits_for("room");
             select! {
                 recv(self.outlet.stop().stop.channel()) -> _ => self.stopped = true,

@@ -110,11 +110,13 @@ fn with_a_standard_input_that_stays_open() {
         case.stop(&agent, Ends::NothingPending);
         drop(stdin);
     });
-    // It cannot be read again: what the sink did not take is kept as dead letters.
+    // It cannot be read again: what the sink did not take is kept as dead letters, where there is no spool.
     each_waiting("lines of a standard input, a sink that hangs", |case| {
         let receiver = Receiver::start();
         receiver.set(Mood::Hang);
-        let (room, agent) = from_stdin(case, loki(&receiver.url()));
+        let mut sink = loki(&receiver.url());
+        sink["spool"] = json!({ "enabled": false });
+        let (room, agent) = from_stdin(case, sink);
         let (mut stdin, mut lines) = (agent.take_stdin(), Vec::new());
         (0..200).for_each(|number| push_line(&mut lines, 1, number));
         stdin.write_all(&lines).expect("a pipe can be written");

@@ -213,8 +213,7 @@ fn what_the_sink_says_it_has_is_not_sent_again() {
         bench.delivered = vec![(GenerationId(1), has.clone())];
         let (mut stage, _) = bench.life(3, Vec::new());
         stage.recover();
-        let lacks: Vec<String> = lacks.chars().map(String::from).collect();
-        assert_eq!((stage.stored.clone(), stage.spooled()), (lacks, 0), "{has:?}");
+        assert_eq!((stage.stored.concat(), stage.spooled()), (lacks.to_owned(), 0), "{has:?}");
         assert_eq!(stage.account(), (6, -6, 0), "{has:?}");
         let (_, found) = bench.life(3, Vec::new());
         assert_eq!(found.pending.lines, 0, "{has:?}");
