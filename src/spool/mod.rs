@@ -406,7 +406,11 @@ impl Spool {
         cursor.mature(passed, &now)?;
         unsynced.note(cursor.file().clone());
         let more = |segment: &Segment| segment.answered.is_some() || segment.ended.is_some();
-        Ok(cursor.is_maturing()
+        let is_maturing = cursor.is_maturing();
+        if self.segments.is_empty() && !is_maturing {
+            self.cursor = None; // an empty spool holds no descriptor
+        }
+        Ok(is_maturing
             || self.segments.iter().any(|segment| segment.number >= known && more(segment))
             || self.segments.front().is_some_and(|first| first.answered.is_some()))
     }
@@ -429,11 +433,14 @@ impl Spool {
         if let Some(folder) = self.folder.as_ref().filter(|_| self.cursor.is_some()) {
             return Ok(folder.clone());
         }
-        let Settings { disk, folder: path, unsynced, boot, .. } = &self.settings;
+        let Settings { disk, folder: path, unsynced, boot, passed, .. } = &self.settings;
         disk.create_folder(path)?;
         if self.cursor.is_none() {
             let opened = opening::open_cursor(&**disk, path, Open::OrCreate, *boot)?;
-            self.cursor = opened.map(|(cursor, _)| cursor);
+            self.cursor = opened.map(|(mut file, cursor)| {
+                cursor.iter().for_each(|cursor| file.take_over(cursor, passed));
+                file
+            });
         }
         for above in path.ancestors().skip(1).take(2) {
             unsynced.note(SyncFolder::of(disk, above));

@@ -182,7 +182,7 @@ impl Spool {
             self.settings.unsynced.note(file.file().clone());
             if cursor.at.segment == self.next_segment {
                 // Nothing is left: no descriptor is held for it, either.
-                (self.cursor, self.reading) = (None, None);
+                self.reading = None; // the cursor goes when it is safe
             }
             Ok(())
         });

@@ -485,8 +485,8 @@ mod tests {
         check("threads", readers.clone(), 18);
         check("tasks", readers.clone(), 17);
         check("helpers", readers.clone(), 12);
-        check("descriptors", readers, 37 + 10);
-        check("descriptors", idle(), 5 + 10 + 16 + 6);
+        check("descriptors", readers, 37 + 6 + 10);
+        check("descriptors", idle(), 5 + 10 + 16 + 6 + 2 * 3);
         let busy = Sample {
             files_open: some(100),
             outputs_open: some(10),
@@ -494,7 +494,7 @@ mod tests {
             status_clients: some(4),
             ..idle()
         };
-        check("descriptors", busy, 37 + 134);
+        check("descriptors", busy, 37 + 6 + 134);
         let mib = 1 << 20;
         check("resident_bytes", idle(), (4 + 32 + 32 + 3 + 1) * mib + 7 * 8192);
         let files = Sample { files_followed: some(1280), generations: some(1300), ..idle() };
@@ -524,10 +524,10 @@ mod tests {
         check("budget_used_bytes", Sample { open_chunks: some(1), ..idle() }, 16 * mib);
         check("label_sets_bytes", idle(), 512 << 10);
         check("outputs_open", idle(), 64);
-        check("outputs_unsynced", idle(), 256 + 66 + 4);
+        check("outputs_unsynced", idle(), 256 + 66 + 4 + 2 * 20);
         check("own_files", Sample { own_files_room: some(256), ..idle() }, 257);
         check("dead_letter_bytes", idle(), 1000);
-        check("metric_series", idle(), 64 + 72 + 32 + 12);
+        check("metric_series", idle(), 72 + 75 + 32 + 12);
     }
 
     #[test]
