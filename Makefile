@@ -2,6 +2,7 @@
 # make test   everything that has to be green: format, lints, all tests
 # make big    six million lines (900 MB) to a file and to Loki at once, compared line by line; prints figures
 # make outage  a receiver that is ill for a minute, then busy, then hangs, beside a healthy sink; prints figures
+# make spool   2 GB into a spool and out of it again, with a death in between; prints resident memory
 # make cycles  a thousand starts and stops in one process, then 100000 files that come and go; prints figures
 # make test-docker   containers on a real engine, started for it: 50 of them at 2000 lines/s, and 600 short lives; prints figures
 # make soak   two minutes of everything at once: rotations, a Loki with moods, signals; shows what leaks
@@ -54,6 +55,11 @@ big:
 
 outage:
 	LOG_CAPTURER_OUTAGE_SECONDS=60 cargo test --locked --release --test it -- --exact outage::a_long_illness_of_one_sink --nocapture
+
+# Needs 25 GB of free disk below TMPDIR (/tmp): a spool takes a tenth of it at most.
+SPOOL_BYTES ?= 2000000000
+spool:
+	LOG_CAPTURER_SPOOL_BYTES=$(SPOOL_BYTES) cargo test --locked --release --test it -- --exact spool::gigabytes_pass_through_little_memory --nocapture
 
 # The short form is part of make test. One thread: else the test runner's would come and go meanwhile.
 cycles:

@@ -119,8 +119,12 @@
 //!   share ends: so the account cannot drift from the memory.
 //! * **One batch per connection is away**, not more: it keeps order without sequence numbers when a sink falls
 //!   ill in the middle.
-//! * **What came through a stream and was not delivered at the stop becomes dead letters**, if its sink has no spool
-//!   that takes it: nobody can read it again.
+//! * **What came through a stream and was not delivered at the stop becomes dead letters** where its sink has no
+//!   spool, or a full one: nobody can read it again.
+//! * **The spool keeps how far it was sent in a file of its own**, not in the checkpoint: that file is written after
+//!   each answer and outlives the process, so a death repeats only what was on its way. It says of which boot it is:
+//!   after a power cut only what two checkpoints have made safe is believed. The ledger keeps which ranges stand in a
+//!   spool and nowhere else, so what is missing there is read again.
 //! * **The status server is our own loop around `tiny_http`'s responses**: `tiny_http::Server` reads each client
 //!   in a thread of a pool that grows with every idle client, cannot be bounded, and ends for good on the first
 //!   error of `accept` (`status/mod.rs` tells more).

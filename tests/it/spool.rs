@@ -153,10 +153,10 @@ fn what_a_stream_brought_is_sent_by_the_next_life() {
     let room = Room::new(config.clone());
     let agent = room.start(room.command(&["run"]).stdin(Stdio::piped()).stdout(Stdio::null()));
     let mut lines = Vec::new();
-    (0..20_000).for_each(|number| push_line(&mut lines, 1, number));
+    (0..2000).for_each(|number| push_line(&mut lines, 1, number));
     let mut stdin = agent.take_stdin();
     stdin.write_all(&lines).expect("the agent takes it");
-    let read = "log_capturer_read_lines_total 20000";
+    let read = "log_capturer_read_lines_total 2000";
     agent.until("all lines are read", || agent.get("/metrics").1.contains(read));
     agent.signal(Signal::TERM);
     agent.signal(Signal::INT);
@@ -169,7 +169,7 @@ fn what_a_stream_brought_is_sent_by_the_next_life() {
     room.configure(&config.to_string());
     let (code, said) = room.run_once();
     assert_eq!(code, 0, "{said}");
-    receiver.arrived().compare(&BTreeMap::from([(1, 20_000)])).assert_exact();
+    receiver.arrived().compare(&BTreeMap::from([(1, 2000)])).assert_exact();
 }
 
 /// As many bytes as `LOG_CAPTURER_SPOOL_BYTES` says into the spool and out of it again.
