@@ -43,7 +43,7 @@ use crate::tasks::{Post, Stop, Task, Wires};
 pub use audit::{Audited, audit};
 pub use books::{Books, GenerationView, ProgressView, SinkBooks};
 use checkpoint::{Left, Slots};
-pub use journal::{Journal, Mark, Record};
+pub use journal::{Journal, Mark, Record, SPARE_SEGMENTS};
 use notes::Noted;
 pub use notes::{
     BEFORE_BYTES, Book, Cursor, HOLE, Head, Identity, InSpool, KeptStamp, Known, Note, Opened, Ranged,
@@ -426,6 +426,7 @@ impl Ledger {
         books.checkpoints = self.checkpoints;
         books.ill = self.ill.clone();
         books.stamping_ill = self.stamping_ill.clone();
+        self.state.meters().show(&books, self.link.segments());
         *self.view.lock() = Arc::new(books);
     }
 }

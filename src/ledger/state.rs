@@ -348,11 +348,16 @@ impl State {
     pub fn books(&self) -> Books {
         let mut books = self.books.clone();
         books.generations = self.pages.len();
+        books.kept_stamps = self.pages.values().map(|page| page.stamps.len()).sum();
         let asked = self.pages.iter().filter(|(_, page)| !page.is_settled());
         let settled = self.pages.iter().filter(|(_, page)| page.is_settled());
         let shown = asked.chain(settled).take(PAGES_SHOWN);
         books.pages = shown.map(|(id, page)| view(*id, page, &self.names)).collect();
         books
+    }
+
+    pub fn meters(&self) -> &Meters {
+        &self.meters
     }
 
     /// Every generation, for an audit.
