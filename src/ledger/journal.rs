@@ -1,8 +1,9 @@
 //! The journal: what the file monitor has cut and timed, written down before it is handed over.
 //!
 //! The monitor's Outlet alone owns the [`Journal`] and appends to it; nobody waits for a sync there. A checkpoint
-//! syncs what was written so far and says up to where it holds it ([`Mark`]). After a crash the checkpoint and the
-//! records behind its mark are the state: so the same bytes get the same times again.
+//! says up to where it holds it ([`Mark`]); a snapshot syncs what was written so far, too, since it leaves the other
+//! slot behind. After a crash the checkpoint and the records behind its mark are the state: so the same bytes get the
+//! same times again.
 //!
 //! ```text
 //! journal-<n>     a header of 64 bytes, then records; 1 MiB, allocated before it is used

@@ -99,6 +99,8 @@ pub struct Ledger {
     /// Something is not in a checkpoint yet: when to write the next one.
     save_at: Option<Instant>,
     last_save: LastSave,
+    /// `stop` is closed, and what was due at that moment was put off.
+    stopping: bool,
     /// When the next checkpoint has to be a snapshot, whatever the slots say; `None`: both slots have everything.
     snapshot_at: Option<Instant>,
     /// How many more of them it takes until then.
@@ -125,6 +127,7 @@ enum LastSave {
 
 enum Event {
     Note(Noted),
+    Stopping,
     Aborted,
     Due,
     Closed,
@@ -173,6 +176,7 @@ impl Ledger {
             slots,
             save_at: None,
             last_save: LastSave::WhenAborted { half_margin: margin / 2 },
+            stopping: false,
             snapshot_at: None,
             snapshots_due: 0,
             checkpoints: 0,
@@ -235,6 +239,7 @@ impl Ledger {
                     self.show_at.get_or_insert(task.now() + VIEW_AGE_MAX);
                     self.linger();
                 }
+                Event::Stopping => self.begin_to_stop(task.now()),
                 Event::Aborted => {
                     if let LastSave::WhenAborted { half_margin } = self.last_save {
                         self.last_save = LastSave::At(task.now() + half_margin);
@@ -275,6 +280,7 @@ impl Ledger {
             LastSave::WhenAborted { .. } => self.stop.abort.channel().clone(),
             _ => never(),
         };
+        let stopping = if self.stopping { never() } else { self.stop.stop.channel().clone() };
         let last = if let LastSave::At(at) = self.last_save { Some(at) } else { None };
         let due = [self.save_at, self.snapshot_at, self.show_at, last]
             .into_iter()
@@ -283,6 +289,7 @@ impl Ledger {
             .map_or(never(), at);
         select! {
             recv(self.notes) -> note => note.map_or(Event::Closed, Event::Note),
+            recv(stopping) -> _ => Event::Stopping,
             recv(aborted) -> _ => Event::Aborted,
             recv(due) -> _ => Event::Due,
         }
@@ -303,22 +310,47 @@ impl Ledger {
         }
     }
 
-    /// Outputs and the journal first, then the checkpoint that relies on them. Whether it is a snapshot.
+    /// `stop` is closed: with nothing pending the last save is milliseconds away, and has all that is due now. If it
+    /// is not, there is one `sync_interval` later, as ever.
+    fn begin_to_stop(&mut self, now: Instant) {
+        self.stopping = true;
+        self.snapshot_at = None;
+        if !self.first_start || self.checkpoints > 0 {
+            self.save_at = self.save_at.map(|_| now + self.settings.sync_interval);
+        }
+    }
+
+    /// Outputs first, then the checkpoint that relies on them. Whether it is a snapshot: in a stop only if nothing
+    /// less will do, since it costs as much as there are files.
     fn write(&mut self, force_snapshot: bool) -> Result<bool> {
         self.settings.unsynced.sync()?;
-        self.link.sync()?;
         let (mark, clean, own_files) = (self.mark, self.clean, &self.settings.own_files);
-        let is_snapshot = force_snapshot || self.slots.wants_snapshot(mark);
-        let own_files = if is_snapshot {
+        let mut is_snapshot = force_snapshot
+            || if self.stopping { !self.slots.takes_changes() } else { self.slots.wants_snapshot(mark) };
+        let mut written = None;
+        if !is_snapshot {
+            let changes = self.state.changes(mark, own_files, clean);
+            match self.slots.write_changes(&changes) {
+                Ok(()) => written = changes.own_files,
+                // There may be no next time, and the other slot has the room that this one lacks.
+                Err(cause) if self.stopping => {
+                    log::debug!("ledger: {cause}; writing a snapshot instead");
+                    is_snapshot = true;
+                }
+                Err(cause) => return Err(cause),
+            }
+        }
+        if is_snapshot {
+            // Every open stamp is in each checkpoint. The journal before its mark is for those who find this one
+            // damaged and go back to the other slot; behind the last one of a good end there is nothing to find.
+            if !clean {
+                self.link.sync()?;
+            }
             let saved = self.state.to_save(mark, own_files, clean);
             self.slots.write_snapshot(&saved)?;
-            Some(saved.own_files)
-        } else {
-            let changes = self.state.changes(mark, own_files, clean);
-            self.slots.write_changes(&changes)?;
-            changes.own_files
-        };
-        self.state.was_saved(own_files);
+            written = Some(saved.own_files);
+        }
+        self.state.was_saved(written);
         self.checkpoints += 1;
         self.link.pass(self.slots.passed());
         if is_snapshot {

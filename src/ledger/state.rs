@@ -100,7 +100,7 @@ impl State {
             Note::Unseen { places } => self.books.unseen = places,
             Note::Stamping { .. } => {} // the ledger's own affair
             Note::Unread { generation, bytes } => {
-                let page = self.page(generation)?;
+                let page = self.unchanged_page(generation)?;
                 let before = std::mem::replace(&mut page.unread, bytes);
                 self.books.unread = self.books.unread - before + bytes;
             }
@@ -109,9 +109,14 @@ impl State {
     }
 
     fn page(&mut self, generation: GenerationId) -> Result<&mut Page> {
+        self.changed.insert(generation);
+        self.unchanged_page(generation)
+    }
+
+    /// For what no checkpoint says of a page: a stop with thousands of files must not write each of them again.
+    fn unchanged_page(&mut self, generation: GenerationId) -> Result<&mut Page> {
         let missing =
             || Error::new(format!("a note about generation {}, which is not in the books", generation.0));
-        self.changed.insert(generation);
         self.pages.get_mut(&generation).ok_or_else(missing)
     }
 
@@ -211,7 +216,10 @@ impl State {
             }
             return Ok(());
         }
-        let page = self.page(receipt.generation)?;
+        let page = match receipt.answered().next() {
+            Some(_) => self.page(receipt.generation)?,
+            None => self.unchanged_page(receipt.generation)?,
+        };
         receipt.answered().for_each(|range| page.sinks[sink].add(range));
         if receipt.tally.spooled.lines > 0 {
             receipt.answered().for_each(|range| page.spooled(&name).add(range));
