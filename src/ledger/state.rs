@@ -291,6 +291,10 @@ impl State {
         self.next_generation += count;
     }
 
+    pub fn last_stamp_ns(&self) -> i64 {
+        self.last_stamp_ns
+    }
+
     /// Everything, for a snapshot.
     pub fn to_save(&self, journal: Mark, own_files: &OwnFiles) -> Saved {
         Saved {
