@@ -9,8 +9,12 @@
 //!
 //! Not here: what a line is (`monitors/file/framing.rs`), who answers for it (`ack.rs`).
 
+mod plain;
+
 use std::ops::Range;
 use std::sync::Arc;
+
+pub use plain::Plain;
 
 use crate::ack::{Ack, Count, GenerationId, Share};
 use crate::budget::Credit;
