@@ -21,6 +21,7 @@ pub mod identity;
 mod known;
 mod names;
 mod packed;
+mod parts;
 pub mod survey;
 mod tail;
 #[cfg(test)]
