@@ -125,6 +125,8 @@
 //!   each answer and outlives the process, so a death repeats only what was on its way. It says of which boot it is:
 //!   after a power cut only what two checkpoints have made safe is believed. The ledger keeps which ranges stand in a
 //!   spool and nowhere else, so what is missing there is read again.
+//! * **The binary has one heap for all threads** (`main.rs`), not the C library's arena for each: chunks are freed by
+//!   other threads than those that asked for them, and what lay between the arenas was a third of the process.
 //! * **The status server is our own loop around `tiny_http`'s responses**: `tiny_http::Server` reads each client
 //!   in a thread of a pool that grows with every idle client, cannot be bounded, and ends for good on the first
 //!   error of `accept` (`status/mod.rs` tells more).

@@ -43,7 +43,7 @@ use crate::tasks::{Post, Stop, Task, Wires};
 pub use audit::{Audited, audit};
 pub use books::{Books, GenerationView, ProgressView, SinkBooks};
 use checkpoint::{Left, Slots};
-pub use journal::{Journal, Mark, Record};
+pub use journal::{Journal, Mark, Record, SPARE_SEGMENTS};
 use notes::Noted;
 pub use notes::{
     BEFORE_BYTES, Book, Cursor, HOLE, Head, Identity, InSpool, KeptStamp, Known, Note, Opened, Ranged,
@@ -99,14 +99,14 @@ pub struct Ledger {
     /// Something is not in a checkpoint yet: when to write the next one.
     save_at: Option<Instant>,
     last_save: LastSave,
+    /// `stop` is closed, and what was due at that moment was put off.
+    stopping: bool,
     /// When the next checkpoint has to be a snapshot, whatever the slots say; `None`: both slots have everything.
     snapshot_at: Option<Instant>,
     /// How many more of them it takes until then.
     snapshots_due: u8,
     /// How many checkpoints this life has written.
     checkpoints: u64,
-    /// Nobody is left who could give a number to anything.
-    clean: bool,
     /// The view is older than the books: when to replace it.
     show_at: Option<Instant>,
     /// Why the last attempt to save failed: said once, retried every `sync_interval`.
@@ -125,6 +125,7 @@ enum LastSave {
 
 enum Event {
     Note(Noted),
+    Stopping,
     Aborted,
     Due,
     Closed,
@@ -149,14 +150,14 @@ impl Ledger {
             Left::State(saved) => *saved,
             Left::Nothing | Left::Ruins => {
                 let id = found.id.unwrap_or_else(|| fastrand::u64(..));
-                Saved { id, clean: first_start, ..Saved::default() }
+                Saved { id, ..Saved::default() }
             }
         };
-        let (id, clean) = (saved.id, saved.clean);
+        let id = saved.id;
         saved.own_files.iter().for_each(|own| settings.own_files.add(own.file_id(), &own.path.0));
         let mut state = State::new(saved, &settings.sinks, metrics);
         found.records.into_iter().for_each(|record| state.recall(record));
-        if !clean {
+        if !first_start {
             state.skip_generations(1 + u64::from(fastrand::u32(..)));
         }
         let mut journal = found.journal;
@@ -173,10 +174,10 @@ impl Ledger {
             slots,
             save_at: None,
             last_save: LastSave::WhenAborted { half_margin: margin / 2 },
+            stopping: false,
             snapshot_at: None,
             snapshots_due: 0,
             checkpoints: 0,
-            clean: false,
             show_at: None,
             ill: None,
             stamping_ill: None,
@@ -235,6 +236,7 @@ impl Ledger {
                     self.show_at.get_or_insert(task.now() + VIEW_AGE_MAX);
                     self.linger();
                 }
+                Event::Stopping => self.begin_to_stop(task.now()),
                 Event::Aborted => {
                     if let LastSave::WhenAborted { half_margin } = self.last_save {
                         self.last_save = LastSave::At(task.now() + half_margin);
@@ -250,10 +252,6 @@ impl Ledger {
                 }
                 Event::Closed => break,
             }
-        }
-        self.clean = true;
-        if self.checkpoints > 0 {
-            self.save_at = Some(task.now()); // that it ended well is news
         }
         self.save(task);
         Ok(())
@@ -275,6 +273,7 @@ impl Ledger {
             LastSave::WhenAborted { .. } => self.stop.abort.channel().clone(),
             _ => never(),
         };
+        let stopping = if self.stopping { never() } else { self.stop.stop.channel().clone() };
         let last = if let LastSave::At(at) = self.last_save { Some(at) } else { None };
         let due = [self.save_at, self.snapshot_at, self.show_at, last]
             .into_iter()
@@ -283,6 +282,7 @@ impl Ledger {
             .map_or(never(), at);
         select! {
             recv(self.notes) -> note => note.map_or(Event::Closed, Event::Note),
+            recv(stopping) -> _ => Event::Stopping,
             recv(aborted) -> _ => Event::Aborted,
             recv(due) -> _ => Event::Due,
         }
@@ -303,22 +303,45 @@ impl Ledger {
         }
     }
 
-    /// Outputs and the journal first, then the checkpoint that relies on them. Whether it is a snapshot.
+    /// `stop` is closed: with nothing pending the last save is milliseconds away, and has all that is due now. If it
+    /// is not, there is one `sync_interval` later, as ever.
+    fn begin_to_stop(&mut self, now: Instant) {
+        self.stopping = true;
+        self.snapshot_at = None;
+        if !self.first_start || self.checkpoints > 0 {
+            self.save_at = self.save_at.map(|_| now + self.settings.sync_interval);
+        }
+    }
+
+    /// Outputs first, then the checkpoint that relies on them. Whether it is a snapshot: in a stop only if nothing
+    /// less will do, since it costs as much as there are files.
     fn write(&mut self, force_snapshot: bool) -> Result<bool> {
         self.settings.unsynced.sync()?;
-        self.link.sync()?;
-        let (mark, clean, own_files) = (self.mark, self.clean, &self.settings.own_files);
-        let is_snapshot = force_snapshot || self.slots.wants_snapshot(mark);
-        let own_files = if is_snapshot {
-            let saved = self.state.to_save(mark, own_files, clean);
+        let (mark, own_files) = (self.mark, &self.settings.own_files);
+        let mut is_snapshot = force_snapshot
+            || if self.stopping { !self.slots.takes_changes() } else { self.slots.wants_snapshot(mark) };
+        let mut written = None;
+        if !is_snapshot {
+            let changes = self.state.changes(mark, own_files);
+            match self.slots.write_changes(&changes) {
+                Ok(()) => written = changes.own_files,
+                // There may be no next time, and the other slot has the room that this one lacks.
+                Err(cause) if self.stopping => {
+                    log::debug!("ledger: {cause}; writing a snapshot instead");
+                    is_snapshot = true;
+                }
+                Err(cause) => return Err(cause),
+            }
+        }
+        if is_snapshot {
+            // Every open stamp is in each checkpoint. The journal before its mark is for those who find this one
+            // damaged and go back to the other slot.
+            self.link.sync()?;
+            let saved = self.state.to_save(mark, own_files);
             self.slots.write_snapshot(&saved)?;
-            Some(saved.own_files)
-        } else {
-            let changes = self.state.changes(mark, own_files, clean);
-            self.slots.write_changes(&changes)?;
-            changes.own_files
-        };
-        self.state.was_saved(own_files);
+            written = Some(saved.own_files);
+        }
+        self.state.was_saved(written);
         self.checkpoints += 1;
         self.link.pass(self.slots.passed());
         if is_snapshot {
@@ -403,6 +426,7 @@ impl Ledger {
         books.checkpoints = self.checkpoints;
         books.ill = self.ill.clone();
         books.stamping_ill = self.stamping_ill.clone();
+        self.state.meters().show(&books, self.link.segments());
         *self.view.lock() = Arc::new(books);
     }
 }

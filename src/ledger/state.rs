@@ -100,7 +100,7 @@ impl State {
             Note::Unseen { places } => self.books.unseen = places,
             Note::Stamping { .. } => {} // the ledger's own affair
             Note::Unread { generation, bytes } => {
-                let page = self.page(generation)?;
+                let page = self.unchanged_page(generation)?;
                 let before = std::mem::replace(&mut page.unread, bytes);
                 self.books.unread = self.books.unread - before + bytes;
             }
@@ -109,9 +109,14 @@ impl State {
     }
 
     fn page(&mut self, generation: GenerationId) -> Result<&mut Page> {
+        self.changed.insert(generation);
+        self.unchanged_page(generation)
+    }
+
+    /// For what no checkpoint says of a page: a stop with thousands of files must not write each of them again.
+    fn unchanged_page(&mut self, generation: GenerationId) -> Result<&mut Page> {
         let missing =
             || Error::new(format!("a note about generation {}, which is not in the books", generation.0));
-        self.changed.insert(generation);
         self.pages.get_mut(&generation).ok_or_else(missing)
     }
 
@@ -211,7 +216,10 @@ impl State {
             }
             return Ok(());
         }
-        let page = self.page(receipt.generation)?;
+        let page = match receipt.answered().next() {
+            Some(_) => self.page(receipt.generation)?,
+            None => self.unchanged_page(receipt.generation)?,
+        };
         receipt.answered().for_each(|range| page.sinks[sink].add(range));
         if receipt.tally.spooled.lines > 0 {
             receipt.answered().for_each(|range| page.spooled(&name).add(range));
@@ -276,17 +284,17 @@ impl State {
         self.meters.generations.set(self.pages.len() as i64);
     }
 
-    /// The numbers of generations that a life has given which did not end in good order may not be known here, but
-    /// to the outputs and spools that stand on the disk: so they are never given again.
+    /// A life that died before its first checkpoint may have given numbers that nobody here knows of, but outputs,
+    /// spools and receivers do: so they are never given again. How many they were is not known either, nor how many
+    /// such lives there were: `count` is drawn.
     pub fn skip_generations(&mut self, count: u64) {
         self.next_generation += count;
     }
 
-    /// Everything, for a snapshot. `clean`: see [`Saved::clean`].
-    pub fn to_save(&self, journal: Mark, own_files: &OwnFiles, clean: bool) -> Saved {
+    /// Everything, for a snapshot.
+    pub fn to_save(&self, journal: Mark, own_files: &OwnFiles) -> Saved {
         Saved {
             id: self.id,
-            clean,
             journal,
             last_stamp_ns: self.last_stamp_ns,
             next_generation: self.next_generation,
@@ -296,12 +304,11 @@ impl State {
     }
 
     /// What has changed since [`State::was_saved`].
-    pub fn changes(&self, journal: Mark, own_files: &OwnFiles, clean: bool) -> Changes {
+    pub fn changes(&self, journal: Mark, own_files: &OwnFiles) -> Changes {
         let saved = |id: &GenerationId| -> Option<SavedGeneration> {
             Some(self.pages.get(id)?.saved(*id, &self.names))
         };
         Changes {
-            clean,
             journal,
             last_stamp_ns: self.last_stamp_ns,
             next_generation: self.next_generation,
@@ -341,11 +348,16 @@ impl State {
     pub fn books(&self) -> Books {
         let mut books = self.books.clone();
         books.generations = self.pages.len();
+        books.kept_stamps = self.pages.values().map(|page| page.stamps.len()).sum();
         let asked = self.pages.iter().filter(|(_, page)| !page.is_settled());
         let settled = self.pages.iter().filter(|(_, page)| page.is_settled());
         let shown = asked.chain(settled).take(PAGES_SHOWN);
         books.pages = shown.map(|(id, page)| view(*id, page, &self.names)).collect();
         books
+    }
+
+    pub fn meters(&self) -> &Meters {
+        &self.meters
     }
 
     /// Every generation, for an audit.
