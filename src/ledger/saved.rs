@@ -9,9 +9,10 @@ use super::page::High;
 use super::{Identity, KeptStamp, Mark, Progress};
 use crate::durable::FileId;
 
-/// Everything that outlives the process.
+/// Everything that outlives the process. `G`: its generations, as a list of [`SavedGeneration`] or as what is written
+/// like one.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Saved {
+pub struct Saved<G = Vec<SavedGeneration>> {
     /// Of the data folder: drawn at its first start.
     pub id: u64,
     /// The life that wrote it ended in good order: nothing was given a number after it.
@@ -20,19 +21,19 @@ pub struct Saved {
     pub journal: Mark,
     pub last_stamp_ns: i64,
     pub next_generation: u64,
-    pub generations: Vec<SavedGeneration>,
+    pub generations: G,
     pub own_files: Vec<OwnFile>,
 }
 
 /// What has changed since the frame before.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Changes {
+pub struct Changes<G = Vec<SavedGeneration>> {
     pub clean: bool,
     pub journal: Mark,
     pub last_stamp_ns: i64,
     pub next_generation: u64,
     /// As they are now, whole.
-    pub generations: Vec<SavedGeneration>,
+    pub generations: G,
     pub gone: Vec<u64>,
     /// All of them, if they have changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
