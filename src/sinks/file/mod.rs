@@ -135,6 +135,10 @@ impl Encoder for FileEncoder {
             payload.push(path, &record, exact, self.cuts, |bytes| renderer.push(&record, bytes));
         }
     }
+
+    fn rest(&mut self) {
+        (self.places, self.paths) = (HashMap::new(), HashMap::new());
+    }
 }
 
 impl FileEncoder {
