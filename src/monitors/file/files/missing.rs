@@ -120,7 +120,7 @@ impl Files {
         task: &Task,
     ) {
         let now = task.now();
-        let path = known.filename.clone().unwrap_or_default();
+        let path = known.filename.as_deref().unwrap_or(Path::new(""));
         let position = known.position;
         let Some(place) = self.locate(&known, task) else {
             log::info!(
@@ -232,7 +232,7 @@ impl Files {
         now: Instant,
     ) {
         let newer = |other: &Known| other.lineage == known.lineage && other.generation > known.generation;
-        let followed = |tail: &Tail| {
+        let followed = |tail: &Box<Tail>| {
             let generation = tail.stream.as_ref().map(|stream| stream.generation());
             tail.lineage == known.lineage
                 && generation.is_some_and(|generation| generation > known.generation)
@@ -298,7 +298,7 @@ impl Files {
     fn admit_unseen(
         &mut self,
         found: Found,
-        original: &Path,
+        original: &Arc<Path>,
         lineage: u64,
         next: Option<&mut Tail>,
         now: Instant,
@@ -337,7 +337,7 @@ impl Files {
     }
 
     /// Into the line, behind those of its lineage that are there, and before `next`.
-    fn put_before(&mut self, mut tail: Tail, next: Option<&mut Tail>, now: Instant) {
+    fn put_before(&mut self, mut tail: Box<Tail>, next: Option<&mut Tail>, now: Instant) {
         let file = tail.file;
         tail.gone_since = Some(now);
         tail.until = (self.once && tail.form.is_none()).then_some(tail.size);
