@@ -385,11 +385,16 @@ fn cost_besides(lines: usize, sinks: usize) -> usize {
     lines * size_of::<u32>() + sinks * SHARE_BYTES + CHUNK_OVERHEAD
 }
 
+thread_local! {
+    /// The name of the label, once for all files.
+    static FILENAME: Arc<str> = "filename".into();
+}
+
 fn origin(source: &SourceOptions, filename: Option<&Path>, generation: GenerationId, lineage: u64) -> Origin {
-    let filename = filename.map(|path| path.to_string_lossy().into_owned());
+    let filename: Option<Arc<str>> = filename.map(|path| path.to_string_lossy().into());
     let mut labels: Labels = source.labels.clone();
     if let Some(filename) = &filename {
-        labels.set("filename", filename.as_str());
+        labels.set(FILENAME.with(Arc::clone), filename.clone());
     }
     Origin {
         source: source.name.clone(),
@@ -397,7 +402,7 @@ fn origin(source: &SourceOptions, filename: Option<&Path>, generation: Generatio
         lineage,
         labels: Arc::new(labels),
         replayable: filename.is_some(),
-        filename: filename.map(Into::into),
+        filename,
     }
 }
 
