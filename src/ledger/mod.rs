@@ -224,11 +224,7 @@ impl Ledger {
             match event {
                 Event::Note(note) => {
                     self.take(note, task);
-                    // One turn takes what is there, and no more: a checkpoint must become due in between.
-                    for _ in 0..NOTES {
-                        let Ok(note) = self.notes.try_recv() else { break };
-                        self.take(note, task);
-                    }
+                    self.take_those_there(task);
                     self.show_at.get_or_insert(task.now() + VIEW_AGE_MAX);
                     self.linger();
                 }
@@ -281,6 +277,14 @@ impl Ledger {
         }
     }
 
+    /// All that were sent before this call, and not many more: a checkpoint must become due in between.
+    fn take_those_there(&mut self, task: &Task) {
+        for _ in 0..NOTES {
+            let Ok(note) = self.notes.try_recv() else { break };
+            self.take(note, task);
+        }
+    }
+
     fn take(&mut self, (note, mark): Noted, task: &Task) {
         let aborting = self.stop.abort.is_closed();
         self.mark = mark.unwrap_or(self.mark);
@@ -296,12 +300,11 @@ impl Ledger {
         }
     }
 
-    /// Outputs and the journal first, then the checkpoint that relies on them. Whether it is a snapshot.
-    fn write(&mut self, force_snapshot: bool) -> Result<bool> {
+    /// Outputs and the journal first, then the checkpoint that relies on them.
+    fn write(&mut self, is_snapshot: bool) -> Result<()> {
         self.settings.unsynced.sync()?;
         self.link.sync()?;
         let (mark, own_files) = (self.mark, &self.settings.own_files);
-        let is_snapshot = force_snapshot || self.slots.wants_snapshot(mark);
         let own_files = if is_snapshot {
             let saved = self.state.to_save(mark, own_files);
             self.slots.write_snapshot(&saved)?;
@@ -317,7 +320,7 @@ impl Ledger {
         if is_snapshot {
             self.settings.passed.written();
         }
-        Ok(is_snapshot)
+        Ok(())
     }
 
     /// After a checkpoint: when the next snapshot is due, so that in the end both slots have everything.
@@ -342,7 +345,7 @@ impl Ledger {
                 note => self.state.apply(note, true)?,
             }
         }
-        if save { self.write(false).map(drop) } else { Ok(()) }
+        if save { self.write(self.slots.wants_snapshot(self.mark)) } else { Ok(()) }
     }
 
     #[cfg(test)]
@@ -352,22 +355,25 @@ impl Ledger {
 
     fn save(&mut self, task: &Task) {
         task.doing("writing a checkpoint");
+        let now = task.now();
+        let force = self.snapshot_at.is_some_and(|at| at <= now);
+        let is_due = self.save_at.is_some() || force; // else nothing happened since the last one
+        let is_snapshot = is_due && (force || self.slots.wants_snapshot(self.mark));
+        if is_snapshot {
+            self.settings.passed.begins();
+            self.take_those_there(task);
+        }
         if let Some(fault) = self.state.check_laws() {
             task.fault(fault);
         }
         if matches!(self.last_save, LastSave::At(at) if task.now() >= at) {
             self.last_save = LastSave::Done;
         }
-        let now = task.now();
-        let force = self.snapshot_at.is_some_and(|at| at <= now);
-        let saved = match self.save_at {
-            None if !force => Ok(None), // nothing happened since the last one
-            _ => self.write(force).map(Some),
-        };
+        let saved = if is_due { self.write(is_snapshot) } else { Ok(()) };
         match saved {
-            Ok(written) => {
-                if let Some(was_snapshot) = written {
-                    self.plan_snapshot(self.save_at.is_some(), was_snapshot, now);
+            Ok(()) => {
+                if is_due {
+                    self.plan_snapshot(self.save_at.is_some(), is_snapshot, now);
                 }
                 if self.ill.take().is_some() {
                     log::info!("ledger: the state can be written again");
