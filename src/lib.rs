@@ -60,7 +60,7 @@
 //! | 3 | [`ledger`] | the journal of stamps, checkpoints, progress and account per generation and sink |
 //! | 2 | [`record`] over [`ack`], [`budget`] | what travels; what returns; how much may be under way |
 //! | 1 | [`net`] over [`tasks`] | connect and resolve that can be interrupted; spawn, watch, stop, join |
-//! | 0 | [`clock`], [`durable`], [`metrics`], [`sync`] over [`error`], [`disk`] | time, files that survive, counters, locks or their model, sentences |
+//! | 0 | [`clock`], [`cri`], [`durable`], [`metrics`], [`sync`] over [`error`], [`disk`] | time, a format that two floor mates read, files that survive, counters, locks or their model, sentences |
 //!
 //! ## Threads
 //!
@@ -125,6 +125,8 @@
 //!   each answer and outlives the process, so a death repeats only what was on its way. It says of which boot it is:
 //!   after a power cut only what two checkpoints have made safe is believed. The ledger keeps which ranges stand in a
 //!   spool and nowhere else, so what is missing there is read again.
+//! * **The binary has one heap for all threads** (`main.rs`), not the C library's arena for each: chunks are freed by
+//!   other threads than those that asked for them, and what lay between the arenas was a third of the process.
 //! * **The status server is our own loop around `tiny_http`'s responses**: `tiny_http::Server` reads each client
 //!   in a thread of a pool that grows with every idle client, cannot be bounded, and ends for good on the first
 //!   error of `accept` (`status/mod.rs` tells more).
@@ -141,6 +143,7 @@ pub mod budget;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod cri;
 pub mod deadletter;
 pub mod disk;
 pub mod dispatcher;

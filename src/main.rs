@@ -5,6 +5,12 @@ use std::process::ExitCode;
 
 use log_capturer::cli::{self, Command};
 
+/// One heap for all threads: with an arena for each, as the C library has it, what one thread frees another cannot
+/// use, and the process stands megabytes above what it holds.
+#[cfg(not(feature = "heap"))]
+#[global_allocator]
+static HEAP: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
+
 #[cfg(feature = "heap")]
 #[global_allocator]
 static HEAP: &stats_alloc::StatsAlloc<std::alloc::System> = &stats_alloc::INSTRUMENTED_SYSTEM;

@@ -209,6 +209,11 @@ impl Slots {
             || mark.sequence - self.passed().min(mark.sequence) > records
     }
 
+    /// There is a snapshot of this life to add to.
+    pub fn takes_changes(&self) -> bool {
+        self.current.is_some_and(|number| self.held[number].is_some())
+    }
+
     /// Everything, to the slot that does not hold the newest frame.
     pub fn write_snapshot(&mut self, saved: &Saved) -> Result<()> {
         let newest = (0..2).filter_map(|number| Some((self.held[number]?.sequence, number))).max();

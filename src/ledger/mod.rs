@@ -43,7 +43,7 @@ use crate::tasks::{Post, Stop, Task, Wires};
 pub use audit::{Audited, audit};
 pub use books::{Books, GenerationView, ProgressView, SinkBooks};
 use checkpoint::{Left, Slots};
-pub use journal::{Journal, Mark, Record};
+pub use journal::{Journal, Mark, Record, SPARE_SEGMENTS};
 use notes::Noted;
 pub use notes::{
     BEFORE_BYTES, Book, Cursor, HOLE, Head, Identity, InSpool, KeptStamp, Known, Note, Opened, Ranged,
@@ -99,6 +99,8 @@ pub struct Ledger {
     /// Something is not in a checkpoint yet: when to write the next one.
     save_at: Option<Instant>,
     last_save: LastSave,
+    /// `stop` is closed, and what was due at that moment was put off.
+    stopping: bool,
     /// When the next checkpoint has to be a snapshot, whatever the slots say; `None`: both slots have everything.
     snapshot_at: Option<Instant>,
     /// How many more of them it takes until then.
@@ -123,6 +125,7 @@ enum LastSave {
 
 enum Event {
     Note(Noted),
+    Stopping,
     Aborted,
     Due,
     Closed,
@@ -171,6 +174,7 @@ impl Ledger {
             slots,
             save_at: None,
             last_save: LastSave::WhenAborted { half_margin: margin / 2 },
+            stopping: false,
             snapshot_at: None,
             snapshots_due: 0,
             checkpoints: 0,
@@ -228,6 +232,7 @@ impl Ledger {
                     self.show_at.get_or_insert(task.now() + VIEW_AGE_MAX);
                     self.linger();
                 }
+                Event::Stopping => self.begin_to_stop(task.now()),
                 Event::Aborted => {
                     if let LastSave::WhenAborted { half_margin } = self.last_save {
                         self.last_save = LastSave::At(task.now() + half_margin);
@@ -264,6 +269,7 @@ impl Ledger {
             LastSave::WhenAborted { .. } => self.stop.abort.channel().clone(),
             _ => never(),
         };
+        let stopping = if self.stopping { never() } else { self.stop.stop.channel().clone() };
         let last = if let LastSave::At(at) = self.last_save { Some(at) } else { None };
         let due = [self.save_at, self.snapshot_at, self.show_at, last]
             .into_iter()
@@ -272,6 +278,7 @@ impl Ledger {
             .map_or(never(), at);
         select! {
             recv(self.notes) -> note => note.map_or(Event::Closed, Event::Note),
+            recv(stopping) -> _ => Event::Stopping,
             recv(aborted) -> _ => Event::Aborted,
             recv(due) -> _ => Event::Due,
         }
@@ -300,27 +307,54 @@ impl Ledger {
         }
     }
 
-    /// Outputs and the journal first, then the checkpoint that relies on them.
-    fn write(&mut self, is_snapshot: bool) -> Result<()> {
+    /// `stop` is closed: with nothing pending the last save is milliseconds away, and has all that is due now. If it
+    /// is not, there is one `sync_interval` later, as ever.
+    fn begin_to_stop(&mut self, now: Instant) {
+        self.stopping = true;
+        self.snapshot_at = None;
+        if !self.first_start || self.checkpoints > 0 {
+            self.save_at = self.save_at.map(|_| now + self.settings.sync_interval);
+        }
+    }
+
+    /// Whether nothing less than a snapshot will do: in a stop that costs as much as there are files.
+    fn needs_snapshot(&self) -> bool {
+        if self.stopping { !self.slots.takes_changes() } else { self.slots.wants_snapshot(self.mark) }
+    }
+
+    /// Outputs first, then the checkpoint that relies on them. Whether it became a snapshot.
+    fn write(&mut self, force_snapshot: bool) -> Result<bool> {
         self.settings.unsynced.sync()?;
-        self.link.sync()?;
+        let mut is_snapshot = force_snapshot || self.needs_snapshot();
         let (mark, own_files) = (self.mark, &self.settings.own_files);
-        let own_files = if is_snapshot {
+        let mut written = None;
+        if !is_snapshot {
+            let changes = self.state.changes(mark, own_files);
+            match self.slots.write_changes(&changes) {
+                Ok(()) => written = changes.own_files,
+                // There may be no next time, and the other slot has the room that this one lacks.
+                Err(cause) if self.stopping => {
+                    log::debug!("ledger: {cause}; writing a snapshot instead");
+                    is_snapshot = true;
+                }
+                Err(cause) => return Err(cause),
+            }
+        }
+        if is_snapshot {
+            // Every open stamp is in each checkpoint. The journal before its mark is for those who find this one
+            // damaged and go back to the other slot.
+            self.link.sync()?;
             let saved = self.state.to_save(mark, own_files);
             self.slots.write_snapshot(&saved)?;
-            Some(saved.own_files)
-        } else {
-            let changes = self.state.changes(mark, own_files);
-            self.slots.write_changes(&changes)?;
-            changes.own_files
-        };
-        self.state.was_saved(own_files);
+            written = Some(saved.own_files);
+        }
+        self.state.was_saved(written);
         self.checkpoints += 1;
         self.link.pass(self.slots.passed());
         if is_snapshot {
             self.settings.passed.written();
         }
-        Ok(())
+        Ok(is_snapshot)
     }
 
     /// After a checkpoint: when the next snapshot is due, so that in the end both slots have everything.
@@ -345,7 +379,7 @@ impl Ledger {
                 note => self.state.apply(note, true)?,
             }
         }
-        if save { self.write(self.slots.wants_snapshot(self.mark)) } else { Ok(()) }
+        if save { self.write(false).map(drop) } else { Ok(()) }
     }
 
     #[cfg(test)]
@@ -358,8 +392,8 @@ impl Ledger {
         let now = task.now();
         let force = self.snapshot_at.is_some_and(|at| at <= now);
         let is_due = self.save_at.is_some() || force; // else nothing happened since the last one
-        let is_snapshot = is_due && (force || self.slots.wants_snapshot(self.mark));
-        if is_snapshot {
+        let is_snapshot = is_due && (force || self.needs_snapshot());
+        if is_snapshot || self.stopping {
             self.settings.passed.begins();
             self.take_those_there(task);
         }
@@ -369,11 +403,11 @@ impl Ledger {
         if matches!(self.last_save, LastSave::At(at) if task.now() >= at) {
             self.last_save = LastSave::Done;
         }
-        let saved = if is_due { self.write(is_snapshot) } else { Ok(()) };
+        let saved = if is_due { self.write(is_snapshot).map(Some) } else { Ok(None) };
         match saved {
-            Ok(()) => {
-                if is_due {
-                    self.plan_snapshot(self.save_at.is_some(), is_snapshot, now);
+            Ok(written) => {
+                if let Some(was_snapshot) = written {
+                    self.plan_snapshot(self.save_at.is_some(), was_snapshot, now);
                 }
                 if self.ill.take().is_some() {
                     log::info!("ledger: the state can be written again");
@@ -402,6 +436,7 @@ impl Ledger {
         books.checkpoints = self.checkpoints;
         books.ill = self.ill.clone();
         books.stamping_ill = self.stamping_ill.clone();
+        self.state.meters().show(&books, self.link.segments());
         *self.view.lock() = Arc::new(books);
     }
 }

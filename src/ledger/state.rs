@@ -104,7 +104,7 @@ impl State {
             Note::Unseen { places } => self.books.unseen = places,
             Note::Stamping { .. } => {} // the ledger's own affair
             Note::Unread { generation, bytes } => {
-                let page = self.page(generation)?;
+                let page = self.unchanged_page(generation)?;
                 let before = std::mem::replace(&mut page.unread, bytes);
                 self.books.unread = self.books.unread - before + bytes;
             }
@@ -113,9 +113,14 @@ impl State {
     }
 
     fn page(&mut self, generation: GenerationId) -> Result<&mut Page> {
+        self.changed.insert(generation);
+        self.unchanged_page(generation)
+    }
+
+    /// For what no checkpoint says of a page: a stop with thousands of files must not write each of them again.
+    fn unchanged_page(&mut self, generation: GenerationId) -> Result<&mut Page> {
         let missing =
             || Error::new(format!("a note about generation {}, which is not in the books", generation.0));
-        self.changed.insert(generation);
         self.pages.get_mut(&generation).ok_or_else(missing)
     }
 
@@ -235,7 +240,10 @@ impl State {
             }
             return Ok(());
         }
-        let page = self.page(receipt.generation)?;
+        let page = match receipt.answered().next() {
+            Some(_) => self.page(receipt.generation)?,
+            None => self.unchanged_page(receipt.generation)?,
+        };
         receipt.answered().for_each(|range| page.sinks[sink].add(range));
         if receipt.tally.spooled.lines > 0 {
             receipt.answered().for_each(|range| page.spooled(&name).add(range));
@@ -307,6 +315,10 @@ impl State {
         self.next_generation += count;
     }
 
+    pub fn last_stamp_ns(&self) -> i64 {
+        self.last_stamp_ns
+    }
+
     /// Everything, for a snapshot.
     pub fn to_save(&self, journal: Mark, own_files: &OwnFiles) -> Saved {
         Saved {
@@ -364,11 +376,16 @@ impl State {
     pub fn books(&self) -> Books {
         let mut books = self.books.clone();
         books.generations = self.pages.len();
+        books.kept_stamps = self.pages.values().map(|page| page.stamps.len()).sum();
         let asked = self.pages.iter().filter(|(_, page)| !page.is_settled());
         let settled = self.pages.iter().filter(|(_, page)| page.is_settled());
         let shown = asked.chain(settled).take(PAGES_SHOWN);
         books.pages = shown.map(|(id, page)| view(*id, page, &self.names)).collect();
         books
+    }
+
+    pub fn meters(&self) -> &Meters {
+        &self.meters
     }
 
     /// Every generation, for an audit.

@@ -1,5 +1,7 @@
 //! The books against a model: which bytes each sink has answered for.
 
+mod stops;
+
 use std::path::Path;
 use std::sync::Arc;
 
@@ -92,6 +94,25 @@ fn a_forgotten_share_is_a_fault_unless_the_agent_aborts() {
         state.apply(stamp(0, SinkSet::all(2)), false).unwrap();
         assert_eq!(state.apply(receipt(0, 0, false, true), aborting).is_err(), is_fault);
     }
+}
+
+/// A stop with thousands of files says this of each of them.
+#[test]
+fn what_is_let_go_or_not_read_is_not_written_again() {
+    let mut state = state();
+    state.apply(opened(0), false).unwrap();
+    state.apply(stamp(0, SinkSet::all(2)), false).unwrap();
+    let changed = |state: &State| state.changes(Mark::default(), &OwnFiles::default()).generations.len();
+    assert_eq!(changed(&state), 1);
+    state.was_saved(None);
+    let unread = || Note::Unread { generation: GENERATION, bytes: 7 };
+    for (note, expected) in [(unread(), 0), (receipt(0, 0, false, false), 0), (receipt(0, 1, true, false), 1)]
+    {
+        let words = format!("{note:?}");
+        state.apply(note, true).unwrap();
+        assert_eq!(changed(&state), expected, "{words}");
+    }
+    assert_eq!(state.books().unread, 7);
 }
 
 #[test]

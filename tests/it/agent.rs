@@ -96,6 +96,13 @@ impl Room {
         (code, agent.stderr())
     }
 
+    /// What `audit` says, and how it ended.
+    pub fn audit(&self) -> (i32, String) {
+        let output = self.command(&["audit"]).output().expect("the binary can be run");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        (output.status.code().expect("nothing kills it"), said + &String::from_utf8_lossy(&output.stderr))
+    }
+
     /// `log-capturer <arguments> --config <home>/config.json`, from a folder that is not home.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(BINARY);

@@ -1,4 +1,5 @@
-//! Many files, rotated at random, at full load, and an agent that lives: all sets are equal in the end.
+//! Many files, rotated at random, at full load, and an agent that lives: all sets are equal in the end, and an audit
+//! of what it leaves says that nothing is missing.
 //!
 //! `scripts/crash-test.sh --files 1000 --minutes 10` is the full form; without `LOG_CAPTURER_MANY_FILES` and
 //! `_MINUTES` it is fifty files for a third of a minute, at a load that leaves room for other tests.
@@ -113,4 +114,8 @@ fn many_files_with_random_rotations() {
         findings.iter().filter(|finding| !finding.is_exact()).map(ToString::to_string).collect();
     assert!(wrong.is_empty(), "{}\n{}", wrong.join("\n"), agent.stderr());
     assert_eq!(code, 0, "{}", agent.stderr());
+    let (code, said) = room.audit();
+    let last = said.lines().next_back().unwrap_or_default();
+    println!("audit: {last}");
+    assert_eq!((code, last), (0, "nothing is missing"), "{said}");
 }
