@@ -375,6 +375,10 @@ impl Shipper<'_> {
                 time_ns
             }
         };
+        if self.place.stream.is_nameless() {
+            self.outlet.name_by_first_line(&mut self.place.stream, time_ns);
+            self.edge = self.place.stream.read_limit();
+        }
         let end = |shipper: &Shipper<'_>| {
             shipper.place.stream.position() + (shipper.gathered.data.len() + line.raw.len()) as u64
         };
