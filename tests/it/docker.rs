@@ -418,6 +418,23 @@ fn a_log_that_cannot_be_read_is_one_line_in_ours() {
     assert_eq!(agent.stop(), 0);
 }
 
+/// Podman answers 200 before it knows that it has no log.
+#[test]
+fn an_error_in_the_place_of_a_log_is_no_line() {
+    for kind in ["application/json", "text/plain; charset=utf-8"] {
+        let house = House::new(json!({}));
+        house.daemon.mood(Mood::ErrorAs(kind));
+        house.daemon.create("c", true, &[]);
+        house.daemon.run("c");
+        house.daemon.say("c", OUT, T, "line\r\n");
+        let agent = house.room.run();
+        agent.until("it is asked again", || house.daemon.requests("logs") >= 2);
+        house.daemon.mood(Mood::Well);
+        house.assert_arrived(&agent, &[line("c", OUT, T, "line")]);
+        assert_eq!(agent.stop(), 0, "{}", agent.stderr());
+    }
+}
+
 #[test]
 fn what_was_removed_unread_is_counted_with_its_name() {
     let house = House::new(json!({}));
