@@ -284,17 +284,21 @@ impl State {
         self.meters.generations.set(self.pages.len() as i64);
     }
 
-    /// The numbers of generations that a life has given which did not end in good order may not be known here, but
-    /// to the outputs and spools that stand on the disk: so they are never given again.
+    /// A life that died before its first checkpoint may have given numbers that nobody here knows of, but outputs,
+    /// spools and receivers do: so they are never given again. How many they were is not known either, nor how many
+    /// such lives there were: `count` is drawn.
     pub fn skip_generations(&mut self, count: u64) {
         self.next_generation += count;
     }
 
-    /// Everything, for a snapshot. `clean`: see [`Saved::clean`].
-    pub fn to_save(&self, journal: Mark, own_files: &OwnFiles, clean: bool) -> Saved {
+    pub fn last_stamp_ns(&self) -> i64 {
+        self.last_stamp_ns
+    }
+
+    /// Everything, for a snapshot.
+    pub fn to_save(&self, journal: Mark, own_files: &OwnFiles) -> Saved {
         Saved {
             id: self.id,
-            clean,
             journal,
             last_stamp_ns: self.last_stamp_ns,
             next_generation: self.next_generation,
@@ -304,12 +308,11 @@ impl State {
     }
 
     /// What has changed since [`State::was_saved`].
-    pub fn changes(&self, journal: Mark, own_files: &OwnFiles, clean: bool) -> Changes {
+    pub fn changes(&self, journal: Mark, own_files: &OwnFiles) -> Changes {
         let saved = |id: &GenerationId| -> Option<SavedGeneration> {
             Some(self.pages.get(id)?.saved(*id, &self.names))
         };
         Changes {
-            clean,
             journal,
             last_stamp_ns: self.last_stamp_ns,
             next_generation: self.next_generation,
