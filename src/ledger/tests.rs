@@ -77,9 +77,14 @@ fn state() -> State {
     State::new(Saved::default(), &names(), &Registry::default())
 }
 
-fn reload(state: &State) -> State {
+/// As it stands in a checkpoint.
+fn saved(state: &State) -> Saved {
     let saved = serde_json::to_vec(&state.to_save(Mark::default(), &OwnFiles::default())).unwrap();
-    State::new(serde_json::from_slice(&saved).unwrap(), &names(), &Registry::default())
+    serde_json::from_slice(&saved).unwrap()
+}
+
+fn reload(state: &State) -> State {
+    State::new(saved(state), &names(), &Registry::default())
 }
 
 fn known(state: &State) -> Known {
@@ -102,7 +107,8 @@ fn what_is_let_go_or_not_read_is_not_written_again() {
     let mut state = state();
     state.apply(opened(0), false).unwrap();
     state.apply(stamp(0, SinkSet::all(2)), false).unwrap();
-    let changed = |state: &State| state.changes(Mark::default(), &OwnFiles::default()).generations.len();
+    let changed =
+        |state: &State| state.changes(Mark::default(), &OwnFiles::default()).generations.iter().count();
     assert_eq!(changed(&state), 1);
     state.was_saved(None);
     let unread = || Note::Unread { generation: GENERATION, bytes: 7 };
@@ -177,15 +183,13 @@ fn a_new_sink_begins_where_the_others_are_and_a_former_one_has_no_say() {
     }
     state.apply(receipt(0, 0, true, false), false).unwrap();
     (0..2).for_each(|number| state.apply(receipt(number, 1, true, false), false).unwrap());
-    let saved = state.to_save(Mark::default(), &OwnFiles::default());
     let sinks: Vec<Arc<str>> = vec!["new".into(), "file".into()];
-    let state = State::new(saved, &sinks, &Registry::default());
+    let state = State::new(saved(&state), &sinks, &Registry::default());
     let known = known(&state);
     assert_eq!(known.position, 200);
     assert!(known.progress.iter().all(|progress| progress.low() == 200));
     // The former sink returns to where it was.
-    let state =
-        State::new(state.to_save(Mark::default(), &OwnFiles::default()), &names(), &Registry::default());
+    let state = reload(&state);
     assert_eq!(state.restored(false).known[0].progress[0].low(), 100);
 }
 

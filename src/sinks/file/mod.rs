@@ -139,6 +139,10 @@ impl Encoder for FileEncoder {
             }
         }
     }
+
+    fn rest(&mut self) {
+        (self.places, self.paths) = (HashMap::new(), HashMap::new());
+    }
 }
 
 impl FileEncoder {
