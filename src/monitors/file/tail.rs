@@ -305,11 +305,6 @@ impl Tail {
         })
     }
 
-    /// No path leads to it any more.
-    pub fn is_gone(&self) -> bool {
-        self.deleted || self.gone_since.is_some()
-    }
-
     /// Has handed over every line that is complete.
     pub fn is_at_end(&self) -> bool {
         self.size_to_read() <= self.scanned.max(self.position())
