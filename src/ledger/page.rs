@@ -6,7 +6,7 @@
 //! the same bytes get the same numbers and times again.
 
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -18,7 +18,7 @@ use crate::ack::{GenerationId, SinkId};
 
 pub struct Page {
     pub source: Arc<str>,
-    pub filename: Option<PathBuf>,
+    pub filename: Option<Arc<Path>>,
     pub identity: Option<Identity>,
     pub lineage: u64,
     /// How far the monitor of this life has come.
@@ -96,7 +96,7 @@ impl Page {
         let progress: Vec<Progress> = progress.collect();
         let mut page = Page {
             source,
-            filename: saved.filename.map(|path| path.0),
+            filename: saved.filename.map(|path| path.0.into()),
             identity: saved.identity,
             lineage: saved.lineage,
             read_to: 0,
@@ -125,7 +125,7 @@ impl Page {
         SavedGeneration {
             id: id.0,
             source: self.source.to_string(),
-            filename: self.filename.clone().map(AnyPath),
+            filename: self.filename.as_deref().map(|path| AnyPath(path.to_owned())),
             identity: self.identity,
             lineage: self.lineage,
             high: self.high,

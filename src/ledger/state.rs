@@ -79,9 +79,8 @@ impl State {
     }
 
     pub fn restored(&self, first_start: bool) -> Restored {
-        let known = |(id, page): (&GenerationId, &Box<Page>)| page.known(*id);
         Restored {
-            known: self.pages.iter().map(known).collect::<Vec<Known>>(),
+            known: self.pages.iter().map(|(id, page)| page.known(*id)).collect(),
             id: id_text(self.id),
             last_stamp_ns: self.last_stamp_ns,
             next_generation: self.next_generation,
@@ -271,7 +270,7 @@ impl State {
         let generation = GenerationId(record.generation());
         self.next_generation = self.next_generation.max(generation.0 + 1);
         if let Record::Opened { source, filename, identity, lineage, start, .. } = record {
-            let (source, filename) = (source.into(), filename.map(|path| path.0));
+            let (source, filename) = (source.into(), filename.map(|path| path.0.into()));
             let opened = Opened { generation, source, filename, identity, lineage, start, cursor: None };
             self.pages.entry(generation).or_insert_with(|| Box::new(Page::opened(opened, self.names.len())));
         } else if let Record::Read(read) = &record {

@@ -25,7 +25,7 @@ fn opened(start: u64) -> Note {
     Note::Opened(Box::new(Opened {
         generation: GENERATION,
         source: "file".into(),
-        filename: Some("/var/log/a".into()),
+        filename: Some(Path::new("/var/log/a").into()),
         identity: None,
         lineage: 1,
         start,
@@ -455,7 +455,7 @@ fn a_hundred_thousand_generations_are_ready_at_once() {
     let count = 100_000;
     for number in 0..count {
         let Note::Opened(opened) = opened(0) else { unreachable!() };
-        let filename = Some(format!("/var/log/applications/a/long/path/{number}.log").into());
+        let filename = Some(Path::new(&format!("/var/log/applications/a/long/path/{number}.log")).into());
         let identity =
             Some(Identity { device: 65025, inode: number, head: Head { len: 1024, hash: !number } });
         let opened = Opened { generation: GenerationId(number), filename, identity, ..*opened };

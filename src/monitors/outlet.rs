@@ -111,7 +111,7 @@ pub struct Opening<'a> {
     /// What [`Outlet::reserve`] gave; `None`: the next one.
     pub generation: Option<GenerationId>,
     /// The path that matched; `None` for a stream that cannot be read again.
-    pub filename: Option<&'a Path>,
+    pub filename: Option<&'a Arc<Path>>,
     pub identity: Option<Identity>,
     /// Where to begin, in bytes.
     pub start: u64,
@@ -159,7 +159,7 @@ impl Outlet {
         let opened = Opened {
             generation,
             source: opening.source.name.clone(),
-            filename: opening.filename.map(Path::to_owned),
+            filename: opening.filename.cloned(),
             identity: opening.identity,
             lineage: opening.lineage,
             start: opening.start,
@@ -167,17 +167,22 @@ impl Outlet {
         };
         let record = self.stamping.as_ref().map(|_| Record::opened(&opened));
         let written = self.tell(Note::Opened(Box::new(opened)), record.as_ref());
-        let origin = Arc::new(origin(opening.source, opening.filename, generation, opening.lineage));
+        let origin = Arc::new(origin(
+            opening.source,
+            opening.filename.map(|path| &**path),
+            generation,
+            opening.lineage,
+        ));
         Stream {
             holder: self.holder(&origin),
             origin,
-            filename: opening.filename.map(Path::to_owned),
+            filename: opening.filename.cloned(),
             position: opening.start,
             next_line: 0,
             continues: false,
             progress: Vec::new(),
             stamps: Default::default(),
-            unwritten: record.filter(|_| !written),
+            unwritten: record.filter(|_| !written).map(Box::new),
         }
     }
 
@@ -201,7 +206,7 @@ impl Outlet {
         let written = match stream.unwritten.take() {
             None => journal.append(&[Record::read(stamp)]),
             Some(opened) => {
-                let written = journal.append(&[opened.clone(), Record::read(stamp)]);
+                let written = journal.append(&[(*opened).clone(), Record::read(stamp)]);
                 stream.unwritten = Some(opened).filter(|_| written.is_err());
                 written
             }
@@ -394,11 +399,16 @@ fn cost_besides(lines: usize, sinks: usize) -> usize {
     lines * size_of::<u32>() + sinks * SHARE_BYTES + CHUNK_OVERHEAD
 }
 
+thread_local! {
+    /// The name of the label, once for all files.
+    static FILENAME: Arc<str> = "filename".into();
+}
+
 fn origin(source: &SourceOptions, filename: Option<&Path>, generation: GenerationId, lineage: u64) -> Origin {
-    let filename = filename.map(|path| path.to_string_lossy().into_owned());
+    let filename: Option<Arc<str>> = filename.map(|path| path.to_string_lossy().into());
     let mut labels: Labels = source.labels.clone();
     if let Some(filename) = &filename {
-        labels.set("filename", filename.as_str());
+        labels.set(FILENAME.with(Arc::clone), filename.clone());
     }
     Origin {
         source: source.name.clone(),
@@ -406,7 +416,7 @@ fn origin(source: &SourceOptions, filename: Option<&Path>, generation: Generatio
         lineage,
         labels: Arc::new(labels),
         replayable: filename.is_some(),
-        filename: filename.map(Into::into),
+        filename,
     }
 }
 
@@ -505,7 +515,7 @@ mod tests {
         supply.clock = clock.clone();
         let mut outlet = supply.stamping_outlet(journal);
         let source = stdin();
-        let filename = Some(Path::new("/var/log/a"));
+        let filename = Some(&Path::new("/var/log/a").into());
         let mut stream = outlet.open(Opening { filename, ..opening(&source) });
         for wait in [STAMP_RETRY / 2, STAMP_RETRY] {
             let credit = outlet.take(&stream, 2).unwrap();
@@ -526,7 +536,7 @@ mod tests {
         drop((outlet, ledger));
         let below = fixture::below_on(Arc::new(disk), Path::new("/data/ledger"), 1, READ_BYTES);
         let known = &below.restored.known[0];
-        assert_eq!((known.filename.as_deref(), known.stamps.len(), known.position), (filename, 1, 0));
+        assert_eq!((known.filename.as_ref(), known.stamps.len(), known.position), (filename, 1, 0));
     }
 
     #[test]
