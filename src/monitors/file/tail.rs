@@ -37,8 +37,7 @@ const TURN_BYTES: usize = READ_BYTES - CHUNK_LINES * size_of::<u32>() - 2048;
 /// In which the system counts what stands on the disk.
 pub(super) const BLOCK_BYTES: u64 = 512;
 
-/// How long a file that no pattern leads to any more is followed after its last change: a writer that was not
-/// told of a rotation writes on for a while.
+/// For so long after its last change a file that no pattern leads to is followed: its writer may not know of it.
 pub(super) const GRACE: Duration = Duration::from_secs(60);
 
 /// What is known of a file at one moment.
@@ -97,8 +96,7 @@ pub(super) struct Tail {
     pub path: Arc<Path>,
     /// Where it was seen first, if it was renamed before its generation was opened: that is its name.
     pub first_path: Option<Arc<Path>>,
-    /// Reserved when it was admitted: the generations of a lineage are numbered in the order in which they came,
-    /// whenever they are opened.
+    /// Reserved when it was admitted, so that those of a lineage are numbered in the order in which they came.
     pub generation: Option<GenerationId>,
     pub file: FileId,
     /// Place in `sources[]`.
@@ -304,11 +302,6 @@ impl Tail {
             once: self.until.is_some(),
             idle,
         })
-    }
-
-    /// No path leads to it any more.
-    pub fn is_gone(&self) -> bool {
-        self.deleted || self.gone_since.is_some()
     }
 
     /// Has handed over every line that is complete.
