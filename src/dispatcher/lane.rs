@@ -33,7 +33,7 @@ use parking_lot::Mutex;
 use serde::Serialize;
 
 pub use self::spooling::{Settings as SpoolSettings, Spooling};
-use super::batch::{Batcher, Sealed, each_record, halves};
+use super::batch::{Batcher, Sealed, apart, each_record, halves};
 use super::retry::Request;
 use super::sender::Report;
 use crate::ack::{Count, Share, SinkId, Verdict};
@@ -431,11 +431,19 @@ impl Lane {
             Guilty::Unknown => {
                 self.recovered(now);
                 let (first, second) = halves(batch);
-                for parts in [second, first] {
-                    let batch = number(&mut self.next_number, parts);
-                    self.streets[at].queue.push_front(batch);
-                }
+                self.send_apart(at, vec![first, second]);
             }
+            Guilty::Apart(cuts) => {
+                self.recovered(now);
+                self.send_apart(at, apart(batch, &cuts));
+            }
+        }
+    }
+
+    fn send_apart(&mut self, at: usize, all: Vec<Sealed>) {
+        for parts in all.into_iter().rev() {
+            let batch = number(&mut self.next_number, parts);
+            self.streets[at].queue.push_front(batch);
         }
     }
 

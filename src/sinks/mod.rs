@@ -49,6 +49,9 @@ pub enum Guilty {
     Unknown,
     /// Indices into [`Batch::records`], rising. All others were stored.
     These(Vec<usize>),
+    /// The answer may be silent about some, and would be again: what begins at each of these indices, which rise and
+    /// are behind the first record, is sent by itself.
+    Apart(Vec<usize>),
 }
 
 /// Records into a payload. Pure: no files, no network, no clock.
