@@ -364,7 +364,15 @@ impl Lane {
                 parts.for_each(|(slice, share)| settle(spooling, &slice, share, &Verdict::Delivered));
             }
             Answer::Refused { which, why } => self.refused(at, batch, which, &why, now),
-            Answer::Retry { .. } if self.giving_up => self.streets[at].queue.push_front(batch),
+            Answer::Retry { .. } | Answer::Gone { .. } if self.giving_up => {
+                self.streets[at].queue.push_front(batch);
+            }
+            Answer::Gone { why } => {
+                log::warn!("{why}; what it did not take is kept where it can be read again");
+                self.streets[at].queue.push_front(batch);
+                self.feel(Mood::Resting, Some(why), now);
+                self.give_up(now);
+            }
             Answer::Retry { not_before, why } => {
                 self.failures += u32::from(self.mood != Mood::Resting);
                 if self.options.retry.max_attempts.is_some_and(|most| self.failures >= most) {

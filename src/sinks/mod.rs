@@ -36,6 +36,10 @@ pub enum Answer {
         not_before: Option<Duration>,
         why: Error,
     },
+    /// The sink will take nothing more in this life, and has told the agent, which stops.
+    Gone {
+        why: Error,
+    },
     /// The data is bad, or too much at once. Everything else was stored.
     Refused {
         which: Guilty,

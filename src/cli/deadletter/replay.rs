@@ -280,6 +280,7 @@ impl Replay<'_> {
                     let parts = bounds.windows(2).map(|bounds| &letters[bounds[0]..bounds[1]]);
                     return parts.flat_map(|part| self.deliver(street, part)).collect();
                 }
+                Answer::Gone { why } => return all(Fate::Waits, &why.to_string()),
                 Answer::Retry { why, .. } if attempt >= TRIES || !self.rest(pause) => {
                     return all(Fate::Waits, &why.to_string());
                 }
