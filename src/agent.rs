@@ -334,6 +334,7 @@ impl Agent {
         // Where they come from: now that outputs and spools have told what they have.
         let restored = ledger.restored();
         let known = restored.known.len();
+        let known_stamps = restored.known.iter().map(|known| known.stamps.len()).sum();
         let (known_containers, known_files): (Vec<_>, Vec<_>) =
             restored.known.iter().cloned().partition(monitors::container::is_container);
         let supply =
@@ -395,7 +396,8 @@ impl Agent {
             sinks: names,
         };
         let connections = lanes.iter().map(|(_, senders, _)| senders.len()).sum();
-        let actual = scale::Actual { at_start, connections, open_files_max, known, spool_is_left };
+        let actual =
+            scale::Actual { at_start, connections, open_files_max, known, known_stamps, spool_is_left };
         let stats = Stats::new(watched, scale::of(config, orders, actual), stop.stop);
         let bind = |at| status::Server::bind(at, config.status.token.clone(), lives.door.as_ref());
         let server = match config.status.listen.map(bind) {

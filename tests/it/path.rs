@@ -396,8 +396,11 @@ fn what_a_closed_stdout_did_not_take_comes_with_the_next_life() {
         let closed = |line: &&str| line.contains("WARN") && line.contains("stdout was closed by its reader");
         assert_eq!(said.lines().filter(closed).count(), 1, "{said}");
         assert!(!said.contains("trying again") && !said.contains("last try"), "{said}");
-        let place =
-            if from_file { "read again at the next start" } else { "in its spool, sent at the next start" };
+        let place = if from_file {
+            "unanswered, read again at the next start"
+        } else {
+            "in its spool, sent at the next start"
+        };
         assert!(said.contains(&format!(") {place}")), "{place}: {said}");
         assert!(!room.path("data/deadletter").exists(), "{said}");
 

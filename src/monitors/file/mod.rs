@@ -22,6 +22,7 @@ pub mod identity;
 mod known;
 mod names;
 mod packed;
+mod parts;
 pub mod survey;
 mod tail;
 #[cfg(test)]
