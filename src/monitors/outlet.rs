@@ -407,6 +407,7 @@ fn origin(source: &SourceOptions, filename: Option<&Path>, generation: Generatio
         labels: Arc::new(labels),
         replayable: filename.is_some(),
         filename: filename.map(Into::into),
+        stages: Box::default(),
     }
 }
 

@@ -27,7 +27,6 @@ use crate::ledger::{Cursor, Known};
 use crate::metrics::{Counter, Gauge};
 use crate::monitors::outlet::Timekeeper;
 use crate::monitors::{Outlet, StartAt, Supply};
-use crate::record::Labels;
 use crate::tasks::{Helpers, Task};
 
 /// Between two tries to reach the engine: soon back, and still next to nothing.
@@ -145,6 +144,7 @@ impl Monitor {
         let shared = Shared {
             engine,
             stream_as: options.stream_as,
+            stages: options.stages.clone(),
             labeller: Mutex::new(Labeller::new(&options.labels)),
             reports: Reports::new()?,
             source,
@@ -541,7 +541,7 @@ impl Monitor {
         let name = of_place(&known).map_or("", |(_, name)| name).to_owned();
         let place = place_of(id, &name);
         let source = &self.shared.source;
-        let who = Timekeeper { source, place: &place, labels: Labels::default(), lineage: known.lineage };
+        let who = Timekeeper::of_the_past(source, &place, known.lineage);
         let mut stream = self.outlet.reopen_timed(who, &known);
         self.lost(&format!("{name} ({})", short(id)), known.cursor.map(|cursor| cursor.ns));
         self.outlet.give_up(&mut stream, known.known_to(), "the container was removed");
