@@ -21,16 +21,12 @@ use super::holes::{Ahead, ahead, text_from};
 use super::identity::{HEAD_BYTES, begins_with, head_of, identity, read_at, stands_before};
 use super::packed::{Form, Unpacked};
 use crate::ack::GenerationId;
-use crate::budget::{READ_BYTES, Refused};
+use crate::budget::Refused;
 use crate::durable::FileId;
 use crate::ledger::{BEFORE_BYTES, HOLE, Head};
 use crate::metrics::Counter;
-use crate::monitors::outlet::CHUNK_LINES;
 use crate::monitors::{NotSent, Outlet, SourceOptions, Stream};
 use crate::tasks::Task;
-
-/// With what the Outlet adds for the ends of its lines, this is one [`READ_BYTES`] of credit.
-const TURN_BYTES: usize = READ_BYTES - CHUNK_LINES * size_of::<u32>() - 2048;
 
 /// In which the system counts what stands on the disk.
 pub(super) const BLOCK_BYTES: u64 = 512;
@@ -163,7 +159,6 @@ pub(super) struct Reading<'a> {
 /// Shared by all files: one turn at a time.
 #[derive(Default)]
 pub(super) struct Buffers {
-    data: Vec<u8>,
     ends: Vec<u32>,
 }
 
@@ -359,7 +354,8 @@ impl Tail {
     fn read(&mut self, reading: &mut Reading<'_>, end: End) -> Turn {
         let size = self.size_to_read();
         // A half line that is found whole by the next turn needs no look ahead.
-        let is_long = self.scanned >= self.position() + (TURN_BYTES / 2) as u64;
+        let turn_bytes = reading.outlet.chunk_bytes() - HEAD_BYTES; // one buffer, with what stands before
+        let is_long = self.scanned >= self.position() + (turn_bytes / 2) as u64;
         let rewritten = is_long && self.was_rewritten();
         let (Some(file), Some(stream)) = (&self.descriptor, &mut self.stream) else { return Turn::Rest };
         let mut hole_at = None;
@@ -384,15 +380,15 @@ impl Tail {
             None => read_at(file, buffer, offset),
         };
         let Reading { outlet, options, task, buffers, cut_lines, now } = reading;
-        let Buffers { data, ends } = &mut **buffers;
+        let Buffers { ends } = &mut **buffers;
         let longest = options.max_line_bytes;
         let position = stream.position();
         let there = usize::try_from(size.saturating_sub(position)).unwrap_or(usize::MAX);
 
         // Up to the hole at most: then there is no more of the line that stands before it.
-        let to_hole = hole_at.map(|hole| (hole - position) as usize).filter(|to| *to <= TURN_BYTES);
+        let to_hole = hole_at.map(|hole| (hole - position) as usize).filter(|to| *to <= turn_bytes);
         let limit = stream.read_limit().unwrap_or(u64::MAX);
-        let mut want = to_hole.unwrap_or(TURN_BYTES).min(there);
+        let mut want = to_hole.unwrap_or(turn_bytes).min(there);
         if is_long && end == End::More && to_hole.is_none() {
             // The line that begins here is longer than what was read so far: look for its end only.
             if limit <= size && limit - position <= longest as u64 {
@@ -402,8 +398,8 @@ impl Tail {
             } else if rewritten {
                 return Turn::Truncated { seen: 0 };
             } else {
-                data.resize(TURN_BYTES.min((size - self.scanned) as usize), 0);
-                let fresh = match read_at(data, self.scanned) {
+                let mut data = outlet.buffer(turn_bytes.min((size - self.scanned) as usize));
+                let fresh = match read_at(&mut data, self.scanned) {
                     Ok(fresh) => fresh,
                     Err(cause) => return Turn::Failed(cause),
                 };
@@ -416,20 +412,20 @@ impl Tail {
                 }
             }
         } else if end == End::Final && to_hole.is_none() {
-            want = there.min(longest.max(TURN_BYTES));
+            want = there.min(longest.max(turn_bytes));
         }
         want = want.min(usize::try_from(limit - position).unwrap_or(usize::MAX));
 
-        let credit = match outlet.take(stream, want) {
-            Ok(credit) => credit,
-            Err(refused) => return Turn::NoCredit(refused),
-        };
         // What stands before comes with it, in one read, so that nothing can be exchanged in between; at the
         // beginning all of it, so that the head is of the same bytes too.
         let before = self.before.unwrap_or_default();
         let back = if position < HEAD_BYTES as u64 { position as usize } else { before.len as usize };
-        data.resize(back + want, 0);
-        let read = match read_at(data, position - back as u64) {
+        let credit = match outlet.take(stream, back + want) {
+            Ok(credit) => credit,
+            Err(refused) => return Turn::NoCredit(refused),
+        };
+        let mut data = outlet.buffer(back + want);
+        let read = match read_at(&mut data, position - back as u64) {
             Ok(read) => read,
             Err(cause) => return Turn::Failed(cause),
         };
@@ -462,8 +458,9 @@ impl Tail {
         // Up to the limit the pieces are those of the last life, the cut one at its end included.
         let end = if position + len as u64 == limit { End::Final } else { end };
         ends.clear();
-        let consumed = frame(&fresh[..len], longest, end, CHUNK_LINES, ends);
-        let looked_at = if ends.len() < CHUNK_LINES { len } else { consumed };
+        let most = outlet.chunk_lines();
+        let consumed = frame(&fresh[..len], longest, end, most, ends);
+        let looked_at = if ends.len() < most { len } else { consumed };
         self.scanned = position + looked_at as u64;
         if self.form.is_none() && !self.has_holes && fresh[consumed..len].first() == Some(&0) {
             self.has_holes = true; // room that was taken in advance is counted as if it were used
@@ -473,7 +470,10 @@ impl Tail {
             let cut = ends.iter().filter(|end| fresh[**end as usize - 1] != b'\n').count();
             cut_lines.add(cut as u64);
             task.waits_for("the workers");
-            match outlet.send(stream, &fresh[..consumed], ends, credit) {
+            let seen = &data[..back + consumed];
+            let before = Head::of(&seen[seen.len().saturating_sub(BEFORE_BYTES)..]);
+            data.keep(back..back + consumed);
+            match outlet.send_read(stream, data, ends, credit) {
                 Ok(()) => {}
                 Err(NotSent::Stopped) => return Turn::Stopped,
                 // Nothing else can be stamped either: like a budget without room.
@@ -483,11 +483,7 @@ impl Tail {
                 }
             }
             task.beat();
-            let before = &data[..back + consumed];
-            self.before = Some(Head::of(&before[before.len().saturating_sub(BEFORE_BYTES)..]));
-        }
-        if data.capacity() > TURN_BYTES + HEAD_BYTES {
-            *data = Vec::new(); // a long line was here
+            self.before = Some(before);
         }
         self.after_read(len, options.idle, *now)
     }
