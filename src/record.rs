@@ -9,8 +9,12 @@
 //!
 //! Not here: what a line is (`monitors/file/framing.rs`), who answers for it (`ack.rs`).
 
+mod plain;
+
 use std::ops::Range;
 use std::sync::Arc;
+
+pub use plain::Plain;
 
 use crate::ack::{Ack, Count, GenerationId, Share};
 use crate::budget::Credit;
@@ -263,6 +267,8 @@ pub struct Entry {
 pub struct Changed {
     pub text: Option<Box<[u8]>>,
     pub time_ns: Option<i64>,
+    /// Something of the line is missing, although it has a line end.
+    pub partial: bool,
     pub labels: Option<Arc<Labels>>,
     /// Structured metadata: belongs to the line, not to its stream. Holds what the line had before, too.
     pub metadata: Vec<(Arc<str>, Box<str>)>,
@@ -380,7 +386,7 @@ impl Records {
                 Some(changed) if !changed.metadata.is_empty() => &changed.metadata,
                 _ => self.lines.metadata(line),
             },
-            partial: self.lines.is_partial(line),
+            partial: changed.is_some_and(|c| c.partial) || self.lines.is_partial(line),
             continues: self.lines.goes_on(line),
             offset: self.lines.start + self.lines.starts_at(line) as u64,
             len: raw.len() as u64,

@@ -9,6 +9,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+#[expect(
+    clippy::box_collection,
+    reason = "what is nearly never there takes eight bytes for each file and sink"
+)]
 #[derive(Clone, Debug, Default)]
 pub enum Offsets<V> {
     #[default]

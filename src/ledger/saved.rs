@@ -15,8 +15,6 @@ use crate::durable::FileId;
 pub struct Saved<G = Vec<SavedGeneration>> {
     /// Of the data folder: drawn at its first start.
     pub id: u64,
-    /// The life that wrote it ended in good order: nothing was given a number after it.
-    pub clean: bool,
     /// The last record of the journal that is in it.
     pub journal: Mark,
     pub last_stamp_ns: i64,
@@ -28,7 +26,6 @@ pub struct Saved<G = Vec<SavedGeneration>> {
 /// What has changed since the frame before.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Changes<G = Vec<SavedGeneration>> {
-    pub clean: bool,
     pub journal: Mark,
     pub last_stamp_ns: i64,
     pub next_generation: u64,
@@ -50,8 +47,8 @@ impl Saved {
         let mut generations: BTreeMap<u64, SavedGeneration> =
             generations.map(|generation| (generation.id, generation)).collect();
         for changes in all {
-            let Changes { clean, journal, last_stamp_ns, next_generation, .. } = changes;
-            (self.clean, self.journal) = (clean, journal);
+            let Changes { journal, last_stamp_ns, next_generation, .. } = changes;
+            self.journal = journal;
             (self.last_stamp_ns, self.next_generation) = (last_stamp_ns, next_generation);
             changes.gone.iter().for_each(|id| drop(generations.remove(id)));
             generations.extend(changes.generations.into_iter().map(|generation| (generation.id, generation)));

@@ -79,9 +79,8 @@ impl State {
     }
 
     pub fn restored(&self, first_start: bool) -> Restored {
-        let known = |(id, page): (&GenerationId, &Box<Page>)| page.known(*id);
         Restored {
-            known: self.pages.iter().map(known).collect::<Vec<Known>>(),
+            known: self.pages.iter().map(|(id, page)| page.known(*id)).collect::<Vec<Known>>(),
             id: id_text(self.id),
             last_stamp_ns: self.last_stamp_ns,
             next_generation: self.next_generation,
@@ -291,17 +290,21 @@ impl State {
         self.meters.generations.set(self.pages.len() as i64);
     }
 
-    /// The numbers of generations that a life has given which did not end in good order may not be known here, but
-    /// to the outputs and spools that stand on the disk: so they are never given again.
+    /// A life that died before its first checkpoint may have given numbers that nobody here knows of, but outputs,
+    /// spools and receivers do: so they are never given again. How many they were is not known either, nor how many
+    /// such lives there were: `count` is drawn.
     pub fn skip_generations(&mut self, count: u64) {
         self.next_generation += count;
     }
 
-    /// Everything, for a snapshot. `clean`: see [`Saved::clean`].
-    pub fn to_save(&self, journal: Mark, own_files: &OwnFiles, clean: bool) -> Saved<Pages<'_>> {
+    pub fn last_stamp_ns(&self) -> i64 {
+        self.last_stamp_ns
+    }
+
+    /// Everything, for a snapshot.
+    pub fn to_save(&self, journal: Mark, own_files: &OwnFiles) -> Saved<Pages<'_>> {
         Saved {
             id: self.id,
-            clean,
             journal,
             last_stamp_ns: self.last_stamp_ns,
             next_generation: self.next_generation,
@@ -311,9 +314,8 @@ impl State {
     }
 
     /// What has changed since [`State::was_saved`].
-    pub fn changes(&self, journal: Mark, own_files: &OwnFiles, clean: bool) -> Changes<Pages<'_>> {
+    pub fn changes(&self, journal: Mark, own_files: &OwnFiles) -> Changes<Pages<'_>> {
         Changes {
-            clean,
             journal,
             last_stamp_ns: self.last_stamp_ns,
             next_generation: self.next_generation,
@@ -357,11 +359,16 @@ impl State {
     pub fn books(&self) -> Books {
         let mut books = self.books.clone();
         books.generations = self.pages.len();
+        books.kept_stamps = self.pages.values().map(|page| page.stamps.len()).sum();
         let asked = self.pages.iter().filter(|(_, page)| !page.is_settled());
         let settled = self.pages.iter().filter(|(_, page)| page.is_settled());
         let shown = asked.chain(settled).take(PAGES_SHOWN);
         books.pages = shown.map(|(id, page)| view(*id, page, &self.names)).collect();
         books
+    }
+
+    pub fn meters(&self) -> &Meters {
+        &self.meters
     }
 
     /// Every generation, for an audit.

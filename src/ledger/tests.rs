@@ -79,7 +79,7 @@ fn state() -> State {
 
 /// As it stands in a checkpoint.
 fn saved(state: &State) -> Saved {
-    let saved = serde_json::to_vec(&state.to_save(Mark::default(), &OwnFiles::default(), true)).unwrap();
+    let saved = serde_json::to_vec(&state.to_save(Mark::default(), &OwnFiles::default())).unwrap();
     serde_json::from_slice(&saved).unwrap()
 }
 
@@ -107,9 +107,8 @@ fn what_is_let_go_or_not_read_is_not_written_again() {
     let mut state = state();
     state.apply(opened(0), false).unwrap();
     state.apply(stamp(0, SinkSet::all(2)), false).unwrap();
-    let changed = |state: &State| {
-        state.changes(Mark::default(), &OwnFiles::default(), false).generations.iter().count()
-    };
+    let changed =
+        |state: &State| state.changes(Mark::default(), &OwnFiles::default()).generations.iter().count();
     assert_eq!(changed(&state), 1);
     state.was_saved(None);
     let unread = || Note::Unread { generation: GENERATION, bytes: 7 };
@@ -257,6 +256,43 @@ fn what_is_missing_in_a_spool_is_read_again() {
     let all = [(GENERATION, 100..200, true), (GENERATION, 200..300, false), (GENERATION, 300..400, false)];
     assert_eq!(found(&all), Progress::starting_at(400));
     assert_eq!(found(&[]), Progress::starting_at(100));
+}
+
+/// Nobody but its outputs knows of a life that died before its first checkpoint, and the life before it had ended in
+/// good order.
+#[test]
+fn a_life_that_left_no_trace_used_its_numbers_all_the_same() {
+    let disk = crate::disk::model::ModelDisk::default();
+    let open = || {
+        let settings = Settings {
+            folder: "/data/ledger".into(),
+            sinks: names(),
+            sync_interval: Duration::from_secs(1),
+            unsynced: Default::default(),
+            passed: Default::default(),
+            own_files: Default::default(),
+            disk: Arc::new(disk.clone()),
+        };
+        let (_switch, stop) = tasks::Switch::new().unwrap();
+        let (metrics, mut wires) = (Registry::default(), tasks::Wires::default());
+        let (ledger, book, _) = Ledger::open(settings, stop, Duration::from_secs(1), &metrics, &mut wires);
+        (ledger, book)
+    };
+    let (ledger, book) = open();
+    let table = Arc::new(tasks::Table::new(Clock::real()));
+    tasks::run(table.clone(), |tasks| {
+        let spec = tasks::Spec::carrier("ledger", Duration::from_secs(5));
+        tasks.spawn(spec, move |task| ledger.run(task)).unwrap();
+        drop(book);
+    })
+    .unwrap();
+    for life in 0..20 {
+        let first = open().0.restored().next_generation;
+        disk.process_dies();
+        let next = open().0.restored().next_generation;
+        assert_ne!(first, next, "life {life} gave a number, which went out with its lines");
+        disk.process_dies();
+    }
 }
 
 #[test]
@@ -428,7 +464,7 @@ fn a_hundred_thousand_generations_are_ready_at_once() {
     let (mut slots, _) = super::checkpoint::Slots::open(disk.clone(), folder.path());
     let clock = Clock::real();
     let began = clock.now();
-    slots.write_snapshot(&state.to_save(Mark::default(), &OwnFiles::default(), true)).unwrap();
+    slots.write_snapshot(&state.to_save(Mark::default(), &OwnFiles::default())).unwrap();
     let (written, bytes) =
         (clock.now() - began, std::fs::metadata(folder.path().join("checkpoint-0")).unwrap().len());
     let began = clock.now();

@@ -269,6 +269,20 @@ impl Outlet {
         stream: &mut Stream,
         data: &[u8],
         ends: &[u32],
+        credit: Credit,
+    ) -> Result<(), NotSent> {
+        let before = Head::of(&data[data.len().saturating_sub(BEFORE_BYTES)..]);
+        self.send_arranged(stream, data, ends, before, credit)
+    }
+
+    /// As [`Outlet::send`], for bytes that do not stand in the file in this order. `before`: of those that stand there
+    /// right before where the chunk ends.
+    pub fn send_arranged(
+        &mut self,
+        stream: &mut Stream,
+        data: &[u8],
+        ends: &[u32],
+        before: Head,
         mut credit: Credit,
     ) -> Result<(), NotSent> {
         assert!(
@@ -298,7 +312,7 @@ impl Outlet {
             continues: stream.continues,
             cut,
             sinks,
-            before: Head::of(&data[data.len().saturating_sub(BEFORE_BYTES)..]),
+            before,
             cursor: None,
         };
         match is_new {

@@ -27,7 +27,7 @@ use super::Mailbox;
 use super::discovery::Sweep;
 use super::known::NotMet;
 use super::names::rotated;
-use super::tail::{Buffers, Reading, Tail, Turn};
+use super::tail::{Buffers, Reading, Step, Tail, Turn};
 use super::view::{FileView, FilesSnapshot, FilesView, SHOWN_MAX, Sizes};
 use super::watch::Hints;
 use crate::budget::Refused;
@@ -38,6 +38,9 @@ use crate::metrics::{Counter, Gauge, Registry};
 use crate::monitors::{FileSourceOptions, Outlet, SourceKind, SourceOptions};
 use crate::tasks::Task;
 use opening::Opened;
+
+/// A file that is gone and read leaves at the next look after its grace; this long after it, it has not.
+const OVERDUE_AFTER: Duration = Duration::from_secs(60);
 
 /// People do not read faster.
 const VIEW_EVERY: Duration = Duration::from_secs(1);
@@ -82,6 +85,8 @@ pub struct Files {
     /// Files whose descriptor can perhaps be closed, the one that rested longest first.
     rested: VecDeque<(FileId, u64)>,
     turns: u64,
+    /// When those that are in trouble get another turn.
+    try_again_at: Instant,
     polls: u64,
     /// By source.
     poll_at: Vec<Instant>,
@@ -158,6 +163,7 @@ impl Files {
             open_limit: setting.open_max.max(1),
             rested: VecDeque::new(),
             turns: 0,
+            try_again_at: now,
             polls: 0,
             poll_at: vec![now; sources.len()],
             view_at: now,
@@ -246,6 +252,9 @@ impl Files {
                         + file_options(source).map_or(Duration::from_secs(3600), |file| file.poll_interval);
                 }
                 self.poll_by_turns(|source| due[source], now);
+                if self.try_again_at <= now {
+                    self.try_again(now);
+                }
                 self.limit_deleted(now);
                 self.show(now);
             }
@@ -484,6 +493,14 @@ impl Files {
         (tail.start, tail.scanned, tail.until, tail.before, tail.first_path) = (0, 0, None, None, None);
     }
 
+    /// It has been over for longer than it takes to find that out.
+    fn is_overdue(&self, tail: &Tail, now: Instant) -> bool {
+        let source = &self.sources[tail.source];
+        let poll = file_options(source).map_or(Duration::ZERO, |file| file.poll_interval);
+        let then = now.checked_sub(OVERDUE_AFTER + 2 * poll);
+        tail.is_gone() && then.is_some_and(|then| tail.step(source.idle, then) == Step::Finish)
+    }
+
     fn show(&mut self, now: Instant) {
         if now < self.view_at || !self.view_is_old {
             return;
@@ -504,7 +521,8 @@ impl Files {
             passed_over: self.passed_over.len(),
             unreadable: self.tails.values().filter(|tail| tail.trouble).count(),
             sizes: Sizes {
-                gone: self.tails.values().filter(|tail| tail.deleted || tail.gone_since.is_some()).count(),
+                gone: self.tails.values().filter(|tail| tail.is_gone()).count(),
+                overdue: self.tails.values().filter(|tail| self.is_overdue(tail, now)).count(),
                 paths: self.paths.len(),
                 lineages: self.newest.len(),
                 in_line: self.ready.len(),

@@ -10,6 +10,7 @@
 
 use std::fs::{File, Metadata};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use super::framing::{End, frame};
 use super::holes::{Ahead, ahead, text_from};
 use super::identity::{HEAD_BYTES, begins_with, head_of, identity, read_at, stands_before};
 use super::packed::{Form, Unpacked};
+use super::parts::{Found as Framed, arrange, frame_parts, keep_within};
 use crate::ack::GenerationId;
 use crate::budget::{READ_BYTES, Refused};
 use crate::durable::FileId;
@@ -148,6 +150,8 @@ pub(super) struct Tail {
     pub before: Option<Head>,
     /// When it was last put aside, in turns.
     pub rested: u64,
+    /// Where a line begins that was written in parts and lacks its last one, and since when we know.
+    open_line: Option<Box<(u64, Instant)>>,
 }
 
 /// What a turn needs besides the file.
@@ -165,6 +169,8 @@ pub(super) struct Reading<'a> {
 pub(super) struct Buffers {
     data: Vec<u8>,
     ends: Vec<u32>,
+    /// What has to be arranged (`parts.rs`).
+    mixed: Vec<Range<usize>>,
 }
 
 #[derive(Debug)]
@@ -219,6 +225,7 @@ impl Tail {
             trouble: false,
             before: None,
             rested: 0,
+            open_line: None,
         })
     }
 
@@ -299,6 +306,11 @@ impl Tail {
         })
     }
 
+    /// No path leads to it any more.
+    pub fn is_gone(&self) -> bool {
+        self.deleted || self.gone_since.is_some()
+    }
+
     /// Has handed over every line that is complete.
     pub fn is_at_end(&self) -> bool {
         self.size_to_read() <= self.scanned.max(self.position())
@@ -359,6 +371,8 @@ impl Tail {
 
     fn read(&mut self, reading: &mut Reading<'_>, end: End) -> Turn {
         let size = self.size_to_read();
+        let in_parts = reading.options.is_in_parts();
+        let open_since = self.open_line.as_ref().filter(|open| open.0 == self.position()).map(|open| open.1);
         // A half line that is found whole by the next turn needs no look ahead.
         let is_long = self.scanned >= self.position() + (TURN_BYTES / 2) as u64;
         let rewritten = is_long && self.was_rewritten();
@@ -385,21 +399,31 @@ impl Tail {
             None => read_at(file, buffer, offset),
         };
         let Reading { outlet, options, task, buffers, cut_lines, now } = reading;
-        let Buffers { data, ends } = &mut **buffers;
+        let Buffers { data, ends, mixed } = &mut **buffers;
         let longest = options.max_line_bytes;
-        let position = stream.position();
+        // A place within what an earlier life has arranged means nothing without all of it.
+        let again = stream.stamp_start().filter(|start| in_parts && *start < stream.position());
+        let position = again.unwrap_or(stream.position());
         let there = usize::try_from(size.saturating_sub(position)).unwrap_or(usize::MAX);
 
         // Up to the hole at most: then there is no more of the line that stands before it.
         let to_hole = hole_at.map(|hole| (hole - position) as usize).filter(|to| *to <= TURN_BYTES);
-        let limit = stream.read_limit().unwrap_or(u64::MAX);
+        let limit = if in_parts { stream.stamp_limit() } else { stream.read_limit() }.unwrap_or(u64::MAX);
+        let end = match open_since {
+            Some(since) if end == End::More && limit == u64::MAX && *now - since >= options.idle => {
+                End::Lines
+            }
+            _ => end,
+        };
         let mut want = to_hole.unwrap_or(TURN_BYTES).min(there);
-        if is_long && end == End::More && to_hole.is_none() {
+        if again.is_some() {
+            want = ((limit - position) as usize).min(there);
+        } else if is_long && end != End::Final && to_hole.is_none() {
             // The line that begins here is longer than what was read so far: look for its end only.
             if limit <= size && limit - position <= longest as u64 {
                 want = (limit - position) as usize; // it was cut there in another life
-            } else if there >= longest {
-                want = longest;
+            } else if in_parts || there >= longest {
+                want = longest.min(there);
             } else if rewritten {
                 return Turn::Truncated { seen: 0 };
             } else {
@@ -427,8 +451,9 @@ impl Tail {
         };
         // What stands before comes with it, in one read, so that nothing can be exchanged in between; at the
         // beginning all of it, so that the head is of the same bytes too.
-        let before = self.before.unwrap_or_default();
-        let back = if position < HEAD_BYTES as u64 { position as usize } else { before.len as usize };
+        let before = self.before.filter(|_| again.is_none());
+        let before_len = before.map_or(0, |before| before.len as usize);
+        let back = if position < HEAD_BYTES as u64 { position as usize } else { before_len };
         data.resize(back + want, 0);
         let read = match read_at(data, position - back as u64) {
             Ok(read) => read,
@@ -437,7 +462,7 @@ impl Tail {
         let Some(len) = read.checked_sub(back) else { return Turn::Rest };
         let from_start = back as u64 == position;
         let known = from_start && read >= self.head.len as usize;
-        if self.before.is_some() && Head::of(&data[back - before.len as usize..back]) != before
+        if before.is_some_and(|before| Head::of(&data[back - before_len..back]) != before)
             || known && !begins_with(&data[..read], self.head)
         {
             return Turn::Truncated { seen: 0 };
@@ -463,18 +488,42 @@ impl Tail {
         // Up to the limit the pieces are those of the last life, the cut one at its end included.
         let end = if position + len as u64 == limit { End::Final } else { end };
         ends.clear();
-        let consumed = frame(&fresh[..len], longest, end, CHUNK_LINES, ends);
-        let looked_at = if ends.len() < CHUNK_LINES { len } else { consumed };
+        mixed.clear();
+        let found = match in_parts {
+            true => frame_parts(&fresh[..len], longest, end, CHUNK_LINES, ends, mixed),
+            false => Framed::of_lines(
+                fresh,
+                frame(&fresh[..len], longest, end, CHUNK_LINES, ends),
+                ends,
+                CHUNK_LINES,
+            ),
+        };
+        let consumed = found.bytes;
+        let looked_at = if found.full { consumed } else { len };
         self.scanned = position + looked_at as u64;
         if self.form.is_none() && !self.has_holes && fresh[consumed..len].first() == Some(&0) {
             self.has_holes = true; // room that was taken in advance is counted as if it were used
             self.scanned = position + consumed as u64;
         }
         if consumed > 0 {
-            let cut = ends.iter().filter(|end| fresh[**end as usize - 1] != b'\n').count();
-            cut_lines.add(cut as u64);
+            let before = &data[..back + consumed];
+            let mut before = Some(Head::of(&before[before.len().saturating_sub(BEFORE_BYTES)..]));
+            let fresh = &mut data[back..back + consumed];
+            arrange(fresh, mixed);
+            let mut part = 0..consumed;
+            if in_parts {
+                let upto = stream.read_limit().map_or(consumed, |limit| (limit - position) as usize);
+                part = (stream.position() - position) as usize..upto.min(consumed);
+                before = before.filter(|_| part.end == consumed);
+                keep_within(ends, part.start, part.end);
+            }
+            if part.is_empty() {
+                return Turn::Failed(io::Error::other("is not what it was when it was read before"));
+            }
+            cut_lines.add(found.cut as u64);
             task.waits_for("the workers");
-            match outlet.send(stream, &fresh[..consumed], ends, credit) {
+            let sent = outlet.send_arranged(stream, &fresh[part], ends, before.unwrap_or_default(), credit);
+            match sent {
                 Ok(()) => {}
                 Err(NotSent::Stopped) => return Turn::Stopped,
                 // Nothing else can be stamped either: like a budget without room.
@@ -484,8 +533,12 @@ impl Tail {
                 }
             }
             task.beat();
-            let before = &data[..back + consumed];
-            self.before = Some(Head::of(&before[before.len().saturating_sub(BEFORE_BYTES)..]));
+            self.before = before;
+        }
+        if in_parts {
+            let at = position + consumed as u64;
+            let open = || open_since.filter(|_| consumed == 0).unwrap_or(*now);
+            self.open_line = (consumed < len && !found.full).then(|| Box::new((at, open())));
         }
         if data.capacity() > TURN_BYTES + HEAD_BYTES {
             *data = Vec::new(); // a long line was here

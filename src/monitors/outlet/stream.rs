@@ -38,11 +38,20 @@ impl Stream {
     /// timed by another stamp. What ends here without a line end was cut here before.
     pub fn read_limit(&self) -> Option<u64> {
         let edges = self.progress.iter().flat_map(|progress| progress.edges(self.position));
-        let stamp = self.stamps.front().map(|stamp| match self.position < stamp.start {
+        edges.chain(self.stamp_limit()).min()
+    }
+
+    /// Where an earlier life began or ended a chunk behind the position.
+    pub fn stamp_limit(&self) -> Option<u64> {
+        self.stamps.front().map(|stamp| match self.position < stamp.start {
             true => stamp.start,
             false => stamp.end,
-        });
-        edges.chain(stamp).min()
+        })
+    }
+
+    /// Where an earlier life began the chunk that the position lies in.
+    pub fn stamp_start(&self) -> Option<u64> {
+        self.stamps.front().map(|stamp| stamp.start).filter(|start| *start <= self.position)
     }
 
     /// Of the line at the position, if an earlier life has given it one.

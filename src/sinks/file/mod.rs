@@ -21,6 +21,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
+pub use journal::SEGMENTS_MAX as JOURNAL_SEGMENTS_MAX;
 pub use outputs::{OPEN_MAX, UNSYNCED_MAX};
 pub use template::Template;
 
@@ -32,7 +33,7 @@ use super::format::Renderer;
 use super::{Delivered, Encoder, FileOptions, Format, Link, OpenResult, OpenSink, SinkContext, SinkOptions};
 use crate::ack::GenerationId;
 use crate::error::Error;
-use crate::record::{Batch, Record};
+use crate::record::{Batch, Origin, Slice};
 
 /// Reads the journal of the last life and repairs its outputs; else an output is opened, or made, by its first
 /// line. Always one connection, whatever the options say: the outputs have one writer. An error is a path that the
@@ -71,9 +72,11 @@ fn open_journal(name: &Arc<str>, folder: &Path, cx: &SinkContext) -> (Journal, V
         "outputs_unjournaled_total",
         "Writes to outputs that could not be noted first: a crash soon after them doubles lines.",
     );
+    let about = "Files of the journal of the outputs of a sink, each of 1 MiB.";
+    let segments = cx.metrics.gauge("output_journal_segments", about, &[("sink", name)]);
+    let meters = journal::Meters { unjournaled, segments };
     let (disk, unsynced, passed) = (cx.disk.clone(), cx.unsynced.clone(), cx.passed.clone());
-    let (mut journal, entries) =
-        Journal::open(name, folder.join(&**name), disk, unsynced, passed, unjournaled);
+    let (mut journal, entries) = Journal::open(name, folder.join(&**name), disk, unsynced, passed, meters);
     let Recovered { mut delivered, cut, strange, failed } = recover(name, entries, &*cx.disk, &cx.unsynced);
     counter("outputs_cut_bytes_total", "Bytes of torn writes cut off outputs at the start.").add(cut);
     counter(
@@ -121,18 +124,19 @@ impl Encoder for FileEncoder {
         payload.clear();
         self.places.clear();
         self.paths.clear();
-        let mut run = None; // records come in long runs of one place
-        for record in batch.records() {
-            let hour = if self.timed { template::hour_of(record.time_ns) } else { 0 };
-            let place = (record.origin.generation, hour);
-            let path = match run {
-                Some((known, path)) if known == place => path,
-                _ => self.path(&record, place, payload),
-            };
-            run = Some((place, path));
-            let exact = self.exact && record.raw.is_some();
-            let renderer = &self.renderer;
-            payload.push(path, &record, exact, self.cuts, |bytes| renderer.push(&record, bytes));
+        for slice in batch.slices() {
+            // Nearly always: one stretch of the source, which goes into one output as it is.
+            if self.exact
+                && let Some(plain) = slice.records.plain(slice.range.clone())
+                && let hours = [plain.time_ns, plain.last_time_ns()].map(|time_ns| self.hour(time_ns))
+                && hours[0] == hours[1]
+            {
+                let origin = slice.records.origin();
+                let path = self.path(origin, (origin.generation, hours[0]), payload);
+                payload.push_plain(path, origin, &plain);
+            } else {
+                self.encode_each(slice, payload);
+            }
         }
     }
 
@@ -142,9 +146,28 @@ impl Encoder for FileEncoder {
 }
 
 impl FileEncoder {
-    fn path(&mut self, record: &Record<'_>, place: (GenerationId, i64), payload: &mut Payload) -> usize {
+    fn encode_each(&mut self, slice: &Slice, payload: &mut Payload) {
+        let mut run = None; // records come in long runs of one place
+        for record in slice.iter() {
+            let place = (record.origin.generation, self.hour(record.time_ns));
+            let path = match run {
+                Some((known, path)) if known == place => path,
+                _ => self.path(record.origin, place, payload),
+            };
+            run = Some((place, path));
+            let exact = self.exact && record.raw.is_some();
+            let renderer = &self.renderer;
+            payload.push(path, &record, exact, self.cuts, |bytes| renderer.push(&record, bytes));
+        }
+    }
+
+    fn hour(&self, time_ns: i64) -> i64 {
+        if self.timed { template::hour_of(time_ns) } else { 0 }
+    }
+
+    fn path(&mut self, origin: &Origin, place: (GenerationId, i64), payload: &mut Payload) -> usize {
         *self.places.entry(place).or_insert_with(|| {
-            let path: Arc<Path> = self.template.render(record.origin, place.1).into();
+            let path: Arc<Path> = self.template.render(origin, place.1).into();
             *self.paths.entry(path).or_insert_with_key(|path| payload.add_path(path.clone()))
         })
     }
