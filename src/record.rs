@@ -61,7 +61,7 @@ impl Labels {
 }
 
 /// Where lines come from: one generation of one file, or one stream.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Origin {
     /// The `name` of the entry of `sources[]`.
     pub source: Arc<str>,

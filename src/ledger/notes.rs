@@ -1,5 +1,6 @@
 //! What the ledger is told, and what it tells those who go on after a restart.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -197,6 +198,9 @@ pub struct Restored {
     pub next_generation: u64,
     /// There was no state at all: this is the first start in this `data_dir`.
     pub first_start: bool,
+    /// What each sink has, by [`crate::ack::SinkId`], of generations that the ledger will meet once more: their
+    /// numbers are derived from what they are, and the last life died before it could save them.
+    pub foretold: Arc<BTreeMap<GenerationId, Vec<Progress>>>,
 }
 
 /// Bytes of a generation.

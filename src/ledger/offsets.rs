@@ -14,6 +14,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
     reason = "what is nearly never there takes eight bytes for each file and sink"
 )]
 #[derive(Clone, Debug, Default)]
+#[expect(clippy::box_collection, reason = "three words for a map that is hardly ever there are two too many")]
 pub enum Offsets<V> {
     #[default]
     Empty,

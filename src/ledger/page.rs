@@ -80,6 +80,27 @@ impl Page {
         }
     }
 
+    /// Of which outputs have something, and nobody knows more yet.
+    pub fn foretold(sinks: usize) -> Page {
+        let (generation, source) = (GenerationId(0), "".into());
+        let opened =
+            Opened { generation, source, filename: None, identity: None, lineage: 0, start: 0, cursor: None };
+        Page::opened(opened, sinks)
+    }
+
+    /// All of it is read once more.
+    pub fn begin_anew(&mut self, start: u64) {
+        self.finished = false;
+        self.known_to = self.high.to;
+        (self.read, self.passed_over) = (0, 0);
+        self.read_to = start;
+    }
+
+    /// Stamps of this life alone that somebody has not answered for.
+    pub fn open_chunks(&self) -> usize {
+        self.stamps.range(self.known_to, u64::MAX).count()
+    }
+
     /// As it was saved, for the sinks of this configuration. One that is new starts at the position of the others.
     /// `source`: its name, as all of its pages share it.
     pub fn restored(saved: SavedGeneration, source: Arc<str>, names: &[Arc<str>]) -> Page {

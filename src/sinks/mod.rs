@@ -36,6 +36,10 @@ pub enum Answer {
         not_before: Option<Duration>,
         why: Error,
     },
+    /// The sink will take nothing more in this life, and has told the agent, which stops.
+    Gone {
+        why: Error,
+    },
     /// The data is bad, or too much at once. Everything else was stored.
     Refused {
         which: Guilty,
@@ -49,6 +53,9 @@ pub enum Guilty {
     Unknown,
     /// Indices into [`Batch::records`], rising. All others were stored.
     These(Vec<usize>),
+    /// The answer may be silent about some, and would be again: what begins at each of these indices, which rise and
+    /// are behind the first record, is sent by itself.
+    Apart(Vec<usize>),
 }
 
 /// Records into a payload. Pure: no files, no network, no clock.

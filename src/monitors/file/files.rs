@@ -498,7 +498,7 @@ impl Files {
         let source = &self.sources[tail.source];
         let poll = file_options(source).map_or(Duration::ZERO, |file| file.poll_interval);
         let then = now.checked_sub(OVERDUE_AFTER + 2 * poll);
-        tail.is_gone() && then.is_some_and(|then| tail.step(source.idle, then) == Step::Finish)
+        is_gone(tail) && then.is_some_and(|then| tail.step(source.idle, then) == Step::Finish)
     }
 
     fn show(&mut self, now: Instant) {
@@ -521,7 +521,7 @@ impl Files {
             passed_over: self.passed_over.len(),
             unreadable: self.tails.values().filter(|tail| tail.trouble).count(),
             sizes: Sizes {
-                gone: self.tails.values().filter(|tail| tail.is_gone()).count(),
+                gone: self.tails.values().filter(|tail| is_gone(tail)).count(),
                 overdue: self.tails.values().filter(|tail| self.is_overdue(tail, now)).count(),
                 paths: self.paths.len(),
                 lineages: self.newest.len(),
@@ -535,6 +535,11 @@ impl Files {
         snapshot.files.sort_by(|a, b| a.path.cmp(&b.path));
         self.view.replace(snapshot);
     }
+}
+
+/// No path leads to it any more.
+fn is_gone(tail: &Tail) -> bool {
+    tail.deleted || tail.gone_since.is_some()
 }
 
 fn state(tail: &Tail) -> &'static str {

@@ -45,8 +45,7 @@ pub(super) struct Tail {
     pub path: Arc<Path>,
     /// Where it was seen first, if it was renamed before its generation was opened: that is its name.
     pub first_path: Option<Arc<Path>>,
-    /// Reserved when it was admitted: the generations of a lineage are numbered in the order in which they came,
-    /// whenever they are opened.
+    /// Reserved when it was admitted, so that those of a lineage are numbered in the order in which they came.
     pub generation: Option<GenerationId>,
     pub file: FileId,
     /// Place in `sources[]`.
@@ -252,11 +251,6 @@ impl Tail {
             once: self.until.is_some(),
             idle,
         })
-    }
-
-    /// No path leads to it any more.
-    pub fn is_gone(&self) -> bool {
-        self.deleted || self.gone_since.is_some()
     }
 
     /// Has handed over every line that is complete.

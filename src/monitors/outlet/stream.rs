@@ -26,6 +26,8 @@ pub struct Stream {
     pub(super) stamps: VecDeque<KeptStamp>,
     /// How it began, if that is not in the journal yet.
     pub(super) unwritten: Option<Box<Record>>,
+    /// It has no number before its first line tells which one.
+    pub(super) nameless: bool,
 }
 
 impl Stream {

@@ -28,6 +28,8 @@ pub struct LokiPayload {
     buffer: Vec<u8>,
     length: usize,
     pub(super) streams: usize,
+    /// Behind the first record: where another stream begins than that of the record before.
+    pub(super) cuts: Vec<usize>,
     /// One per entry, in the order of the body.
     pub(super) sent: Vec<Sent>,
 }
@@ -78,6 +80,7 @@ impl Encoder for LokiEncoder {
     fn encode(&mut self, batch: &Batch, payload: &mut LokiPayload) {
         payload.sent.clear();
         payload.streams = self.group(batch);
+        self.cuts(payload.streams, &mut payload.cuts);
         let runs = std::mem::take(&mut self.runs);
         self.raw.clear();
         match self.encoding {
@@ -155,6 +158,17 @@ impl LokiEncoder {
             self.runs.sort_unstable_by_key(|run| (run.stream, run.record));
         }
         streams
+    }
+
+    /// A source is a stream as a rule, so there are as many as it has taken turns.
+    fn cuts(&self, streams: usize, cuts: &mut Vec<usize>) {
+        cuts.clear();
+        if streams > 1 {
+            let mut begins: Vec<(u32, u32)> = self.runs.iter().map(|run| (run.record, run.stream)).collect();
+            begins.sort_unstable();
+            let changes = begins.windows(2).filter(|two| two[0].1 != two[1].1);
+            cuts.extend(changes.map(|two| two[1].0 as usize));
+        }
     }
 
     fn stream_of(&mut self, labels: &Arc<Labels>) -> u32 {
