@@ -267,7 +267,7 @@ impl Outlet {
     /// Goes on with a generation of an earlier life.
     pub fn reopen(&mut self, source: &SourceOptions, known: &Known) -> Stream {
         let origin = Arc::new(origin(source, known.filename.as_deref(), known.generation, known.lineage));
-        Stream {
+        let mut stream = Stream {
             holder: self.holder(&origin),
             origin,
             filename: known.filename.clone(),
@@ -278,7 +278,9 @@ impl Outlet {
             stamps: known.stamps.iter().filter(|stamp| stamp.end > known.position).copied().collect(),
             unwritten: None,
             nameless: false,
-        }
+        };
+        stream.forget_what_is_over();
+        stream
     }
 
     fn holder(&self, origin: &Origin) -> Holder {

@@ -32,6 +32,9 @@ use crate::tasks::{Closed, Task};
 /// Sweeps without any reason: for file systems that report nothing, and permissions that were given later.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
 
+/// The same where every change is reported: what a report that was missed costs at most.
+const SWEEP_SELDOM: Duration = Duration::from_secs(60);
+
 /// After a sweep there is at least this much rest, and ten times as long as it took: folders that change all
 /// the time cost a tenth of a core at most. After a longer quiet time a change is answered at once. A file that
 /// lives for a shorter time is perhaps never seen.
@@ -64,6 +67,8 @@ pub struct Sweep {
     pub found: Vec<Found>,
     /// Folders that could not be read: files below them may be there all the same.
     pub unsure: Vec<PathBuf>,
+    /// Something may change that inotify does not report.
+    pub unheard: bool,
     /// Folders that inotify was asked for, and how many are watched now.
     pub folders: usize,
     pub watches: usize,
@@ -141,12 +146,13 @@ impl Discovery {
             task.doing("looking for files");
             let began = task.now();
             let Some(sweep) = self.sweep(task) else { break };
+            let every = if sweep.unheard { SWEEP_EVERY } else { SWEEP_SELDOM };
             self.picture.put(|slot| *slot = Some(sweep));
             if self.once {
                 break;
             }
             task.waits_for("changes in folders");
-            match self.next_event(began, task.now()) {
+            match self.next_event(began, task.now(), every) {
                 Event::Stop => break,
                 Event::Sweep => {}
             }
@@ -156,7 +162,7 @@ impl Discovery {
     }
 
     /// Waits for the rest to be over, then for a reason to sweep again.
-    fn next_event(&self, began: Instant, ended: Instant) -> Event {
+    fn next_event(&self, began: Instant, ended: Instant, every: Duration) -> Event {
         let rest = REST.max(10 * ended.saturating_duration_since(began));
         select! {
             recv(self.stop.channel()) -> _ => return Event::Stop,
@@ -169,7 +175,7 @@ impl Discovery {
                 // `watch` has ended: it is either the stop or a fault of its own, which ends in one.
                 Err(_) => { let _ = self.stop.channel().recv(); Event::Stop }
             },
-            default(SWEEP_EVERY) => Event::Sweep,
+            default(every) => Event::Sweep,
         }
     }
 
@@ -269,6 +275,7 @@ impl Walk<'_> {
     fn pattern(&mut self, target: &Target, pattern: &Pattern) -> Option<()> {
         let base = pattern.base();
         if !base.exists() {
+            self.sweep.unheard = true;
             // Its parent, or the nearest that is there, will see it come.
             base.ancestors()
                 .skip(1)
@@ -302,6 +309,7 @@ impl Walk<'_> {
             let metadata = match fs::metadata(&path) {
                 Ok(metadata) => metadata,
                 Err(cause) => {
+                    self.sweep.unheard = true; // where a link leads, nobody listens
                     self.note_failure(path, cause);
                     continue;
                 }
@@ -333,6 +341,7 @@ impl Walk<'_> {
                 return Ok(None);
             }
             let heard = self.watches.add(&folder);
+            self.sweep.unheard |= !heard;
             let mut entries = Vec::new();
             for entry in fs::read_dir(&folder)? {
                 let entry = entry?;
@@ -360,6 +369,7 @@ impl Walk<'_> {
             hash_map::Entry::Vacant(free) => {
                 free.insert(target.source);
                 let (size, source) = (metadata.len(), target.source);
+                self.sweep.unheard |= !heard;
                 self.sweep.found.push(Found { path, file, size, source, heard });
             }
             hash_map::Entry::Occupied(taken) if *taken.get() != target.source => {
@@ -373,6 +383,7 @@ impl Walk<'_> {
     fn note_failure(&mut self, path: PathBuf, cause: io::Error) {
         let nowhere = [Errno::NOENT, Errno::NOTDIR, Errno::LOOP].map(Some);
         if !nowhere.contains(&Errno::from_io_error(&cause)) {
+            self.sweep.unheard = true;
             self.sweep.unsure.push(path.clone());
             self.failed.push((path, cause));
         }

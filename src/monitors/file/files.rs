@@ -86,6 +86,8 @@ pub struct Files {
     /// Files whose descriptor can perhaps be closed, the one that rested longest first.
     rested: VecDeque<(FileId, u64)>,
     turns: u64,
+    /// When those that are in trouble get another turn.
+    try_again_at: Instant,
     polls: u64,
     /// By source.
     poll_at: Vec<Instant>,
@@ -162,6 +164,7 @@ impl Files {
             open_limit: setting.open_max.max(1),
             rested: VecDeque::new(),
             turns: 0,
+            try_again_at: now,
             polls: 0,
             poll_at: vec![now; sources.len()],
             view_at: now,
@@ -250,6 +253,9 @@ impl Files {
                         + file_options(source).map_or(Duration::from_secs(3600), |file| file.poll_interval);
                 }
                 self.poll_by_turns(|source| due[source], now);
+                if self.try_again_at <= now {
+                    self.try_again(now);
+                }
                 self.limit_deleted(now);
                 self.show(now);
             }

@@ -1,12 +1,11 @@
-//! What to do next about a file that is followed. Pure.
+//! What to do next about a file, from what is known of it. Pure.
 //!
-//! Not here: who does it (`tail.rs`).
+//! Not here: how it is done (`tail.rs`).
 
 use std::time::Duration;
 
-/// How long a file that no pattern leads to any more is followed after its last change: a writer that was not
-/// told of a rotation writes on for a while.
-const GRACE: Duration = Duration::from_secs(60);
+/// For so long after its last change a file that no pattern leads to is followed: its writer may not know of it.
+pub(super) const GRACE: Duration = Duration::from_secs(60);
 
 /// What is known of a file at one moment.
 #[derive(Clone, Copy, Debug)]

@@ -22,7 +22,8 @@ use super::holes::{Ahead, ahead, text_from};
 use super::identity::{HEAD_BYTES, begins_with, head_of, identity, read_at, stands_before};
 use super::packed::{Form, Unpacked};
 use super::parts::{Found as Framed, arrange, frame_parts, keep_within};
-use super::step::{Look, Step, next_step};
+pub(super) use super::step::Step;
+use super::step::{Look, next_step};
 use crate::ack::GenerationId;
 use crate::budget::Refused;
 use crate::durable::FileId;
@@ -487,5 +488,21 @@ impl Tail {
         } else {
             Turn::Rest
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// There is one of each for every file that is followed, idle or not: what only a few need belongs in a box.
+    #[test]
+    fn what_a_file_takes_does_not_grow_unseen() {
+        let check = |what: &str, bytes: usize, most: usize| assert!(bytes <= most, "{what}: {bytes} bytes");
+        check("a tail, with its stream", size_of::<Tail>(), 456);
+        check("its stream", size_of::<Stream>(), 120);
+        check("where its lines come from", size_of::<crate::record::Origin>(), 64);
+        check("a stamp that is open", size_of::<crate::ledger::KeptStamp>(), 96);
+        check("what a sink has of it", size_of::<crate::ledger::Progress>(), 24);
     }
 }

@@ -77,8 +77,16 @@ impl Stream {
         if let Some(stamp) = self.stamps.front().filter(|stamp| stamp.start == position) {
             (self.next_line, self.continues) = (stamp.first_line, stamp.continues);
         }
-        if self.progress.iter().all(|progress| progress.edges(position).next().is_none()) {
-            self.progress.clear(); // from here on every sink lacks everything
+        self.forget_what_is_over();
+    }
+
+    /// So that an idle file keeps no memory for what earlier lives have made of it.
+    pub(super) fn forget_what_is_over(&mut self) {
+        if self.progress.iter().all(|progress| progress.edges(self.position).next().is_none()) {
+            self.progress = Vec::new(); // from here on every sink lacks everything
+        }
+        if self.stamps.is_empty() {
+            self.stamps = VecDeque::new();
         }
     }
 

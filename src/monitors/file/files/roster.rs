@@ -18,6 +18,9 @@ use crate::tasks::Task;
 /// How often a file is looked at although whatever happens to it is reported.
 const SELDOM: Duration = Duration::from_secs(60);
 
+/// How often a file is tried that could not be opened or read, if no sweep comes before.
+const TRY_AGAIN: Duration = Duration::from_secs(10);
+
 impl Files {
     pub(super) fn take_in(&mut self, sweep: Sweep, task: &Task) {
         let now = task.now();
@@ -64,11 +67,17 @@ impl Files {
             stays
         });
         self.sizes.matching = ids.len() + unseen;
+        self.swept = true;
+        self.unsure = sweep.unsure.len();
+        self.try_again(now);
+    }
+
+    /// Time has passed: what could not be opened or read perhaps can be, and there may be more descriptors.
+    pub(super) fn try_again(&mut self, now: Instant) {
+        self.try_again_at = now + TRY_AGAIN;
         let troubled: Vec<FileId> =
             self.tails.values().filter(|tail| tail.trouble).map(|tail| tail.file).collect();
         troubled.into_iter().for_each(|file| self.queue(file));
-        self.swept = true;
-        self.unsure = sweep.unsure.len();
         self.try_more_descriptors();
     }
 
