@@ -475,11 +475,10 @@ impl Journal {
         }
         // What follows must not stand behind a hole: a checkpoint that has what was in it goes on in the next segment.
         let is_doubtful = self.link.is_doubtful.swap(false, Ordering::SeqCst);
-        if self.current.is_none() || is_doubtful || self.used + len > SEGMENT_BYTES {
-            if let Err(cause) = self.next_segment() {
-                self.link.is_doubtful.fetch_or(is_doubtful, Ordering::SeqCst);
-                return Err(cause);
-            }
+        let is_full = self.current.is_none() || is_doubtful || self.used + len > SEGMENT_BYTES;
+        if is_full && let Err(cause) = self.next_segment() {
+            self.link.is_doubtful.fetch_or(is_doubtful, Ordering::SeqCst);
+            return Err(cause);
         }
         let Some(current) = &mut self.current else { return Err(Error::new("the journal has no segment")) };
         let (mut sequence, mut chain, mut at) = (self.last.sequence, self.chain, 0);
