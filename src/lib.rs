@@ -33,7 +33,8 @@
 //!
 //! What survives a crash: the ledger's checkpoint, the journal of stamps that the Outlet of the files writes before a
 //! chunk leaves, and what file sinks and spools find at the start in their own folders, which counts as receipts. So
-//! the same bytes get the same numbers and times again, and only those sinks that lack them.
+//! the same bytes get the same numbers and times again, and only those sinks that lack them. Containers need no journal:
+//! their numbers are derived from what they are and from their first line.
 //!
 //! Four more words: a **generation** is one life of a file, until it is truncated or replaced; a **lineage** is all
 //! generations that follow each other at one place, and what order holds for. A **parcel** is what a worker hands

@@ -46,6 +46,9 @@ struct State {
     /// Changes until every change fails.
     left: Option<u64>,
     changes: u64,
+    reads: u64,
+    largest_read: usize,
+    loses_in_sync: bool,
 }
 
 #[derive(Clone, Default)]
@@ -61,6 +64,15 @@ struct Content {
 enum Write {
     Bytes { offset: usize, bytes: Vec<u8> },
     Size(usize),
+}
+
+impl Write {
+    fn apply(self, content: &mut Vec<u8>) {
+        match self {
+            Write::Bytes { offset, bytes } => Content::write(content, offset, &bytes),
+            Write::Size(size) => content.resize(size, 0),
+        }
+    }
 }
 
 #[derive(Clone)]
@@ -197,6 +209,22 @@ impl ModelDisk {
         self.0.lock().left = Some(changes);
     }
 
+    /// The next sync of a file fails, and what it could not write is gone though it can be read: no later sync writes
+    /// it, as on Linux.
+    pub fn lose_in_sync(&self) {
+        self.0.lock().loses_in_sync = true;
+    }
+
+    /// How often something was read.
+    pub fn reads(&self) -> u64 {
+        self.0.lock().reads
+    }
+
+    /// At once, in bytes.
+    pub fn largest_read(&self) -> usize {
+        self.0.lock().largest_read
+    }
+
     /// How many changes there were: to cut at each of them.
     pub fn changes(&self) -> u64 {
         self.0.lock().changes
@@ -319,9 +347,14 @@ impl Handle {
 
 impl Durable for Handle {
     fn sync(&self) -> io::Result<()> {
-        self.changed(|content, _| {
-            content.durable = content.now.clone();
-            content.pending.clear();
+        self.with(|state, inode| {
+            state.change()?;
+            let content = state.files.get_mut(&inode).expect("a handle of this life");
+            let pending = std::mem::take(&mut content.pending);
+            if std::mem::take(&mut state.loses_in_sync) {
+                return Err(Errno::IO.into());
+            }
+            pending.into_iter().for_each(|write| write.apply(&mut content.durable));
             Ok(())
         })
     }
@@ -334,6 +367,8 @@ impl DiskFile for Handle {
             let start = content.len().min(offset as usize);
             let len = buffer.len().min(content.len() - start);
             buffer[..len].copy_from_slice(&content[start..start + len]);
+            state.reads += 1;
+            state.largest_read = state.largest_read.max(len);
             Ok(len)
         })
     }

@@ -35,7 +35,7 @@ pub fn audit(disk: &Arc<dyn Disk>, folder: &Path, sinks: &[Arc<str>]) -> Audited
     let own_files = OwnFiles::default();
     saved.own_files.iter().for_each(|own| own_files.add(own.file_id(), &own.path.0));
     let mut state = State::new(saved, sinks, &Registry::default());
-    found.records.into_iter().for_each(|record| state.recall(record));
+    found.read(|record| state.recall(record));
     let last_stamp_ns = state.last_stamp_ns();
     Audited { is_empty, generations: state.views().collect(), last_stamp_ns, own_files }
 }

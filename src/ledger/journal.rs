@@ -20,16 +20,17 @@
 //! Always true: a segment is used again only when both checkpoints are past it. What could not be appended has no
 //! sequence, and is written over by the next attempt.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::checkpoint::seal_of;
 use super::saved::AnyPath;
-use super::{Head, Identity, Opened, Stamp};
+use super::{Head, Identity, Stamp};
 use crate::ack::{GenerationId, SinkSet};
 use crate::disk::{Disk, DiskFile, Durable, Open};
 use crate::error::{Context, Error, Result};
@@ -113,7 +114,7 @@ impl Record {
         }
     }
 
-    pub fn opened(opened: &Opened) -> Record {
+    pub fn opened(opened: &super::Opened) -> Record {
         Record::Opened {
             generation: opened.generation.0,
             source: opened.source.to_string(),
@@ -169,6 +170,8 @@ impl ReadRecord {
 pub struct Link {
     /// Both checkpoints hold every record up to this sequence.
     passed: AtomicU64,
+    /// A sync has failed: what was written before it may be lost although the next one succeeds.
+    is_doubtful: AtomicBool,
     /// What was written since the last sync, in order; the last one is written to now.
     to_sync: Mutex<Vec<Arc<dyn Durable>>>,
     /// Segments that are held open, and those of them that a checkpoint needs, or that are written to.
@@ -190,7 +193,10 @@ impl Link {
     pub fn sync(&self) -> Result<()> {
         let files = self.to_sync.lock().clone();
         for file in &files {
-            file.sync().context(|| "could not sync the journal of the ledger".into())?;
+            if let Err(cause) = file.sync() {
+                self.is_doubtful.store(true, Ordering::SeqCst);
+                return Err(Error::new(format!("could not sync the journal of the ledger: {cause}")));
+            }
         }
         // Others may have come meanwhile, in front and behind, and the first ones once more; the last one may be written
         // to again.
@@ -226,7 +232,6 @@ pub struct Journal {
     used: u64,
     /// The others, those that were written first in front.
     others: Vec<Segment>,
-    next_name: u64,
     /// Kept from call to call, so that a stamp costs no allocation.
     buffer: Vec<u8>,
 }
@@ -237,127 +242,162 @@ struct Run {
     id: u64,
     /// What the first record is sealed with.
     before: Mark,
-    /// In order, each with the place of its body.
-    records: Vec<(Mark, std::ops::Range<usize>)>,
-    bytes: Vec<u8>,
+    /// The last record; as before, if there is none.
+    last: Mark,
+    /// Where the record behind the checkpoint's begins, if that one is among them.
+    resume: Option<usize>,
 }
 
 impl Run {
-    fn last(&self) -> Mark {
-        self.records.last().map_or(self.before, |(mark, _)| *mark)
-    }
-
-    /// Where the records behind `mark` begin, if they are sealed with it.
-    fn behind(&self, mark: Mark) -> Option<usize> {
-        if self.before == mark {
-            return Some(0);
-        }
-        self.records.iter().position(|(known, _)| *known == mark).map(|at| at + 1)
+    fn is_empty(&self) -> bool {
+        self.last.sequence == self.before.sequence
     }
 }
 
-/// What stands in the journal behind a checkpoint, and the journal to go on with.
+/// The journal of the lives before, looked through and not read yet.
 pub struct Found {
-    pub journal: Journal,
-    pub link: Arc<Link>,
-    pub records: Vec<Record>,
-    /// The last of them.
-    pub last: Mark,
+    disk: Arc<dyn Disk>,
+    folder: PathBuf,
+    /// The oldest first.
+    runs: Vec<Run>,
+    mark: Option<Mark>,
     /// Of the data folder, if somebody has written to the journal, in whatever life.
     pub id: Option<u64>,
 }
 
-/// Reads what is behind `mark`; without a checkpoint, everything there is. Never fails because of what it reads:
-/// what is no journal is used as room for one. Writes nothing.
+/// The journal to go on with, and the last record that was read.
+pub struct Opened {
+    pub journal: Journal,
+    pub link: Arc<Link>,
+    pub last: Mark,
+}
+
+/// Looks for what is behind `mark`; without a checkpoint, for everything there is. Never fails because of what it
+/// reads: what is no journal is used as room for one. Writes nothing, and holds one segment at a time.
 pub fn find(disk: Arc<dyn Disk>, folder: &Path, mark: Option<Mark>) -> Found {
-    let mut runs = Vec::new();
-    let (mut others, mut next_name) = (Vec::new(), 0);
-    for (number, path) in segment_paths(&*disk, folder) {
-        next_name = next_name.max(number + 1);
-        match read_segment(&*disk, &path) {
+    let (mut runs, mut bytes) = (Vec::new(), Vec::new());
+    for path in segment_paths(&*disk, folder) {
+        match scan_segment(&*disk, &path, mark, &mut bytes) {
             Ok(run) => runs.push(run),
             Err(cause) => log::error!("ledger: could not read {}: {cause}", path.display()),
         }
     }
-    let id = runs.iter().find(|run| !run.records.is_empty()).map(|run| run.id);
     runs.sort_by_key(|run| run.before.sequence);
-    let mut last = mark
-        .or_else(|| runs.iter().find(|run| !run.records.is_empty()).map(|run| run.before))
-        .unwrap_or_default();
-    let mut records = Vec::new();
-    while let Some((run, first)) = runs.iter().find_map(|run| {
-        let first = run.behind(last)?;
-        let hidden = first > 0 && goes_on_elsewhere(&runs, last);
-        (first < run.records.len() && !hidden).then_some((run, first))
-    }) {
-        for (mark, body) in &run.records[first..] {
-            match serde_json::from_slice(&run.bytes[body.clone()]) {
-                Ok(record) => records.push(record),
-                Err(cause) => log::error!("ledger: record {} of the journal: {cause}", mark.sequence),
-            }
-            last = *mark;
-            if goes_on_elsewhere(&runs, last) {
+    let id = runs.iter().find(|run| !run.is_empty()).map(|run| run.id);
+    Found { disk, folder: folder.to_owned(), runs, mark, id }
+}
+
+impl Found {
+    /// Hands over each record behind the mark, in order. Reads one segment after the other.
+    pub fn read(self, mut each: impl FnMut(Record)) -> Opened {
+        let runs = &self.runs;
+        let first = || runs.iter().find(|run| !run.is_empty()).map(|run| run.before);
+        let mut last = self.mark.or_else(first).unwrap_or_default();
+        let mut resume = runs.iter().find_map(|run| Some((run, run.resume?)));
+        let mut bytes = Vec::new();
+        // A segment that was begun behind a record hides what stands behind it in the one before.
+        while let Some((run, at)) = begun_behind(runs, last).map(|run| (run, HEADER_BYTES)).or(resume.take())
+        {
+            let before = last;
+            if let Err(cause) = read_segment(&*run.segment.file, &mut bytes) {
+                log::error!("ledger: could not read {}: {cause}", run.segment.path.display());
                 break;
             }
+            let chain =
+                if at == HEADER_BYTES { parse_header(&bytes).map(|(_, chain, _)| chain) } else { None };
+            for (mark, body) in records_from(&bytes, at, Mark { seal: chain.unwrap_or(last.seal), ..last }) {
+                match serde_json::from_slice(&bytes[body]) {
+                    Ok(record) => each(record),
+                    Err(cause) => log::error!("ledger: record {} of the journal: {cause}", mark.sequence),
+                }
+                last = mark;
+                if begun_behind(runs, last).is_some() {
+                    break;
+                }
+            }
+            if last == before {
+                break; // nothing is behind it, or it is not what it was a moment ago
+            }
         }
+        self.opened(last)
     }
-    for mut run in runs {
+
+    fn opened(self, last: Mark) -> Opened {
         // Junk behind a tear can be written over at once; it holds nothing that a checkpoint could go on with.
-        run.segment.last = run.last().sequence.min(last.sequence);
-        others.push(run.segment);
+        let segment = |run: Run| Segment { last: run.last.sequence.min(last.sequence), ..run.segment };
+        let link = Arc::new(Link::default());
+        let journal = Journal {
+            disk: self.disk,
+            folder: self.folder,
+            id: 0,
+            link: link.clone(),
+            last,
+            chain: last.seal,
+            current: None,
+            used: 0,
+            others: self.runs.into_iter().map(segment).collect(),
+            buffer: Vec::new(),
+        };
+        Opened { journal, link, last }
     }
-    let link = Arc::new(Link::default());
-    let journal = Journal {
-        disk,
-        folder: folder.to_owned(),
-        id: 0,
-        link: link.clone(),
-        last,
-        chain: last.seal,
-        current: None,
-        used: 0,
-        others,
-        next_name,
-        buffer: Vec::new(),
-    };
-    Found { journal, link, records, last, id }
 }
 
 /// A segment was begun behind `mark`: what stands behind it in the one before could not be appended as a whole.
-fn goes_on_elsewhere(runs: &[Run], mark: Mark) -> bool {
-    runs.iter().any(|run| run.before == mark && !run.records.is_empty())
+fn begun_behind(runs: &[Run], mark: Mark) -> Option<&Run> {
+    runs.iter().find(|run| run.before == mark && !run.is_empty())
 }
 
-fn segment_paths(disk: &dyn Disk, folder: &Path) -> Vec<(u64, PathBuf)> {
-    let paths = disk.list(folder).unwrap_or_else(|cause| {
+fn segment_paths(disk: &dyn Disk, folder: &Path) -> Vec<PathBuf> {
+    let mut paths = disk.list(folder).unwrap_or_else(|cause| {
         log::error!("ledger: could not look into {}: {cause}", folder.display());
         Vec::new()
     });
-    let numbered = paths.into_iter().filter_map(|path| {
-        let number = path.file_name()?.to_str()?.strip_prefix("journal-")?.parse().ok()?;
-        Some((number, path))
+    paths.retain(|path| {
+        let number = path.file_name().and_then(|name| name.to_str()?.strip_prefix("journal-"));
+        number.is_some_and(|number| number.parse::<u64>().is_ok())
     });
-    numbered.collect()
+    paths
 }
 
-fn read_segment(disk: &dyn Disk, path: &Path) -> std::io::Result<Run> {
-    let file = disk.open(path, Open::Existing)?;
-    let mut bytes = vec![0; file.size()?.min(SEGMENT_BYTES) as usize];
-    let read = file.read_at(&mut bytes, 0)?;
+fn read_segment(file: &dyn DiskFile, bytes: &mut Vec<u8>) -> std::io::Result<()> {
+    bytes.resize(file.size()?.min(SEGMENT_BYTES) as usize, 0);
+    let read = file.read_at(bytes, 0)?;
     bytes.truncate(read);
+    Ok(())
+}
+
+fn scan_segment(
+    disk: &dyn Disk,
+    path: &Path,
+    wanted: Option<Mark>,
+    bytes: &mut Vec<u8>,
+) -> std::io::Result<Run> {
+    let file = disk.open(path, Open::Existing)?;
+    read_segment(&*file, bytes)?;
     let segment = Segment { path: path.to_owned(), file, last: 0 };
-    let Some((before, chain, id)) = parse_header(&bytes) else {
+    let Some((before, chain, id)) = parse_header(bytes) else {
         // Allocated and never used, or damaged: room for the next.
-        return Ok(Run { segment, id: 0, before: Mark::default(), records: Vec::new(), bytes });
+        let none = Mark::default();
+        return Ok(Run { segment, id: 0, before: none, last: none, resume: None });
     };
-    let (mut at, mut records) = (HEADER_BYTES, Vec::new());
-    let mut last = Mark { seal: chain, ..before };
-    while let Some((mark, body)) = parse_record(&bytes, at, last) {
-        at = body.end;
+    let (mut last, mut resume) = (before, None);
+    for (mark, body) in records_from(bytes, HEADER_BYTES, Mark { seal: chain, ..before }) {
+        if Some(mark) == wanted {
+            resume = Some(body.end);
+        }
         last = mark;
-        records.push((mark, body));
     }
-    Ok(Run { segment, id, before, records, bytes })
+    Ok(Run { segment, id, before, last, resume })
+}
+
+/// The records from `at` on, as far as each is sealed by the one before, the first one by `last`; with the places of
+/// their bodies.
+fn records_from(bytes: &[u8], mut at: usize, mut last: Mark) -> impl Iterator<Item = (Mark, Range<usize>)> {
+    std::iter::from_fn(move || {
+        let (mark, body) = parse_record(bytes, at, last)?;
+        (at, last) = (body.end, mark);
+        Some((mark, body))
+    })
 }
 
 /// What stands before the first record, what that is sealed with, and the number of the data folder.
@@ -372,7 +412,7 @@ fn parse_header(bytes: &[u8]) -> Option<(Mark, u32, u64)> {
     (good && first > 0).then(|| (Mark { sequence: first - 1, seal }, salted(seal, salt), id))
 }
 
-fn parse_record(bytes: &[u8], at: usize, last: Mark) -> Option<(Mark, std::ops::Range<usize>)> {
+fn parse_record(bytes: &[u8], at: usize, last: Mark) -> Option<(Mark, Range<usize>)> {
     let head = bytes.get(at..at + RECORD_HEAD_BYTES)?;
     let len = u32::from_le_bytes(head[..4].try_into().ok()?) as usize;
     let sequence = u64::from_le_bytes(head[4..12].try_into().ok()?);
@@ -433,8 +473,12 @@ impl Journal {
         if len > SEGMENT_BYTES - HEADER_BYTES as u64 {
             return Err(Error::new(format!("{len} bytes are too many for a segment of the journal")));
         }
-        if self.current.is_none() || self.used + len > SEGMENT_BYTES {
-            self.next_segment()?;
+        // What follows must not stand behind a hole: a checkpoint that has what was in it goes on in the next segment.
+        let is_doubtful = self.link.is_doubtful.swap(false, Ordering::SeqCst);
+        let is_full = self.current.is_none() || is_doubtful || self.used + len > SEGMENT_BYTES;
+        if is_full && let Err(cause) = self.next_segment() {
+            self.link.is_doubtful.fetch_or(is_doubtful, Ordering::SeqCst);
+            return Err(cause);
         }
         let Some(current) = &mut self.current else { return Err(Error::new("the journal has no segment")) };
         let (mut sequence, mut chain, mut at) = (self.last.sequence, self.chain, 0);
@@ -503,7 +547,12 @@ impl Journal {
                 "the journal is as long as it may get, since no checkpoint can be written",
             ));
         }
-        let path = self.folder.join(format!("journal-{}", self.next_name));
+        // One that could not be read is not among ours, and is there.
+        let path = |number: usize| self.folder.join(format!("journal-{number}"));
+        let is_free = |path: &PathBuf| matches!(self.disk.is_taken(path), Ok(false));
+        let Some(path) = (0..2 * SEGMENTS_MAX).map(path).find(is_free) else {
+            return Err(Error::new(format!("there is no free name in {}", self.folder.display())));
+        };
         let doing = || format!("could not make {}", path.display());
         self.disk.create_folder(&self.folder).context(doing)?;
         let file = self.disk.open(&path, Open::OrCreate).context(doing)?;
@@ -512,7 +561,6 @@ impl Journal {
             let _ = self.disk.remove(&path);
             return Err(Error::new(format!("could not make {}: {cause}", path.display())));
         }
-        self.next_name += 1;
         let folder = NewName { disk: self.disk.clone(), folder: self.folder.clone() };
         self.link.to_sync.lock().insert(0, Arc::new(folder));
         Ok(Segment { path, file, last: 0 })

@@ -160,21 +160,20 @@ impl Ledger {
         let id = saved.id;
         saved.own_files.iter().for_each(|own| settings.own_files.add(own.file_id(), &own.path.0));
         let mut state = State::new(saved, &settings.sinks, metrics);
-        found.records.into_iter().for_each(|record| state.recall(record));
+        let journal::Opened { mut journal, link, last } = found.read(|record| state.recall(record));
         if !first_start {
             state.skip_generations(1 + u64::from(fastrand::u32(..)));
         }
-        let mut journal = found.journal;
         journal.begin(id);
-        found.link.pass(slots.passed());
+        link.pass(slots.passed());
         let ledger = Ledger {
             settings,
             stop,
             notes,
             view: Arc::new(Mutex::new(Arc::new(state.books()))),
             state,
-            mark: found.last,
-            link: found.link,
+            mark: last,
+            link,
             slots,
             save_at: None,
             last_save: LastSave::WhenAborted { half_margin: margin / 2 },

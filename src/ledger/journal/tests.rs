@@ -12,10 +12,20 @@ fn record(number: u64) -> Record {
     Record::GaveUp { generation: number, from: 0, upto: 1, why: "x".repeat(number as usize % 40) }
 }
 
+/// All there is, and what to go on with.
+struct Found {
+    journal: Journal,
+    link: Arc<Link>,
+    records: Vec<Record>,
+    id: Option<u64>,
+}
+
 fn found(disk: &ModelDisk, mark: Option<Mark>) -> Found {
-    let mut found = find(Arc::new(disk.clone()), Path::new(FOLDER), mark);
-    found.journal.begin(7);
-    found
+    let found = find(Arc::new(disk.clone()), Path::new(FOLDER), mark);
+    let (id, mut records) = (found.id, Vec::new());
+    let Opened { mut journal, link, .. } = found.read(|record| records.push(record));
+    journal.begin(7);
+    Found { journal, link, records, id }
 }
 
 fn numbers(found: &Found) -> Vec<u64> {
@@ -168,6 +178,60 @@ fn a_full_disk_is_reached_only_when_no_checkpoint_can_be_written() {
     link.pass(journal.last.sequence);
     journal.append(&[record(1)]).unwrap();
     assert_eq!(journal.last.sequence, appended + 1, "what failed has no sequence");
+}
+
+/// A start with a hundred and more of them must not need their room in memory.
+#[test]
+fn segments_are_read_one_after_the_other() {
+    let disk = ModelDisk::default();
+    let Found { mut journal, .. } = found(&disk, None);
+    let why = "x".repeat(700_000);
+    for generation in 0..20 {
+        journal.append(&[Record::GaveUp { generation, from: 0, upto: 1, why: why.clone() }]).unwrap();
+    }
+    assert_eq!(disk.list(Path::new(FOLDER)).unwrap().len(), 20);
+    let before = disk.reads();
+    let found = find(Arc::new(disk.clone()), Path::new(FOLDER), None);
+    assert_eq!(disk.reads() - before, 20, "to look where each stands");
+    let (before, mut met) = (disk.reads(), 0);
+    found.read(|record| {
+        met += 1;
+        assert_eq!((disk.reads() - before, record.generation()), (met, met - 1), "and none before its turn");
+    });
+    assert_eq!(met, 20);
+    assert!(disk.largest_read() <= SEGMENT_BYTES as usize, "{}", disk.largest_read());
+}
+
+#[test]
+fn a_name_that_nobody_gave_is_no_trouble() {
+    let (disk, _) = five();
+    for name in ["journal-18446744073709551615", "journal-18446744073709551616", "journal-x"] {
+        let other = disk.open(&Path::new(FOLDER).join(name), Open::OrCreate).unwrap();
+        other.write_at(b"of somebody", 0).unwrap();
+    }
+    let mut again = found(&disk, None);
+    assert_eq!(numbers(&again), [1, 2, 3, 4, 5]);
+    again.journal.append(&[record(6)]).unwrap();
+    assert_eq!(numbers(&found(&disk, None)), [1, 2, 3, 4, 5, 6]);
+}
+
+/// Linux forgets what a failed sync could not write, and the next sync succeeds.
+#[test]
+fn what_follows_a_sync_that_failed_does_not_stand_behind_what_it_lost() {
+    for seed in 0..50 {
+        let disk = ModelDisk::default();
+        let Found { mut journal, link, .. } = found(&disk, None);
+        journal.append(&[record(1)]).unwrap();
+        link.sync().unwrap();
+        journal.append(&[record(2)]).unwrap();
+        disk.lose_in_sync();
+        assert!(link.sync().is_err());
+        let saved = journal.last; // a checkpoint has it, with all up to here
+        journal.append(&[record(3)]).unwrap();
+        link.sync().unwrap();
+        disk.power_cut(seed);
+        assert_eq!(numbers(&found(&disk, Some(saved))), [3], "{seed}");
+    }
 }
 
 #[derive(Clone, Debug)]
