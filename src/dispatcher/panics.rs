@@ -54,7 +54,7 @@ impl House {
     fn answered(&self) -> (u64, u64) {
         let receipts = self.kept.0.lock();
         assert!(
-            receipts.iter().all(|receipt| !receipt.fault && receipt.undelivered.is_empty()),
+            receipts.iter().all(|receipt| !receipt.fault && receipt.not_delivered.lines == 0),
             "{receipts:?}"
         );
         let sum = |of: fn(&crate::ack::Tally) -> u64| receipts.iter().map(|receipt| of(&receipt.tally)).sum();
@@ -160,7 +160,7 @@ fn a_worker_that_panics_on_a_line_goes_on_without_it() {
     let house = House::new();
     let (intake, intake_end) = bounded(3);
     let (inlet, inlet_end) = bounded(8);
-    let stage = StageOptions { sources: None, kind: StageKind::PanicOn("boom") };
+    let stage = StageOptions { sources: None, by_label: None, kind: StageKind::PanicOn("boom") };
     let worker = Worker {
         intake: intake_end,
         inlets: vec![inlet],

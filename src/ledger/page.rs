@@ -6,7 +6,7 @@
 //! the same bytes get the same numbers and times again.
 
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -18,7 +18,7 @@ use crate::ack::{GenerationId, SinkId};
 
 pub struct Page {
     pub source: Arc<str>,
-    pub filename: Option<PathBuf>,
+    pub filename: Option<Arc<Path>>,
     pub identity: Option<Identity>,
     pub lineage: u64,
     /// How far the monitor of this life has come.
@@ -80,6 +80,27 @@ impl Page {
         }
     }
 
+    /// Of which outputs have something, and nobody knows more yet.
+    pub fn foretold(sinks: usize) -> Page {
+        let (generation, source) = (GenerationId(0), "".into());
+        let opened =
+            Opened { generation, source, filename: None, identity: None, lineage: 0, start: 0, cursor: None };
+        Page::opened(opened, sinks)
+    }
+
+    /// All of it is read once more.
+    pub fn begin_anew(&mut self, start: u64) {
+        self.finished = false;
+        self.known_to = self.high.to;
+        (self.read, self.passed_over) = (0, 0);
+        self.read_to = start;
+    }
+
+    /// Stamps of this life alone that somebody has not answered for.
+    pub fn open_chunks(&self) -> usize {
+        self.stamps.range(self.known_to, u64::MAX).count()
+    }
+
     /// As it was saved, for the sinks of this configuration. One that is new starts at the position of the others.
     /// `source`: its name, as all of its pages share it.
     pub fn restored(saved: SavedGeneration, source: Arc<str>, names: &[Arc<str>]) -> Page {
@@ -96,7 +117,7 @@ impl Page {
         let progress: Vec<Progress> = progress.collect();
         let mut page = Page {
             source,
-            filename: saved.filename.map(|path| path.0),
+            filename: saved.filename.map(|path| path.0.into()),
             identity: saved.identity,
             lineage: saved.lineage,
             read_to: 0,
@@ -125,7 +146,7 @@ impl Page {
         SavedGeneration {
             id: id.0,
             source: self.source.to_string(),
-            filename: self.filename.clone().map(AnyPath),
+            filename: self.filename.as_deref().map(|path| AnyPath(path.to_owned())),
             identity: self.identity,
             lineage: self.lineage,
             high: self.high,

@@ -25,6 +25,8 @@ pub struct State {
     id: u64,
     /// In boxes, since nodes of a tree that grows at its end are half empty.
     pages: BTreeMap<GenerationId, Box<Page>>,
+    /// What outputs and spools have of generations that are not opened yet, and whose numbers are derived.
+    foretold: BTreeMap<GenerationId, Box<Page>>,
     /// Pages that are not as the last checkpoint has them, and those that it has and that are gone.
     changed: BTreeSet<GenerationId>,
     gone: Vec<GenerationId>,
@@ -68,6 +70,7 @@ impl State {
             names: names.to_vec(),
             id: saved.id,
             pages,
+            foretold: BTreeMap::new(),
             changed: BTreeSet::new(),
             gone: Vec::new(),
             own_files: Vec::new(),
@@ -79,13 +82,13 @@ impl State {
     }
 
     pub fn restored(&self, first_start: bool) -> Restored {
-        let known = |(id, page): (&GenerationId, &Box<Page>)| page.known(*id);
         Restored {
-            known: self.pages.iter().map(known).collect::<Vec<Known>>(),
+            known: self.pages.iter().map(|(id, page)| page.known(*id)).collect(),
             id: id_text(self.id),
             last_stamp_ns: self.last_stamp_ns,
             next_generation: self.next_generation,
             first_start,
+            foretold: Arc::new(self.foretold.iter().map(|(id, page)| (*id, page.sinks.clone())).collect()),
         }
     }
 
@@ -129,9 +132,19 @@ impl State {
 
     fn opened(&mut self, opened: Opened) {
         let generation = opened.generation;
-        self.next_generation = self.next_generation.max(generation.0 + 1);
-        self.pages.insert(generation, Box::new(Page::opened(opened, self.names.len())));
+        self.is_used(generation);
         self.changed.insert(generation);
+        if let Some(page) = self.pages.get_mut(&generation) {
+            // Its monitor has lost the place in it, or was told too early that it is gone.
+            self.meters.open_chunks.add(-(page.open_chunks() as i64));
+            self.meters.finished.add(-i64::from(page.finished));
+            return page.begin_anew(opened.start);
+        }
+        let mut page = Page::opened(opened, self.names.len());
+        if let Some(foretold) = self.foretold.remove(&generation) {
+            (page.sinks, page.spooled) = (foretold.sinks, foretold.spooled);
+        }
+        self.pages.insert(generation, Box::new(page));
         self.meters.generations.set(self.pages.len() as i64);
     }
 
@@ -178,15 +191,25 @@ impl State {
         Ok(())
     }
 
+    /// Such a number is not given again.
+    fn is_used(&mut self, generation: GenerationId) {
+        if !generation.is_derived() {
+            self.next_generation = self.next_generation.max(generation.0 + 1);
+        }
+    }
+
     /// A sink has these of an earlier life.
     pub fn recovered(&mut self, sink: SinkId, ranges: &[Ranged]) {
         for (generation, range) in ranges {
-            // A power cut may have taken a generation from the ledger and not from the outputs: its number is used.
-            self.next_generation = self.next_generation.max(generation.0 + 1);
-            // Of others every sink has answered, or they were no files.
+            // A power cut may have taken a generation from the ledger and not from the outputs.
+            self.is_used(*generation);
             if let Some(page) = self.pages.get_mut(generation) {
                 page.recover(sink, range.clone());
+            } else if generation.is_derived() {
+                let foretold = || Box::new(Page::foretold(self.names.len()));
+                self.foretold.entry(*generation).or_insert_with(foretold).recover(sink, range.clone());
             }
+            // Of others every sink has answered, or they were streams.
         }
     }
 
@@ -199,7 +222,7 @@ impl State {
             found.entry(*generation).or_default().push((range.clone(), *answered));
         }
         let mut missing = 0;
-        for (generation, page) in &mut self.pages {
+        for (generation, page) in self.pages.iter_mut().chain(&mut self.foretold) {
             missing += page.spool_has(sink, &name, found.get(generation).map_or(&[], |found| found));
         }
         if missing > 0 {
@@ -269,9 +292,9 @@ impl State {
     /// Takes in what the last life had written down and no checkpoint knows.
     pub fn recall(&mut self, record: Record) {
         let generation = GenerationId(record.generation());
-        self.next_generation = self.next_generation.max(generation.0 + 1);
+        self.is_used(generation);
         if let Record::Opened { source, filename, identity, lineage, start, .. } = record {
-            let (source, filename) = (source.into(), filename.map(|path| path.0));
+            let (source, filename) = (source.into(), filename.map(|path| path.0.into()));
             let opened = Opened { generation, source, filename, identity, lineage, start, cursor: None };
             self.pages.entry(generation).or_insert_with(|| Box::new(Page::opened(opened, self.names.len())));
         } else if let Record::Read(read) = &record {

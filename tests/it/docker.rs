@@ -34,6 +34,18 @@ struct House {
 
 impl House {
     fn new(source: Value) -> House {
+        House::built(source, "100ms", json!([]))
+    }
+
+    fn saved_every(source: Value, sync_interval: &str) -> House {
+        House::built(source, sync_interval, json!([]))
+    }
+
+    fn with_pipeline(source: Value, pipeline: Value) -> House {
+        House::built(source, "100ms", pipeline)
+    }
+
+    fn built(source: Value, sync_interval: &str, pipeline: Value) -> House {
         let room = Room::new(json!({
             "sources": [{ "type": "docker", "socket": "PLACE", "name": "engine" }],
             "sinks": [{ "type": "file", "path": OUTPUT, "format": "json", "batch": { "max_wait": "20ms" } }],
@@ -44,8 +56,9 @@ impl House {
         room.configure(
             &json!({
                 "status": { "listen": "127.0.0.1:0" },
-                "agent": { "sync_interval": "100ms" },
+                "agent": { "sync_interval": sync_interval },
                 "sources": [entry],
+                "pipeline": pipeline,
                 "sinks": [{ "type": "file", "path": OUTPUT, "format": "json", "batch": { "max_wait": "20ms" } }],
             })
             .to_string(),
@@ -247,6 +260,41 @@ fn killed_in_the_middle_the_same_lines_come_with_the_same_times() {
     assert!(distinct() == expected, "what came again was not the same\n{}", agent.stderr());
 }
 
+/// Nobody has saved that there are containers: what the outputs have tells how far each was read.
+#[test]
+fn killed_before_they_were_saved_each_line_of_containers_comes_once() {
+    let house = House::saved_every(json!({}), "10m");
+    // The first start is saved soon: then nothing is.
+    let agent = house.room.run();
+    agent.until("it is well", || agent.get("/api/v1/ledger").1.contains("\"checkpoints\": 1"));
+    let mut said = 0;
+    house.daemon.run("a");
+    house.daemon.run("b");
+    let mut agent = Some(agent);
+    for life in 0..4 {
+        let agent = agent.take().unwrap_or_else(|| house.room.run());
+        for round in 1..=6 {
+            house.say("a", said..said + 50);
+            house.say("b", said..said + 50);
+            said += 50;
+            if life == 0 || round % 2 == 0 {
+                house.until_arrived(&agent, 2 * said as usize);
+            }
+        }
+        agent.kill9();
+    }
+    let agent = house.room.run();
+    house.until_arrived(&agent, 2 * said as usize);
+    house.say("a", said..said + 10);
+    house.until_arrived(&agent, 2 * said as usize + 10);
+    let of = |name: &str| -> Vec<String> {
+        let begin = format!("{name} ");
+        house.arrived().into_iter().filter(|line| line.starts_with(&begin)).collect()
+    };
+    assert_eq!((of("a"), of("b")), (numbered("a", 0..said + 10), numbered("b", 0..said)));
+    assert_eq!(agent.stop(), 0);
+}
+
 #[test]
 fn a_log_that_breaks_in_a_frame_is_read_on_where_it_broke() {
     let house = House::new(json!({}));
@@ -379,6 +427,23 @@ fn a_log_that_cannot_be_read_is_one_line_in_ours() {
     assert_eq!(agent.stop(), 0);
 }
 
+/// Podman answers 200 before it knows that it has no log.
+#[test]
+fn an_error_in_the_place_of_a_log_is_no_line() {
+    for kind in ["application/json", "text/plain; charset=utf-8"] {
+        let house = House::new(json!({}));
+        house.daemon.mood(Mood::ErrorAs(kind));
+        house.daemon.create("c", true, &[]);
+        house.daemon.run("c");
+        house.daemon.say("c", OUT, T, "line\r\n");
+        let agent = house.room.run();
+        agent.until("it is asked again", || house.daemon.requests("logs") >= 2);
+        house.daemon.mood(Mood::Well);
+        house.assert_arrived(&agent, &[line("c", OUT, T, "line")]);
+        assert_eq!(agent.stop(), 0, "{}", agent.stderr());
+    }
+}
+
 #[test]
 fn what_was_removed_unread_is_counted_with_its_name() {
     let house = House::new(json!({}));
@@ -451,4 +516,36 @@ fn who_is_followed_and_how_lines_are_labelled() {
     labels.as_object_mut().unwrap().remove("host");
     let expected = json!({ "container": "web-1", "source": "engine", "stage": "prod", "stream": "stderr", "team": "red" });
     assert_eq!(labels, expected);
+}
+
+#[test]
+fn a_container_chooses_the_stages_for_its_lines() {
+    let stages = json!([{ "type": "drop", "contains": "noise", "by_label": "quiet" }]);
+    let house = House::with_pipeline(json!({}), stages);
+    for (name, chosen) in [("all", None), ("quiet", Some("quiet")), ("wrong", Some("quite"))] {
+        let labels: Vec<(&str, &str)> =
+            chosen.map(|value| ("log-capturer.stages", value)).into_iter().collect();
+        house.daemon.create(name, false, &labels);
+        house.daemon.run(name);
+        house.daemon.say(name, OUT, T, "noise\n");
+        house.daemon.say(name, OUT, T + MS, "line\n");
+    }
+    let agent = house.room.run();
+    house.until_arrived(&agent, 5);
+    house.daemon.die("wrong");
+    house.daemon.run("wrong");
+    house.daemon.say("wrong", OUT, T + 2 * MS, "again\n");
+    house.until_arrived(&agent, 6);
+    let mut arrived = house.arrived();
+    arrived.sort();
+    let all = |name| [line(name, OUT, T, "noise"), line(name, OUT, T + MS, "line")];
+    let quiet = [line("quiet", OUT, T + MS, "line")];
+    let mut expected =
+        [&all("all")[..], &quiet, &all("wrong"), &[line("wrong", OUT, T + 2 * MS, "again")]].concat();
+    expected.sort();
+    assert_eq!(arrived, expected, "{}", agent.stderr());
+    let said =
+        r#"has the label log-capturer.stages with ["quite"]; the stages that can be chosen are ["quiet"]"#;
+    assert_eq!(agent.stderr().matches(said).count(), 1, "{}", agent.stderr());
+    assert_eq!(agent.stop(), 0, "{}", agent.stderr());
 }

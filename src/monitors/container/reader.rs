@@ -16,7 +16,7 @@ use crossbeam_channel::select;
 use super::api::{Came, Engine, Failure, Stream as Log};
 use super::cursor::{Step, Track};
 use super::frames::{Event, Frames};
-use super::labels::{Facts, Labeller};
+use super::labels::{Chosen, Facts, Labeller, STAGES, chosen, exist};
 use super::lines::{Joiner, Line};
 use super::reports::{Begin, How, Report, Reports};
 use super::{Place, READ_BYTES, StreamAs, place_of};
@@ -40,11 +40,16 @@ const AGAIN_MAX: Duration = Duration::from_secs(2);
 /// An engine that says nothing for so long has nothing left of a log; a shorter silence is its own reading.
 const CAUGHT_UP: Duration = Duration::from_millis(200);
 
+/// Of what came instead of a log: a sentence of the engine.
+const SHOWN_BYTES: usize = 200;
+
 /// What all readers of a source share.
 pub(super) struct Shared {
     pub engine: Engine,
     pub source: SourceOptions,
     pub stream_as: StreamAs,
+    /// Those that a container may choose.
+    pub stages: Vec<Arc<str>>,
     pub labeller: parking_lot::Mutex<Labeller>,
     pub reports: Reports,
 }
@@ -229,6 +234,7 @@ impl Reader {
             place: &place,
             labels,
             lineage: lineage(&source.name, Path::new(&self.facts.id)),
+            stages: self.stages(),
         };
         let place = match self.begin.take() {
             Some(Begin::Going(place)) => *place,
@@ -239,6 +245,20 @@ impl Reader {
             None => Place { stream: self.outlet.open_timed(who, None), cursor: None },
         };
         Opened { place, sides: Arc::new(sides) }
+    }
+
+    /// Those that the container chooses. What it asks for in vain is said when its reading begins, not again when it is
+    /// resumed.
+    fn stages(&self) -> Vec<Arc<str>> {
+        let Chosen { stages, unknown } = chosen(&self.facts, &self.shared.stages);
+        if !unknown.is_empty() && !matches!(self.begin, Some(Begin::Going(_))) {
+            let (source, called) = (&self.shared.source.name, self.facts.called());
+            log::warn!(
+                "{source}: {called} has the label {STAGES} with {unknown:?}; {}",
+                exist(&self.shared.stages)
+            );
+        }
+        stages
     }
 }
 
@@ -322,7 +342,8 @@ impl Shipper<'_> {
                     Ok(Came::Bytes(bytes)) => {
                         read += bytes;
                         if !text.feed(&buffer[..bytes], self) {
-                            break Err(How::Broken("the log is not one of this API".into()));
+                            let start = String::from_utf8_lossy(&buffer[..bytes.min(SHOWN_BYTES)]);
+                            break Err(How::Broken(format!("what came is no log: {}", start.escape_debug())));
                         }
                         if read >= READ_BYTES {
                             break Ok(Came::Bytes(read));
@@ -375,6 +396,10 @@ impl Shipper<'_> {
                 time_ns
             }
         };
+        if self.place.stream.is_nameless() {
+            self.outlet.name_by_first_line(&mut self.place.stream, time_ns);
+            self.edge = self.place.stream.read_limit();
+        }
         let end = |shipper: &Shipper<'_>| {
             shipper.place.stream.position() + (shipper.gathered.data.len() + line.raw.len()) as u64
         };

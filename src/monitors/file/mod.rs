@@ -23,6 +23,7 @@ mod known;
 mod names;
 mod packed;
 mod parts;
+mod step;
 pub mod survey;
 mod tail;
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! One file that is followed: what it looks like, what to do about it, and one turn of reading.
 //!
-//! The decision is pure ([`next_step`]); the turn carries it out. Reading never goes across what a turn may
+//! The decision is pure (`step.rs`); the turn carries it out. Reading never goes across what a turn may
 //! take, so that a hundred files get their turns one after the other.
 //!
 //! Always true: the position is where an unread line begins. A half line stays in the file, holds no credit, and
@@ -12,7 +12,7 @@ use std::fs::{File, Metadata};
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,7 @@ use super::holes::{Ahead, ahead, text_from};
 use super::identity::{HEAD_BYTES, begins_with, head_of, identity, read_at, stands_before};
 use super::packed::{Form, Unpacked};
 use super::parts::{Found as Framed, arrange, frame_parts, keep_within};
+use super::step::{Look, Step, next_step};
 use crate::ack::GenerationId;
 use crate::budget::{READ_BYTES, Refused};
 use crate::durable::FileId;
@@ -37,68 +38,13 @@ const TURN_BYTES: usize = READ_BYTES - CHUNK_LINES * size_of::<u32>() - 2048;
 /// In which the system counts what stands on the disk.
 pub(super) const BLOCK_BYTES: u64 = 512;
 
-/// How long a file that no pattern leads to any more is followed after its last change: a writer that was not
-/// told of a rotation writes on for a while.
-pub(super) const GRACE: Duration = Duration::from_secs(60);
-
-/// What is known of a file at one moment.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Look {
-    pub position: u64,
-    /// Up to here there is no line end behind the position.
-    pub scanned: u64,
-    pub size: u64,
-    /// Since its size or its names have changed.
-    pub quiet: Duration,
-    /// No pattern leads to it any more.
-    pub gone: bool,
-    /// It has no name at all.
-    pub deleted: bool,
-    /// Ship what is there, and nothing that comes later.
-    pub once: bool,
-    pub idle: Duration,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Step {
-    /// It is shorter than what was read: it begins anew.
-    Truncated,
-    Read,
-    /// The half line at the end will not be completed soon.
-    ShipHalf,
-    /// Nothing to do before it changes, or time passes.
-    Wait,
-    /// Nothing more will come.
-    Finish,
-}
-
-pub(super) fn next_step(look: &Look) -> Step {
-    let Look { position, scanned, size, quiet, gone, deleted, once, idle } = *look;
-    if size < position {
-        Step::Truncated
-    } else if size > scanned.max(position) {
-        Step::Read
-    } else if size > position {
-        if once || quiet >= idle { Step::ShipHalf } else { Step::Wait }
-    } else if deleted {
-        // A writer may still have it open.
-        if once || quiet >= idle { Step::Finish } else { Step::Wait }
-    } else if gone && !once {
-        // With `once` the next run decides: if it was only renamed, it is known by its inode.
-        if quiet >= GRACE { Step::Finish } else { Step::Wait }
-    } else {
-        Step::Wait
-    }
-}
-
 /// A file that is followed.
 pub(super) struct Tail {
     /// Where it was last seen.
-    pub path: PathBuf,
+    pub path: Arc<Path>,
     /// Where it was seen first, if it was renamed before its generation was opened: that is its name.
-    pub first_path: Option<PathBuf>,
-    /// Reserved when it was admitted: the generations of a lineage are numbered in the order in which they came,
-    /// whenever they are opened.
+    pub first_path: Option<Arc<Path>>,
+    /// Reserved when it was admitted, so that those of a lineage are numbered in the order in which they came.
     pub generation: Option<GenerationId>,
     pub file: FileId,
     /// Place in `sources[]`.
@@ -113,7 +59,7 @@ pub(super) struct Tail {
     /// of its content.
     pub form: Option<Form>,
     /// While such a file is open.
-    pub content: Option<Unpacked>,
+    pub content: Option<Box<Unpacked>>,
     /// `None`: it has no byte yet, or was not opened yet.
     pub stream: Option<Stream>,
     pub head: Head,
@@ -189,10 +135,11 @@ pub(super) enum Turn {
 }
 
 impl Tail {
-    pub fn new(found: Found, lineage: u64, start: u64, now: Instant) -> Tail {
+    /// In a box, as it is everywhere: the table of them has room for more than there are.
+    pub fn new(found: Found, lineage: u64, start: u64, now: Instant) -> Box<Tail> {
         let Found { path, file, size, source, heard } = found;
-        Tail {
-            path,
+        Box::new(Tail {
+            path: path.into(),
             first_path: None,
             generation: None,
             file,
@@ -225,17 +172,17 @@ impl Tail {
             before: None,
             rested: 0,
             open_line: None,
-        }
+        })
     }
 
     /// The name of its generation.
-    pub fn name(&self) -> &Path {
-        self.first_path.as_deref().unwrap_or(&self.path)
+    pub fn name(&self) -> &Arc<Path> {
+        self.first_path.as_ref().unwrap_or(&self.path)
     }
 
     /// A path that leads to it now.
     pub fn stands_at(&mut self, path: &Path) {
-        let before = std::mem::replace(&mut self.path, path.to_owned());
+        let before = std::mem::replace(&mut self.path, path.into());
         if self.stream.is_none() {
             self.first_path.get_or_insert(before);
         }
@@ -303,11 +250,6 @@ impl Tail {
             once: self.until.is_some(),
             idle,
         })
-    }
-
-    /// No path leads to it any more.
-    pub fn is_gone(&self) -> bool {
-        self.deleted || self.gone_since.is_some()
     }
 
     /// Has handed over every line that is complete.
@@ -552,55 +494,5 @@ impl Tail {
         } else {
             Turn::Rest
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const LOOK: Look = Look {
-        position: 100,
-        scanned: 100,
-        size: 100,
-        quiet: Duration::ZERO,
-        gone: false,
-        deleted: false,
-        once: false,
-        idle: Duration::from_secs(5),
-    };
-
-    fn check(step: Step, look: Look) {
-        assert_eq!(next_step(&look), step, "{look:?}");
-    }
-
-    #[test]
-    fn what_to_do_next() {
-        let secs = Duration::from_secs;
-        check(Step::Wait, LOOK);
-        check(Step::Wait, Look { quiet: secs(1_000_000), ..LOOK });
-        check(Step::Read, Look { size: 101, ..LOOK });
-        check(Step::Truncated, Look { size: 99, ..LOOK });
-        check(Step::Truncated, Look { size: 0, deleted: true, ..LOOK });
-        // A half line: read once, then only when it has grown or nobody goes on.
-        let half = Look { size: 110, scanned: 110, ..LOOK };
-        check(Step::Wait, half);
-        check(Step::Read, Look { size: 111, ..half });
-        check(Step::Wait, Look { quiet: secs(4), ..half });
-        check(Step::ShipHalf, Look { quiet: secs(5), ..half });
-        check(Step::ShipHalf, Look { once: true, ..half });
-        check(Step::ShipHalf, Look { deleted: true, quiet: secs(5), ..half });
-        check(Step::Wait, Look { deleted: true, ..half });
-        // Deleted: its writer may go on for a moment.
-        let deleted = Look { deleted: true, gone: true, ..LOOK };
-        check(Step::Read, Look { size: 101, quiet: secs(100), ..deleted });
-        check(Step::Wait, Look { quiet: secs(4), ..deleted });
-        check(Step::Finish, Look { quiet: secs(5), ..deleted });
-        // Renamed to where no pattern leads.
-        let gone = Look { gone: true, ..LOOK };
-        check(Step::Wait, Look { quiet: secs(59), ..gone });
-        check(Step::Finish, Look { quiet: secs(60), ..gone });
-        check(Step::Read, Look { quiet: secs(60), size: 101, ..gone });
-        check(Step::Wait, Look { quiet: secs(60), once: true, ..gone });
     }
 }

@@ -42,7 +42,7 @@ impl Files {
         let id = FileId::of(&metadata);
         // Its place is where the lines came from; a sweep tells if the copy matches too.
         let found = Found {
-            path: tail.path.clone(),
+            path: tail.path.to_path_buf(),
             file: id,
             size: metadata.len(),
             source: tail.source,

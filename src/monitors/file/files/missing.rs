@@ -111,7 +111,7 @@ impl Files {
         task: &Task,
     ) {
         let now = task.now();
-        let path = known.filename.clone().unwrap_or_default();
+        let path = known.filename.as_deref().unwrap_or(Path::new(""));
         let position = known.position;
         let Some(place) = self.locate(&known, task) else {
             log::info!(
@@ -205,7 +205,7 @@ impl Files {
             tail.lineage == known.lineage
                 && generation.is_some_and(|generation| generation > known.generation)
         };
-        if self.not_met.all().any(newer) || self.tails.values().any(followed) {
+        if self.not_met.all().any(newer) || self.tails.values().any(|tail| followed(tail)) {
             return;
         }
         let Some((source, original)) = self.source_of(known).zip(known.filename.as_ref()) else { return };
@@ -223,7 +223,7 @@ impl Files {
     fn admit_unseen(
         &mut self,
         found: Found,
-        original: &Path,
+        original: &Arc<Path>,
         lineage: u64,
         next: Option<&mut Tail>,
         now: Instant,
@@ -262,7 +262,7 @@ impl Files {
     }
 
     /// Into the line, behind those of its lineage that are there, and before `next`.
-    fn put_before(&mut self, mut tail: Tail, next: Option<&mut Tail>, now: Instant) {
+    fn put_before(&mut self, mut tail: Box<Tail>, next: Option<&mut Tail>, now: Instant) {
         let file = tail.file;
         tail.gone_since = Some(now);
         tail.until = (self.once && tail.form.is_none()).then_some(tail.size);
