@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -199,6 +199,39 @@ fn what_a_stream_brought_is_sent_by_the_next_life() {
     let (code, said) = room.run_once();
     assert_eq!(code, 0, "{said}");
     receiver.arrived().compare(&BTreeMap::from([(1, 2000)])).assert_exact();
+}
+
+/// More than the memory holds, and no spool: whoever writes to the pipe waits, and everything arrives.
+#[test]
+fn a_stream_that_nobody_takes_holds_up_its_writer() {
+    const LINES: u64 = 60_000; // 9 MB
+    let receiver = Receiver::start();
+    receiver.set(Mood::Hang);
+    let mut sink = loki(&receiver.url(), json!({ "enabled": false }));
+    sink["timeout"] = json!("5m");
+    let room = Room::new(json!({
+        "agent": { "memory_budget": "2MiB" }, "sources": [{ "type": "stdin" }], "sinks": [sink],
+    }));
+    let mut writer = Writer::new(1, room.path("input"));
+    writer.write(LINES);
+    let mut cat =
+        Command::new("cat").arg(room.path("input")).stdout(Stdio::piped()).spawn().expect("there is a cat");
+    let pipe = cat.stdout.take().expect("it was asked for");
+    let mut command = room.command(&["run", "--once", "--max-time", "5m"]);
+    command.env("RUST_LOG", "info"); // else it is quiet, and nobody knows its address
+    let agent = room.start(command.stdin(pipe).stdout(Stdio::null()));
+    let waits_for_room = || {
+        let tasks: Value = serde_json::from_str(&agent.get("/api/v1/tasks").1).expect("the tasks are JSON");
+        let waits = |task: &Value| task["name"] == "stdin" && task.to_string().contains("room");
+        tasks["tasks"].as_array().or(tasks.as_array()).is_some_and(|tasks| tasks.iter().any(waits))
+    };
+    agent.until("its memory is full", waits_for_room);
+    assert!(cat.try_wait().expect("a child can be asked").is_none(), "it waits");
+    assert_eq!(receiver.count(), 0);
+    receiver.set(Mood::Well);
+    assert_eq!(agent.wait_exit(DEADLINE), 0, "{}", agent.stderr());
+    assert!(cat.wait().expect("it has ended").success());
+    receiver.arrived().compare(&BTreeMap::from([writer.written()])).assert_exact();
 }
 
 /// As many bytes as `LOG_CAPTURER_SPOOL_BYTES` says into the spool and out of it again.

@@ -16,7 +16,7 @@
 //! behind what was in the hole, so that order holds. Nothing that the ledger knew before is among them: a checkpoint
 //! comes after a sync of all that was written before it, holes and all.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Range;
 use std::path::Path;
@@ -51,7 +51,11 @@ pub fn recover(name: &str, entries: Vec<Entry>, disk: &dyn Disk, unsynced: &Unsy
     let mut recovered = Recovered::default();
     // By inode: a rotation gives a file another name, and its old name to another file. The older ones first.
     let mut outputs: Vec<(u64, Vec<Appended>)> = Vec::new();
-    for entry in entries {
+    let mut written = Written::default();
+    for (number, entry) in entries.into_iter().enumerate() {
+        if let Entry::Appended(appended) = &entry {
+            written.note(number, appended);
+        }
         match entry {
             Entry::Appended(appended) => match outputs.iter_mut().find(|(inode, _)| *inode == appended.inode)
             {
@@ -79,7 +83,7 @@ pub fn recover(name: &str, entries: Vec<Entry>, disk: &dyn Disk, unsynced: &Unsy
                 if unsynced.len() >= UNSYNCED_MAX {
                     unsynced.sync()?;
                 }
-                let whole = compare(&*file, &known, !damaged.contains(path), &mut recovered);
+                let whole = compare(&*file, &known, !damaged.contains(path), &written, &mut recovered);
                 whole.context(|| format!("could not repair {}", path.display()))
             }
             None => Ok(true), // somebody moved or deleted it
@@ -134,6 +138,7 @@ fn compare(
     file: &dyn DiskFile,
     known: &[Appended],
     in_order: bool,
+    written: &Written,
     recovered: &mut Recovered,
 ) -> io::Result<bool> {
     let size = file.size()?;
@@ -163,7 +168,42 @@ fn compare(
             recovered.strange += entry.length;
         }
     }
-    Ok(whole && cut.is_none())
+    let lost = |entry: &Appended| !written.again_behind(entry);
+    Ok(whole && !cut.is_some_and(|at| known[at..].iter().any(lost)))
+}
+
+/// What the journal says was written, whatever became of it: an entry that was cut off by an earlier start, and whose
+/// lines went to another file of the same output since, is no gap in front of them.
+#[derive(Default)]
+struct Written {
+    /// By generation, in the order of the journal.
+    parts: BTreeMap<GenerationId, Vec<(usize, Range<u64>)>>,
+    /// The place of an entry in the journal, by its file and its offset: the last one that was written there.
+    numbers: BTreeMap<(u64, u64), usize>,
+}
+
+impl Written {
+    fn note(&mut self, number: usize, entry: &Appended) {
+        self.numbers.insert((entry.inode, entry.offset), number);
+        for part in &entry.parts {
+            self.parts.entry(part.generation).or_default().push((number, part.range.clone()));
+        }
+    }
+
+    /// Whether all of it was written once more by entries behind it.
+    fn again_behind(&self, entry: &Appended) -> bool {
+        let Some(number) = self.numbers.get(&(entry.inode, entry.offset)) else { return false };
+        entry.parts.iter().all(|part| {
+            let parts = self.parts.get(&part.generation).map_or(&[][..], Vec::as_slice);
+            let mut behind: Vec<&Range<u64>> =
+                parts.iter().filter(|(other, _)| other > number).map(|(_, range)| range).collect();
+            behind.sort_unstable_by_key(|range| range.start);
+            let covered = behind.into_iter().fold(part.range.start, |upto, range| {
+                if range.start <= upto { upto.max(range.end) } else { upto }
+            });
+            covered >= part.range.end
+        })
+    }
 }
 
 fn state(file: &dyn DiskFile, entry: &Appended, size: u64) -> io::Result<State> {

@@ -10,7 +10,7 @@ use crate::ack::{Ack, Receipt, Receipts, SinkSet};
 use crate::budget::{Budget, Holder, READ_BYTES};
 use crate::clock::Clock;
 use crate::durable::FileId;
-use crate::record::{Labels, Lines, Origin, Records, Slice};
+use crate::record::{Changed, Entry, Labels, Lines, Origin, Records, Slice};
 use crate::sinks::{Answer, BatchLimits, Connection, Format, KindOptions, RetryOptions, RotateOptions};
 use crate::tasks::Switch;
 
@@ -255,6 +255,52 @@ fn a_line_that_was_cut_is_not_torn_by_a_rotation() {
     bench.delivered(&[(&a, &[b"12345678"])]);
     bench.delivered(&[(&a, &[b"9abcd\n", b"x\n"])]);
     assert_eq!((bench.read("x.log.1").as_str(), bench.read("x.log").as_str()), ("123456789abcd\n", "x\n"));
+}
+
+/// Whatever is in the file already, and however long what comes: as read, or as a stage made it, of two lines.
+#[test]
+fn a_record_is_whole_in_one_output_whatever_its_length() {
+    const MAX: usize = 12;
+    let a = origin(1, "a", None);
+    for (before, length) in
+        (0..=2 * MAX).flat_map(|before| (1..=2 * MAX + 2).map(move |length| (before, length)))
+    {
+        for made in [false, true] {
+            let mut bench = Bench::new("x.log", by_size(MAX as u64, 100));
+            if before > 0 {
+                bench.delivered(&[(&a, &[format!("{}\n", "b".repeat(before - 1)).as_bytes()])]);
+            }
+            // Three of a kind in one batch, each told by its letter.
+            let texts = ["x", "y", "z"].map(|letter| match made {
+                false => format!("{}\n", letter.repeat(length - 1)),
+                true => format!("{}\n{}\n", letter.repeat(length / 2), letter.repeat(length - length / 2)),
+            });
+            let raw = texts.each_ref().map(|text| text.as_bytes());
+            let batch = match made {
+                false => bench.batch(&[(&a, &raw)]),
+                true => {
+                    let mut batch = bench.batch(&[(&a, &[b"1\n", b"2\n", b"3\n"])]);
+                    let entries = texts.iter().zip(0..).map(|(text, line)| {
+                        let text = Some(text.trim_end().as_bytes().into());
+                        Entry { line, changed: Some(Box::new(Changed { text, ..Changed::default() })) }
+                    });
+                    let entries = entries.collect();
+                    batch.parts[0].0.records =
+                        Arc::new(Records::kept(lines(&a, &[b"1\n", b"2\n", b"3\n"], NOON_NS), entries));
+                    batch
+                }
+            };
+            let answer = bench.connection.deliver(&batch);
+            assert!(matches!(answer, Answer::Delivered), "{answer:?}");
+            let files = bench.files();
+            for text in texts.iter().filter(|text| text.len() > 1) {
+                let holds = files.values().filter(|file| file.contains(text.as_str())).count();
+                assert_eq!(holds, 1, "{before} bytes, then {text:?}: {files:?}");
+            }
+            let bytes: usize = files.values().map(String::len).sum();
+            assert_eq!(bytes, before + texts.concat().len(), "{files:?}");
+        }
+    }
 }
 
 #[test]
