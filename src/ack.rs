@@ -1,11 +1,13 @@
 //! What returns: the claim that a chunk must be answered for, and the receipt that answers it.
 //!
 //! An [`Ack`] has one [`Share`] per sink that still lacks the chunk. A share is divided as its lines land in
-//! several batches; every part is settled by a verdict, and the last part sends one [`Receipt`] to the ledger.
+//! several batches; every part is settled by a verdict, and sends a [`Receipt`] for its bytes to the ledger at once:
+//! the rest of its chunk may wait for an ill sink for hours, and a crash must not repeat what was delivered.
 //!
-//! Always true: the lines of all parts plus the lines that were settled are the lines of the chunk. One receipt
-//! per share, never two, never none. A share that is dropped without a verdict says so in its receipt
-//! (`not_delivered`), and whether that was meant ([`Share::let_go`]) or a fault of ours (`Drop`).
+//! Always true: the lines of all parts plus the lines that were settled are the lines of the chunk. Each line is in
+//! one receipt, and so is each byte, never in two, never in none. A share that is dropped without a verdict says so
+//! in its receipt (`not_delivered`), and whether that was meant ([`Share::let_go`]) or a fault of ours (`Drop`).
+//! What came out of a spool sends one receipt for all of its frame, when its last part has ended.
 //!
 //! A part knows where its lines stand: between the end of the part that was split off before it and its own end.
 //! So what ends without a verdict is named by its bytes, and only those are read again. Lines that a rule has
@@ -26,6 +28,20 @@ pub struct SinkId(pub u8);
 /// a `data_dir`, for ever.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct GenerationId(pub u64);
+
+impl GenerationId {
+    const DERIVED: u64 = 1 << 63;
+
+    /// For what can be told from all others by a hash: whoever meets it again gives it the same number, although
+    /// nobody has written that down.
+    pub fn derived_from(hash: u64) -> GenerationId {
+        GenerationId(hash | Self::DERIVED)
+    }
+
+    pub fn is_derived(self) -> bool {
+        self.0 & Self::DERIVED != 0
+    }
+}
 
 /// A set of sinks. The configuration allows 64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,7 +135,7 @@ impl Tally {
     }
 }
 
-/// The answer of one sink for one chunk.
+/// The answer of one sink for a chunk, or for a part of one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Receipt {
     pub generation: GenerationId,
@@ -129,8 +145,8 @@ pub struct Receipt {
     pub tally: Tally,
     /// Without a verdict.
     pub not_delivered: Count,
-    /// Where those stand, in bytes of the generation: rising, disjoint, not touching. All else of the range was
-    /// answered for.
+    /// Where those stand, and what has a receipt of its own, in bytes of the generation: rising, disjoint, not
+    /// touching. All else of the range was answered for.
     pub undelivered: Vec<Range<u64>>,
     /// Some of them were forgotten rather than let go: a fault of ours, unless the agent is aborting.
     pub fault: bool,
@@ -161,7 +177,7 @@ impl Receipt {
     }
 }
 
-/// Where receipts go. Called by whoever ends the last part of a share: may wait for the ledger, must not panic,
+/// Where receipts go. Called by whoever ends a part of a share: may wait for the ledger, must not panic,
 /// and ignores a ledger that is gone.
 pub trait Receipts: Send + Sync {
     fn receipt(&self, receipt: Receipt);
@@ -218,6 +234,7 @@ impl Ack {
             }),
             count,
             range: range.clone(),
+            picked: Vec::new(),
         };
         Ack { shares: sinks.iter().map(share).collect() }
     }
@@ -247,8 +264,9 @@ pub const SHARE_BYTES: usize =
 pub struct Share {
     claim: Arc<Claim>,
     count: Count,
-    /// Where its lines stand.
+    /// Where its lines stand, and what of it others answer for.
     range: Range<u64>,
+    picked: Vec<Range<u64>>,
 }
 
 /// What all parts of one share have in common.
@@ -264,8 +282,9 @@ struct Claim {
 /// How far the answer is.
 #[derive(Default)]
 struct Open {
-    /// Still without an end; at zero the receipt goes out.
+    /// Still without an end.
     lines: u64,
+    /// What the next receipt will say.
     tally: Tally,
     not_delivered: Count,
     /// In the order in which they ended; they may touch or overlap.
@@ -275,6 +294,8 @@ struct Open {
 
 enum End<'a> {
     Settled(&'a Verdict),
+    /// And the rest of its part has no end yet.
+    Somewhere(&'a Verdict),
     LetGo,
     Forgotten,
 }
@@ -293,32 +314,48 @@ impl Share {
     pub fn split(&mut self, part: Count, upto: u64) -> Share {
         assert!(self.range.contains(&upto) || upto == self.range.end, "a part ends within its share");
         self.take(part);
+        // With the last line goes what a rule has dropped behind it: nobody else will answer for it.
+        let upto = if self.count.lines == 0 { self.range.end } else { upto };
         let range = self.range.start..upto;
         self.range.start = upto;
-        Share { claim: self.claim.clone(), count: part, range }
+        let picked = self.picked.extract_if(.., |picked| picked.start < upto).collect();
+        Share { claim: self.claim.clone(), count: part, range, picked }
     }
 
     /// Takes lines that stand at `range` out of the middle; what is left keeps its place around them.
     pub fn pick(&mut self, part: Count, range: Range<u64>) -> Share {
         self.take(part);
-        Share { claim: self.claim.clone(), count: part, range }
+        let claim = self.claim.clone();
+        if self.count.lines == 0 {
+            let all = std::mem::replace(&mut self.range, range.end..range.end);
+            return Share { claim, count: part, range: all, picked: std::mem::take(&mut self.picked) };
+        }
+        self.picked.push(range.clone());
+        Share { claim, count: part, range, picked: Vec::new() }
     }
 
     /// Settles some lines of this share, wherever they stand, and keeps the rest.
     pub fn settle_part(&mut self, part: Count, verdict: &Verdict) {
         self.take(part);
-        self.claim.end(part, &self.range, End::Settled(verdict));
+        let rest = self.count;
+        self.end(part, if rest.lines > 0 { End::Somewhere(verdict) } else { End::Settled(verdict) });
     }
 
     pub fn settle(mut self, verdict: &Verdict) {
         let count = std::mem::take(&mut self.count);
-        self.claim.end(count, &self.range, End::Settled(verdict));
+        self.end(count, End::Settled(verdict));
     }
 
     /// Ends without a verdict on purpose: the lines stand in their source and will be read again.
     pub fn let_go(mut self) {
         let count = std::mem::take(&mut self.count);
-        self.claim.end(count, &self.range, End::LetGo);
+        self.end(count, End::LetGo);
+    }
+
+    fn end(&self, count: Count, how: End<'_>) {
+        if count.lines > 0 {
+            self.claim.end(count, &self.range, &self.picked, how);
+        }
     }
 
     fn take(&mut self, part: Count) {
@@ -333,18 +370,16 @@ impl Share {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        self.claim.end(self.count, &self.range, End::Forgotten);
+        self.end(self.count, End::Forgotten);
     }
 }
 
 impl Claim {
-    fn end(&self, count: Count, range: &Range<u64>, how: End<'_>) {
-        if count.lines == 0 {
-            return;
-        }
+    fn end(&self, count: Count, range: &Range<u64>, picked: &[Range<u64>], how: End<'_>) {
         let mut open = self.open.lock();
         open.lines -= count.lines;
         match how {
+            End::Somewhere(verdict) => return open.tally.add(verdict, count),
             End::Settled(verdict) => open.tally.add(verdict, count),
             End::LetGo | End::Forgotten => {
                 open.not_delivered += count;
@@ -352,14 +387,18 @@ impl Claim {
                 open.fault |= matches!(how, End::Forgotten);
             }
         }
-        if open.lines > 0 {
-            return;
-        }
-        let Open { tally, not_delivered, undelivered, fault, .. } = std::mem::take(&mut *open);
+        let range = match self.from_spool {
+            true if open.lines > 0 => return,
+            true => self.range.clone(),
+            false => range.clone(),
+        };
+        let rest = Open { lines: open.lines, ..Open::default() };
+        let Open { tally, not_delivered, mut undelivered, fault, .. } = std::mem::replace(&mut *open, rest);
         drop(open); // the ledger may make us wait: not with a lock held
+        undelivered.extend_from_slice(picked);
         self.receipts.receipt(Receipt {
             generation: self.generation,
-            range: self.range.clone(),
+            range,
             sink: self.sink,
             tally,
             not_delivered,
@@ -384,147 +423,7 @@ fn merged(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    #[derive(Default)]
-    struct Kept(Mutex<Vec<Receipt>>);
-    impl Receipts for Kept {
-        fn receipt(&self, receipt: Receipt) {
-            self.0.lock().push(receipt);
-        }
-    }
-
-    fn ack(lines: u64, sinks: usize) -> (Ack, Arc<Kept>) {
-        let kept = Arc::new(Kept::default());
-        let receipts: Arc<dyn Receipts> = kept.clone();
-        let count = Count { lines, bytes: lines * 10 };
-        (Ack::new(GenerationId(7), 100..100 + lines * 10, count, SinkSet::all(sinks), &receipts), kept)
-    }
-
-    fn part(lines: u64) -> Count {
-        Count { lines, bytes: lines * 10 }
-    }
-
-    #[test]
-    fn each_share_sends_one_receipt_when_its_last_part_ends() {
-        let (ack, kept) = ack(3, 2);
-        let mut shares = ack.into_shares();
-        let first = shares[0].split(part(1), 110);
-        first.settle(&Verdict::Delivered);
-        assert!(kept.0.lock().is_empty());
-        for share in shares {
-            share.settle(&Verdict::Delivered);
-        }
-        let receipts = kept.0.lock();
-        assert_eq!(receipts.len(), 2);
-        assert!(
-            receipts.iter().all(|r| r.tally.delivered == part(3) && !r.fault && r.undelivered.is_empty())
-        );
-    }
-
-    #[test]
-    fn a_forgotten_share_is_a_fault_and_a_share_let_go_is_not() {
-        let (first, kept) = ack(2, 1);
-        drop(first);
-        assert!(kept.0.lock()[0].fault && kept.0.lock()[0].not_delivered == part(2));
-        let (second, kept) = ack(2, 1);
-        second.into_shares().into_iter().for_each(Share::let_go);
-        assert!(!kept.0.lock()[0].fault && kept.0.lock()[0].not_delivered == part(2));
-    }
-
-    #[test]
-    fn a_chunk_taken_back_sends_nothing() {
-        let (ack, kept) = ack(2, 2);
-        ack.take_back();
-        assert!(kept.0.lock().is_empty());
-    }
-
-    #[derive(Clone, Debug)]
-    enum Act {
-        Split(u8),
-        SettlePart(u8, u8),
-        Settle(u8),
-        LetGo,
-        Forget,
-    }
-
-    fn acts() -> impl Strategy<Value = Vec<(usize, Act)>> {
-        let act = prop_oneof![
-            any::<u8>().prop_map(Act::Split),
-            (any::<u8>(), 0u8..4).prop_map(|(n, v)| Act::SettlePart(n, v)),
-            (0u8..4).prop_map(Act::Settle),
-            Just(Act::LetGo),
-            Just(Act::Forget),
-        ];
-        proptest::collection::vec((any::<usize>(), act), 0..40)
-    }
-
-    fn verdict(of: u8) -> Verdict {
-        match of {
-            0 => Verdict::Delivered,
-            1 => Verdict::Dropped("rule".into()),
-            2 => Verdict::DeadLettered,
-            _ => Verdict::Spooled,
-        }
-    }
-
-    proptest! {
-        /// The model: whatever is done to the parts in whatever order, there is exactly one receipt, and every
-        /// line is in it exactly once.
-        #[test]
-        fn no_line_is_lost_or_counted_twice(lines in 1u64..200, acts in acts()) {
-            let (ack, kept) = ack(lines, 1);
-            let mut parts = ack.into_shares();
-            let (mut lacking, mut vague) = (Vec::new(), false);
-            for (at, act) in acts {
-                if parts.is_empty() { break; }
-                let at = at % parts.len();
-                let size = |n: u8, share: &Share| part(u64::from(n) % (share.count().lines + 1));
-                match act {
-                    Act::Split(n) => {
-                        let n = size(n, &parts[at]);
-                        let upto = parts[at].range.start + n.bytes;
-                        let new = parts[at].split(n, upto);
-                        parts.push(new);
-                    }
-                    Act::SettlePart(n, v) => {
-                        let n = size(n, &parts[at]);
-                        parts[at].settle_part(n, &verdict(v));
-                        // The model cannot say which lines of the part those were: all of it may be read again.
-                        vague |= n.lines > 0;
-                    }
-                    Act::Settle(v) => parts.swap_remove(at).settle(&verdict(v)),
-                    Act::LetGo => {
-                        lacking.push((parts[at].range.clone(), parts[at].count.lines));
-                        parts.swap_remove(at).let_go();
-                    }
-                    Act::Forget => {
-                        lacking.push((parts[at].range.clone(), parts[at].count.lines));
-                        drop(parts.swap_remove(at));
-                    }
-                }
-                let open: u64 = parts.iter().map(|p| p.count().lines).sum();
-                prop_assert_eq!(kept.0.lock().len(), usize::from(open == 0));
-            }
-            lacking.extend(parts.iter().map(|part| (part.range.clone(), part.count.lines)));
-            drop(parts);
-            let receipts = kept.0.lock();
-            prop_assert_eq!(receipts.len(), 1);
-            let receipt = &receipts[0];
-            prop_assert_eq!(receipt.tally.total().lines + receipt.not_delivered.lines, lines);
-            for byte in receipt.range.clone() {
-                let model = lacking.iter().any(|(range, lines)| *lines > 0 && range.contains(&byte));
-                prop_assert_eq!(receipt.undelivered.iter().any(|range| range.contains(&byte)), model);
-                prop_assert_eq!(receipt.answered().any(|range| range.contains(&byte)), !model);
-            }
-            let bytes: u64 = receipt.undelivered.iter().map(|range| range.end - range.start).sum();
-            prop_assert!(bytes == receipt.not_delivered.bytes || (vague && bytes > receipt.not_delivered.bytes));
-        }
-    }
-}
+mod tests;
 
 /// Every interleaving of threads that end parts of one share at the same time.
 #[cfg(all(test, feature = "model"))]
@@ -558,15 +457,22 @@ mod model {
             }
             ends[2](rest);
             threads.into_iter().for_each(|thread| thread.join().expect("no end panics"));
-            let kept = kept.0.lock();
-            assert_eq!(kept.len(), 1, "one receipt, whoever was last");
-            assert_eq!(kept[0].tally.total().lines + kept[0].not_delivered.lines, 3);
-            expected(&kept[0]);
+            let kept = std::mem::take(&mut *kept.0.lock());
+            assert_eq!(kept.len(), 3, "each part has its own");
+            let all = kept.into_iter().reduce(|mut all, one| {
+                all.tally.delivered += one.tally.delivered;
+                all.not_delivered += one.not_delivered;
+                all.undelivered = merged([all.undelivered, one.undelivered].concat());
+                Receipt { fault: all.fault || one.fault, ..all }
+            });
+            let all = all.expect("three of them");
+            assert_eq!(all.tally.total().lines + all.not_delivered.lines, 3);
+            expected(&all);
         });
     }
 
     #[test]
-    fn parts_that_end_at_once_make_one_receipt() {
+    fn parts_that_end_at_once_are_all_of_the_share() {
         let delivered: fn(Share) = |share| share.settle(&Verdict::Delivered);
         check([delivered; 3], |receipt| assert_eq!(receipt.undelivered, []));
         check([delivered, Share::let_go, delivered], |receipt| {

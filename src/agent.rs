@@ -7,6 +7,7 @@
 //! Always true: every channel is made here, beside the two threads it joins, and nobody else keeps a copy of
 //! its sending end; so the end of the monitors is the end of everybody, in path order.
 
+mod farewell;
 mod lives;
 mod scale;
 pub(crate) mod signals;
@@ -73,7 +74,8 @@ pub enum Exit {
     Fault = 1,
     /// Bad usage or configuration.
     Usage = 2,
-    /// Stopped with data pending; it is safe in its files.
+    /// Stopped with data pending: it stands in its files, in a spool or among the dead letters, and the log says how
+    /// much of it where.
     Pending = 3,
     /// A thread did not end in time; the log names it.
     Stuck = 4,

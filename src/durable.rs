@@ -222,24 +222,38 @@ impl Durable for SyncFolder {
     }
 }
 
-/// How many checkpoints this life has written: the ledger counts, the keepers of journals read. What the ledger was
-/// told while the count was `n` is in every checkpoint that can be read once it is [`Passed::by`] `n`.
+/// Which checkpoints this life has begun and written: the ledger counts, the keepers of journals read. What the ledger
+/// was told before the count was `n` is in every checkpoint that can be read once it is [`Passed::by`] `n`.
 #[derive(Clone, Default)]
-pub struct Passed(Arc<AtomicU64>);
+pub struct Passed(Arc<Checkpoints>);
+
+#[derive(Default)]
+struct Checkpoints {
+    begun: AtomicU64,
+    written: AtomicU64,
+}
 
 impl Passed {
-    /// Another one stands on the disk. Only the ledger calls this.
+    /// One is put together: it has all that the ledger was told before this call, and perhaps nothing of what it is
+    /// told after it. Only the ledger calls this; again, if the last one could not be written.
+    pub fn begins(&self) {
+        self.0.begun.store(self.0.written.load(Ordering::SeqCst) + 1, Ordering::SeqCst);
+    }
+
+    /// It stands on the disk. Only the ledger calls this.
     pub fn written(&self) {
-        self.0.fetch_add(1, Ordering::SeqCst);
+        let written = self.0.written.fetch_add(1, Ordering::SeqCst) + 1;
+        self.0.begun.fetch_max(written, Ordering::SeqCst);
     }
 
+    /// Those that were begun. To be asked after the ledger was told.
     pub fn count(&self) -> u64 {
-        self.0.load(Ordering::SeqCst)
+        self.0.begun.load(Ordering::SeqCst)
     }
 
-    /// Two checkpoints are past what was told at this count: the newest one may be torn by a power cut.
+    /// Two checkpoints that were begun since are written: the newest one may be torn by a power cut.
     pub fn by(&self, count: u64) -> bool {
-        self.count() >= count + 2
+        self.0.written.load(Ordering::SeqCst) >= count + 2
     }
 }
 
@@ -393,6 +407,25 @@ mod tests {
         assert_eq!(unsynced.len(), 1);
         unsynced.sync().unwrap();
         assert!(unsynced.is_empty());
+    }
+
+    #[test]
+    fn what_is_told_while_a_checkpoint_is_written_waits_for_two_more() {
+        let passed = Passed::default();
+        let before = passed.count();
+        passed.begins();
+        let meanwhile = passed.count();
+        passed.begins(); // the first try failed
+        passed.written();
+        let after = passed.count();
+        let by = || [before, meanwhile, after].map(|count| passed.by(count));
+        assert_eq!(by(), [false; 3]);
+        passed.begins();
+        assert_eq!(by(), [false; 3]);
+        passed.written();
+        assert_eq!(by(), [true, false, false]);
+        passed.written();
+        assert_eq!(by(), [true; 3]);
     }
 
     #[test]

@@ -26,8 +26,8 @@
 //! ```
 //!
 //! The unit of travel is the **chunk**: many whole lines of one source in one buffer, never a single line. Its
-//! **ack** has one **share** per sink; a share is divided as its lines land in several **batches**, and its last
-//! part sends one **receipt** to the ledger. A read position moves only on receipts; the position of a restart
+//! **ack** has one **share** per sink; a share is divided as its lines land in several **batches**, and each
+//! part sends a **receipt** to the ledger when it ends. A read position moves only on receipts; the position of a restart
 //! is the least over the sinks. A log file is its own first buffer: when we stop reading, nothing is lost. A sink with
 //! a [`spool`] that stays ill lets its lane write to disk what waits, and reading goes on.
 //!

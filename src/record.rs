@@ -9,29 +9,37 @@
 //!
 //! Not here: what a line is (`monitors/file/framing.rs`), who answers for it (`ack.rs`).
 
+mod plain;
+
 use std::ops::Range;
 use std::sync::Arc;
+
+pub use plain::Plain;
 
 use crate::ack::{Ack, Count, GenerationId, Share};
 use crate::budget::Credit;
 
-/// Sorted by name, names unique. Shared by all records of a source until a stage changes them.
+/// Sorted by name, names unique. Shared by all records of a source until a stage changes them; the names and values
+/// are shared even by those of different files.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Labels(Vec<(Box<str>, Box<str>)>);
+pub struct Labels(Vec<(Arc<str>, Arc<str>)>);
 
 impl Labels {
-    pub fn new<N: Into<Box<str>>, V: Into<Box<str>>>(pairs: impl IntoIterator<Item = (N, V)>) -> Labels {
+    pub fn new<N: Into<Arc<str>>, V: Into<Arc<str>>>(pairs: impl IntoIterator<Item = (N, V)>) -> Labels {
         let mut labels = Labels::default();
         pairs.into_iter().for_each(|(name, value)| labels.set(name, value));
         labels
     }
 
     /// Adds a label, or replaces the value of one.
-    pub fn set(&mut self, name: impl Into<Box<str>>, value: impl Into<Box<str>>) {
+    pub fn set(&mut self, name: impl Into<Arc<str>>, value: impl Into<Arc<str>>) {
         let (name, value) = (name.into(), value.into());
         match self.0.binary_search_by(|(known, _)| known.cmp(&name)) {
             Ok(at) => self.0[at].1 = value,
-            Err(at) => self.0.insert(at, (name, value)),
+            Err(at) => {
+                self.0.reserve_exact(1); // every file that is followed has some
+                self.0.insert(at, (name, value));
+            }
         }
     }
 
@@ -53,7 +61,7 @@ impl Labels {
 }
 
 /// Where lines come from: one generation of one file, or one stream.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Origin {
     /// The `name` of the entry of `sources[]`.
     pub source: Arc<str>,

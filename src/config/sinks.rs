@@ -101,7 +101,7 @@ fn batch<'a>(reader: Reader<'a>, kind: &KindOptions) -> (BatchLimits, Option<Ite
     // the file wants to see the line soon.
     let (default, wait) = match kind {
         KindOptions::Loki(_) => (MIB, secs(1)),
-        KindOptions::File(_) => (256 * KIB, ms(250)),
+        KindOptions::File(_) => (MIB, ms(250)),
         KindOptions::Stdout(_) => (256 * KIB, secs(1)),
     };
     let item = reader.given("max_bytes");

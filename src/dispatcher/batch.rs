@@ -87,9 +87,26 @@ impl Batcher {
 /// A batch of at least two records in two halves, by number of records, in order.
 pub fn halves(batch: Batch) -> (Sealed, Sealed) {
     let total: u32 = batch.slices().map(|slice| slice.range.end - slice.range.start).sum();
-    let mut before = total / 2;
+    divide(batch.parts, total / 2)
+}
+
+/// What begins at each of `cuts` (rising indices behind the first record), and what stands before the first of them.
+pub fn apart(batch: Batch, cuts: &[usize]) -> Vec<Sealed> {
+    let (mut all, mut rest, mut begun) = (Vec::new(), batch.parts, 0);
+    for cut in cuts {
+        let (first, second) = divide(rest, (cut - begun) as u32);
+        (rest, begun) = (second, *cut);
+        all.push(first);
+    }
+    all.push(rest);
+    all.retain(|parts| !parts.is_empty());
+    all
+}
+
+/// After so many records.
+fn divide(parts: Sealed, mut before: u32) -> (Sealed, Sealed) {
     let (mut first, mut second) = (Vec::new(), Vec::new());
-    for (slice, mut share) in batch.parts {
+    for (slice, mut share) in parts {
         let here = slice.range.end - slice.range.start;
         let taken = before.min(here);
         before -= taken;
@@ -199,7 +216,31 @@ mod tests {
             }
             prop_assert_eq!(batches.iter().flat_map(texts).collect::<Vec<_>>(), all);
             batches.into_iter().flat_map(|batch| batch.parts).for_each(|(_, share)| share.settle(&Verdict::Delivered));
-            prop_assert_eq!(kept.0.lock().len(), chunks.len());
+            let answered: u64 = kept.0.lock().iter().map(|receipt| receipt.tally.delivered.lines).sum();
+            prop_assert_eq!(answered, chunks.iter().map(Vec::len).sum::<usize>() as u64);
+        }
+
+        /// Cutting loses nothing, keeps the order, and cuts where it was told.
+        #[test]
+        fn a_batch_that_is_taken_apart_is_still_all_of_it(
+            chunks in proptest::collection::vec(proptest::collection::vec(0usize..10, 1..8), 1..5),
+            cuts in proptest::collection::btree_set(1usize..20, 0..6),
+        ) {
+            let kept = Arc::new(Kept::default());
+            let (batches, all) = batches(limits(1 << 20, 1 << 20), &chunks, &kept);
+            let cuts: Vec<usize> = cuts.into_iter().filter(|index| *index < all.len()).collect();
+            let (mut seen, mut begun) = (Vec::new(), Vec::new());
+            for batch in batches {
+                for parts in apart(batch, &cuts) {
+                    begun.push(seen.len());
+                    let part = Batch { number: 0, parts };
+                    seen.extend(texts(&part));
+                    part.parts.into_iter().for_each(|(_, share)| share.settle(&Verdict::Delivered));
+                }
+            }
+            prop_assert_eq!(seen, all);
+            prop_assert_eq!(&begun[1..], &cuts);
+            prop_assert!(kept.0.lock().iter().all(|receipt| !receipt.fault && receipt.undelivered.is_empty()));
         }
 
         /// Halving, and picking out the guilty, lose nothing and keep the order.

@@ -33,7 +33,7 @@ use parking_lot::Mutex;
 use serde::Serialize;
 
 pub use self::spooling::{Settings as SpoolSettings, Spooling};
-use super::batch::{Batcher, Sealed, each_record, halves};
+use super::batch::{Batcher, Sealed, apart, each_record, halves};
 use super::retry::Request;
 use super::sender::Report;
 use crate::ack::{Count, Share, SinkId, Verdict};
@@ -364,7 +364,15 @@ impl Lane {
                 parts.for_each(|(slice, share)| settle(spooling, &slice, share, &Verdict::Delivered));
             }
             Answer::Refused { which, why } => self.refused(at, batch, which, &why, now),
-            Answer::Retry { .. } if self.giving_up => self.streets[at].queue.push_front(batch),
+            Answer::Retry { .. } | Answer::Gone { .. } if self.giving_up => {
+                self.streets[at].queue.push_front(batch);
+            }
+            Answer::Gone { why } => {
+                log::warn!("{why}; what it did not take is kept where it can be read again");
+                self.streets[at].queue.push_front(batch);
+                self.feel(Mood::Resting, Some(why), now);
+                self.give_up(now);
+            }
             Answer::Retry { not_before, why } => {
                 self.failures += u32::from(self.mood != Mood::Resting);
                 if self.options.retry.max_attempts.is_some_and(|most| self.failures >= most) {
@@ -431,11 +439,19 @@ impl Lane {
             Guilty::Unknown => {
                 self.recovered(now);
                 let (first, second) = halves(batch);
-                for parts in [second, first] {
-                    let batch = number(&mut self.next_number, parts);
-                    self.streets[at].queue.push_front(batch);
-                }
+                self.send_apart(at, vec![first, second]);
             }
+            Guilty::Apart(cuts) => {
+                self.recovered(now);
+                self.send_apart(at, apart(batch, &cuts));
+            }
+        }
+    }
+
+    fn send_apart(&mut self, at: usize, all: Vec<Sealed>) {
+        for parts in all.into_iter().rev() {
+            let batch = number(&mut self.next_number, parts);
+            self.streets[at].queue.push_front(batch);
         }
     }
 

@@ -54,7 +54,7 @@ impl House {
     fn answered(&self) -> (u64, u64) {
         let receipts = self.kept.0.lock();
         assert!(
-            receipts.iter().all(|receipt| !receipt.fault && receipt.undelivered.is_empty()),
+            receipts.iter().all(|receipt| !receipt.fault && receipt.not_delivered.lines == 0),
             "{receipts:?}"
         );
         let sum = |of: fn(&crate::ack::Tally) -> u64| receipts.iter().map(|receipt| of(&receipt.tally)).sum();

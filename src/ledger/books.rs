@@ -220,7 +220,7 @@ pub fn view(id: GenerationId, page: &Page, names: &[Arc<str>]) -> GenerationView
         finished: page.finished,
         sinks: sinks.chain(former).collect(),
         open_stamps: page.stamps.len(),
-        stamps: page.stamps.values().take(SHOWN).copied().collect(),
+        stamps: page.stamps().take(SHOWN).copied().collect(),
     }
 }
 

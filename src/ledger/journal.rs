@@ -117,7 +117,7 @@ impl Record {
         Record::Opened {
             generation: opened.generation.0,
             source: opened.source.to_string(),
-            filename: opened.filename.clone().map(AnyPath),
+            filename: opened.filename.as_deref().map(|path| AnyPath(path.to_owned())),
             identity: opened.identity,
             lineage: opened.lineage,
             start: opened.start,

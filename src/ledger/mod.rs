@@ -19,7 +19,9 @@ mod books;
 mod checkpoint;
 mod journal;
 mod notes;
+mod offsets;
 mod page;
+mod pieces;
 mod progress;
 mod saved;
 mod state;
@@ -228,11 +230,7 @@ impl Ledger {
             match event {
                 Event::Note(note) => {
                     self.take(note, task);
-                    // One turn takes what is there, and no more: a checkpoint must become due in between.
-                    for _ in 0..NOTES {
-                        let Ok(note) = self.notes.try_recv() else { break };
-                        self.take(note, task);
-                    }
+                    self.take_those_there(task);
                     self.show_at.get_or_insert(task.now() + VIEW_AGE_MAX);
                     self.linger();
                 }
@@ -288,6 +286,14 @@ impl Ledger {
         }
     }
 
+    /// All that were sent before this call, and not many more: a checkpoint must become due in between.
+    fn take_those_there(&mut self, task: &Task) {
+        for _ in 0..NOTES {
+            let Ok(note) = self.notes.try_recv() else { break };
+            self.take(note, task);
+        }
+    }
+
     fn take(&mut self, (note, mark): Noted, task: &Task) {
         let aborting = self.stop.abort.is_closed();
         self.mark = mark.unwrap_or(self.mark);
@@ -313,13 +319,16 @@ impl Ledger {
         }
     }
 
-    /// Outputs first, then the checkpoint that relies on them. Whether it is a snapshot: in a stop only if nothing
-    /// less will do, since it costs as much as there are files.
+    /// Whether nothing less than a snapshot will do: in a stop that costs as much as there are files.
+    fn needs_snapshot(&self) -> bool {
+        if self.stopping { !self.slots.takes_changes() } else { self.slots.wants_snapshot(self.mark) }
+    }
+
+    /// Outputs first, then the checkpoint that relies on them. Whether it became a snapshot.
     fn write(&mut self, force_snapshot: bool) -> Result<bool> {
         self.settings.unsynced.sync()?;
+        let mut is_snapshot = force_snapshot || self.needs_snapshot();
         let (mark, own_files) = (self.mark, &self.settings.own_files);
-        let mut is_snapshot = force_snapshot
-            || if self.stopping { !self.slots.takes_changes() } else { self.slots.wants_snapshot(mark) };
         let mut written = None;
         if !is_snapshot {
             let changes = self.state.changes(mark, own_files);
@@ -382,18 +391,21 @@ impl Ledger {
 
     fn save(&mut self, task: &Task) {
         task.doing("writing a checkpoint");
+        let now = task.now();
+        let force = self.snapshot_at.is_some_and(|at| at <= now);
+        let is_due = self.save_at.is_some() || force; // else nothing happened since the last one
+        let is_snapshot = is_due && (force || self.needs_snapshot());
+        if is_snapshot || self.stopping {
+            self.settings.passed.begins();
+            self.take_those_there(task);
+        }
         if let Some(fault) = self.state.check_laws() {
             task.fault(fault);
         }
         if matches!(self.last_save, LastSave::At(at) if task.now() >= at) {
             self.last_save = LastSave::Done;
         }
-        let now = task.now();
-        let force = self.snapshot_at.is_some_and(|at| at <= now);
-        let saved = match self.save_at {
-            None if !force => Ok(None), // nothing happened since the last one
-            _ => self.write(force).map(Some),
-        };
+        let saved = if is_due { self.write(is_snapshot).map(Some) } else { Ok(None) };
         match saved {
             Ok(written) => {
                 if let Some(was_snapshot) = written {

@@ -1,7 +1,8 @@
 //! What the ledger is told, and what it tells those who go on after a restart.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 
 use crossbeam_channel::Sender;
@@ -38,7 +39,7 @@ impl Head {
 pub struct Opened {
     pub generation: GenerationId,
     pub source: Arc<str>,
-    pub filename: Option<PathBuf>,
+    pub filename: Option<Arc<Path>>,
     pub identity: Option<Identity>,
     pub lineage: u64,
     pub start: u64,
@@ -160,7 +161,7 @@ pub enum Note {
 pub struct Known {
     pub generation: GenerationId,
     pub source: Arc<str>,
-    pub filename: Option<PathBuf>,
+    pub filename: Option<Arc<Path>>,
     pub identity: Option<Identity>,
     pub lineage: u64,
     /// Where to read on: the least over the sinks, or the start of the stamp that it lies in.
@@ -197,6 +198,9 @@ pub struct Restored {
     pub next_generation: u64,
     /// There was no state at all: this is the first start in this `data_dir`.
     pub first_start: bool,
+    /// What each sink has, by [`crate::ack::SinkId`], of generations that the ledger will meet once more: their
+    /// numbers are derived from what they are, and the last life died before it could save them.
+    pub foretold: Arc<BTreeMap<GenerationId, Vec<Progress>>>,
 }
 
 /// Bytes of a generation.

@@ -9,27 +9,28 @@ use super::page::High;
 use super::{Identity, KeptStamp, Mark, Progress};
 use crate::durable::FileId;
 
-/// Everything that outlives the process.
+/// Everything that outlives the process. `G`: its generations, as a list of [`SavedGeneration`] or as what is written
+/// like one.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Saved {
+pub struct Saved<G = Vec<SavedGeneration>> {
     /// Of the data folder: drawn at its first start.
     pub id: u64,
     /// The last record of the journal that is in it.
     pub journal: Mark,
     pub last_stamp_ns: i64,
     pub next_generation: u64,
-    pub generations: Vec<SavedGeneration>,
+    pub generations: G,
     pub own_files: Vec<OwnFile>,
 }
 
 /// What has changed since the frame before.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Changes {
+pub struct Changes<G = Vec<SavedGeneration>> {
     pub journal: Mark,
     pub last_stamp_ns: i64,
     pub next_generation: u64,
     /// As they are now, whole.
-    pub generations: Vec<SavedGeneration>,
+    pub generations: G,
     pub gone: Vec<u64>,
     /// All of them, if they have changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -8,6 +8,8 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use serde::{Serialize, Serializer};
+
 use super::books::{Books, GenerationView, Meters, SinkBooks, view};
 use super::page::Page;
 use super::saved::{AnyPath, Changes, OwnFile, Saved, SavedGeneration};
@@ -21,7 +23,10 @@ pub struct State {
     names: Vec<Arc<str>>,
     /// Of the data folder.
     id: u64,
-    pages: BTreeMap<GenerationId, Page>,
+    /// In boxes, since nodes of a tree that grows at its end are half empty.
+    pages: BTreeMap<GenerationId, Box<Page>>,
+    /// What outputs and spools have of generations that are not opened yet, and whose numbers are derived.
+    foretold: BTreeMap<GenerationId, Box<Page>>,
     /// Pages that are not as the last checkpoint has them, and those that it has and that are gone.
     changed: BTreeSet<GenerationId>,
     gone: Vec<GenerationId>,
@@ -52,8 +57,12 @@ impl State {
             }
             log::warn!("{}: what the last life had taken from it and not delivered is lost", stream.source);
         }
-        let pages: BTreeMap<GenerationId, Page> =
-            again.into_iter().map(|saved| (GenerationId(saved.id), Page::restored(saved, names))).collect();
+        let sources: BTreeSet<Arc<str>> = again.iter().map(|saved| saved.source.as_str().into()).collect();
+        let restored = |saved: SavedGeneration| {
+            let source = sources.get(saved.source.as_str()).cloned().unwrap_or_default();
+            (GenerationId(saved.id), Box::new(Page::restored(saved, source, names)))
+        };
+        let pages: BTreeMap<GenerationId, Box<Page>> = again.into_iter().map(restored).collect();
         let sinks = names.iter().map(|name| SinkBooks { name: name.to_string(), ..SinkBooks::default() });
         let meters = Meters::new(names, metrics);
         meters.generations.set(pages.len() as i64);
@@ -61,6 +70,7 @@ impl State {
             names: names.to_vec(),
             id: saved.id,
             pages,
+            foretold: BTreeMap::new(),
             changed: BTreeSet::new(),
             gone: Vec::new(),
             own_files: Vec::new(),
@@ -72,13 +82,13 @@ impl State {
     }
 
     pub fn restored(&self, first_start: bool) -> Restored {
-        let known = |(id, page): (&GenerationId, &Page)| page.known(*id);
         Restored {
-            known: self.pages.iter().map(known).collect::<Vec<Known>>(),
+            known: self.pages.iter().map(|(id, page)| page.known(*id)).collect(),
             id: id_text(self.id),
             last_stamp_ns: self.last_stamp_ns,
             next_generation: self.next_generation,
             first_start,
+            foretold: Arc::new(self.foretold.iter().map(|(id, page)| (*id, page.sinks.clone())).collect()),
         }
     }
 
@@ -117,14 +127,24 @@ impl State {
     fn unchanged_page(&mut self, generation: GenerationId) -> Result<&mut Page> {
         let missing =
             || Error::new(format!("a note about generation {}, which is not in the books", generation.0));
-        self.pages.get_mut(&generation).ok_or_else(missing)
+        self.pages.get_mut(&generation).map(Box::as_mut).ok_or_else(missing)
     }
 
     fn opened(&mut self, opened: Opened) {
         let generation = opened.generation;
-        self.next_generation = self.next_generation.max(generation.0 + 1);
-        self.pages.insert(generation, Page::opened(opened, self.names.len()));
+        self.is_used(generation);
         self.changed.insert(generation);
+        if let Some(page) = self.pages.get_mut(&generation) {
+            // Its monitor has lost the place in it, or was told too early that it is gone.
+            self.meters.open_chunks.add(-(page.open_chunks() as i64));
+            self.meters.finished.add(-i64::from(page.finished));
+            return page.begin_anew(opened.start);
+        }
+        let mut page = Page::opened(opened, self.names.len());
+        if let Some(foretold) = self.foretold.remove(&generation) {
+            (page.sinks, page.spooled) = (foretold.sinks, foretold.spooled);
+        }
+        self.pages.insert(generation, Box::new(page));
         self.meters.generations.set(self.pages.len() as i64);
     }
 
@@ -171,15 +191,25 @@ impl State {
         Ok(())
     }
 
+    /// Such a number is not given again.
+    fn is_used(&mut self, generation: GenerationId) {
+        if !generation.is_derived() {
+            self.next_generation = self.next_generation.max(generation.0 + 1);
+        }
+    }
+
     /// A sink has these of an earlier life.
     pub fn recovered(&mut self, sink: SinkId, ranges: &[Ranged]) {
         for (generation, range) in ranges {
-            // A power cut may have taken a generation from the ledger and not from the outputs: its number is used.
-            self.next_generation = self.next_generation.max(generation.0 + 1);
-            // Of others every sink has answered, or they were no files.
+            // A power cut may have taken a generation from the ledger and not from the outputs.
+            self.is_used(*generation);
             if let Some(page) = self.pages.get_mut(generation) {
                 page.recover(sink, range.clone());
+            } else if generation.is_derived() {
+                let foretold = || Box::new(Page::foretold(self.names.len()));
+                self.foretold.entry(*generation).or_insert_with(foretold).recover(sink, range.clone());
             }
+            // Of others every sink has answered, or they were streams.
         }
     }
 
@@ -192,7 +222,7 @@ impl State {
             found.entry(*generation).or_default().push((range.clone(), *answered));
         }
         let mut missing = 0;
-        for (generation, page) in &mut self.pages {
+        for (generation, page) in self.pages.iter_mut().chain(&mut self.foretold) {
             missing += page.spool_has(sink, &name, found.get(generation).map_or(&[], |found| found));
         }
         if missing > 0 {
@@ -262,11 +292,11 @@ impl State {
     /// Takes in what the last life had written down and no checkpoint knows.
     pub fn recall(&mut self, record: Record) {
         let generation = GenerationId(record.generation());
-        self.next_generation = self.next_generation.max(generation.0 + 1);
+        self.is_used(generation);
         if let Record::Opened { source, filename, identity, lineage, start, .. } = record {
-            let (source, filename) = (source.into(), filename.map(|path| path.0));
+            let (source, filename) = (source.into(), filename.map(|path| path.0.into()));
             let opened = Opened { generation, source, filename, identity, lineage, start, cursor: None };
-            self.pages.entry(generation).or_insert_with(|| Page::opened(opened, self.names.len()));
+            self.pages.entry(generation).or_insert_with(|| Box::new(Page::opened(opened, self.names.len())));
         } else if let Record::Read(read) = &record {
             let stamp = read.stamp();
             self.last_stamp_ns = self.last_stamp_ns.max(stamp.base_ns + stamp.lines as i64);
@@ -291,28 +321,29 @@ impl State {
         self.next_generation += count;
     }
 
+    pub fn last_stamp_ns(&self) -> i64 {
+        self.last_stamp_ns
+    }
+
     /// Everything, for a snapshot.
-    pub fn to_save(&self, journal: Mark, own_files: &OwnFiles) -> Saved {
+    pub fn to_save(&self, journal: Mark, own_files: &OwnFiles) -> Saved<Pages<'_>> {
         Saved {
             id: self.id,
             journal,
             last_stamp_ns: self.last_stamp_ns,
             next_generation: self.next_generation,
-            generations: self.pages.iter().map(|(id, page)| page.saved(*id, &self.names)).collect(),
+            generations: Pages { state: self, only_changed: false },
             own_files: list(own_files),
         }
     }
 
     /// What has changed since [`State::was_saved`].
-    pub fn changes(&self, journal: Mark, own_files: &OwnFiles) -> Changes {
-        let saved = |id: &GenerationId| -> Option<SavedGeneration> {
-            Some(self.pages.get(id)?.saved(*id, &self.names))
-        };
+    pub fn changes(&self, journal: Mark, own_files: &OwnFiles) -> Changes<Pages<'_>> {
         Changes {
             journal,
             last_stamp_ns: self.last_stamp_ns,
             next_generation: self.next_generation,
-            generations: self.changed.iter().filter_map(saved).collect(),
+            generations: Pages { state: self, only_changed: true },
             gone: self.gone.iter().map(|generation| generation.0).collect(),
             own_files: Some(list(own_files)).filter(|files| *files != self.own_files),
         }
@@ -320,8 +351,12 @@ impl State {
 
     /// The checkpoint has it all. `own_files`: those that it has, if they were in it.
     pub fn was_saved(&mut self, own_files: Option<Vec<OwnFile>>) {
-        self.changed.clear();
-        self.gone.clear();
+        for generation in std::mem::take(&mut self.changed) {
+            if let Some(page) = self.pages.get_mut(&generation) {
+                page.stamps.give_back();
+            }
+        }
+        self.gone = Vec::new();
         self.own_files = own_files.unwrap_or(std::mem::take(&mut self.own_files));
     }
 
@@ -363,6 +398,27 @@ impl State {
     /// Every generation, for an audit.
     pub fn views(&self) -> impl Iterator<Item = (GenerationView, Known)> {
         self.pages.iter().map(|(id, page)| (view(*id, page, &self.names), page.known(*id)))
+    }
+}
+
+/// Pages on their way into a checkpoint, each made when its turn comes.
+pub struct Pages<'a> {
+    state: &'a State,
+    only_changed: bool,
+}
+
+impl Pages<'_> {
+    pub fn iter(&self) -> impl Iterator<Item = SavedGeneration> {
+        let State { pages, changed, names, .. } = self.state;
+        let changed = changed.iter().filter(|_| self.only_changed).filter_map(|id| pages.get_key_value(id));
+        let all = pages.iter().filter(|_| !self.only_changed);
+        changed.chain(all).map(|(id, page)| page.saved(*id, names))
+    }
+}
+
+impl Serialize for Pages<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.iter())
     }
 }
 

@@ -9,6 +9,7 @@
 mod stream;
 mod timed;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,7 +23,7 @@ use crate::ack::{Ack, Count, GenerationId, Receipts, SHARE_BYTES};
 use crate::budget::{Budget, Credit, Door, Holder, Refused};
 use crate::clock::{Clock, StampClock};
 use crate::ledger::{
-    BEFORE_BYTES, Book, Head, Identity, Journal, Known, Note, Opened, Record, Restored, Stamp,
+    BEFORE_BYTES, Book, Head, Identity, Journal, Known, Note, Opened, Progress, Record, Restored, Stamp,
 };
 use crate::record::{Chunk, Labels, Lines, Origin};
 use crate::tasks::Stop;
@@ -45,6 +46,8 @@ pub struct Supply {
     stop: Stop,
     stamps: Arc<Mutex<StampClock>>,
     next_generation: Arc<AtomicU64>,
+    /// What sinks have of streams with times that are about to be opened, see [`Restored::foretold`].
+    foretold: Arc<BTreeMap<GenerationId, Vec<Progress>>>,
     sinks: usize,
     book: Book,
     receipts: Arc<dyn Receipts>,
@@ -68,6 +71,7 @@ impl Supply {
             clock,
             stop,
             next_generation: Arc::new(AtomicU64::new(restored.next_generation)),
+            foretold: restored.foretold.clone(),
             sinks,
             receipts: Arc::new(book.clone()),
             book,
@@ -111,7 +115,7 @@ pub struct Opening<'a> {
     /// What [`Outlet::reserve`] gave; `None`: the next one.
     pub generation: Option<GenerationId>,
     /// The path that matched; `None` for a stream that cannot be read again.
-    pub filename: Option<&'a Path>,
+    pub filename: Option<&'a Arc<Path>>,
     pub identity: Option<Identity>,
     /// Where to begin, in bytes.
     pub start: u64,
@@ -159,7 +163,7 @@ impl Outlet {
         let opened = Opened {
             generation,
             source: opening.source.name.clone(),
-            filename: opening.filename.map(Path::to_owned),
+            filename: opening.filename.cloned(),
             identity: opening.identity,
             lineage: opening.lineage,
             start: opening.start,
@@ -167,17 +171,23 @@ impl Outlet {
         };
         let record = self.stamping.as_ref().map(|_| Record::opened(&opened));
         let written = self.tell(Note::Opened(Box::new(opened)), record.as_ref());
-        let origin = Arc::new(origin(opening.source, opening.filename, generation, opening.lineage));
+        let origin = Arc::new(origin(
+            opening.source,
+            opening.filename.map(|path| &**path),
+            generation,
+            opening.lineage,
+        ));
         Stream {
             holder: self.holder(&origin),
             origin,
-            filename: opening.filename.map(Path::to_owned),
+            filename: opening.filename.cloned(),
             position: opening.start,
             next_line: 0,
             continues: false,
             progress: Vec::new(),
             stamps: Default::default(),
-            unwritten: record.filter(|_| !written),
+            unwritten: record.filter(|_| !written).map(Box::new),
+            nameless: false,
         }
     }
 
@@ -201,7 +211,7 @@ impl Outlet {
         let written = match stream.unwritten.take() {
             None => journal.append(&[Record::read(stamp)]),
             Some(opened) => {
-                let written = journal.append(&[opened.clone(), Record::read(stamp)]);
+                let written = journal.append(&[(*opened).clone(), Record::read(stamp)]);
                 stream.unwritten = Some(opened).filter(|_| written.is_err());
                 written
             }
@@ -240,6 +250,7 @@ impl Outlet {
             progress: known.progress.clone(),
             stamps: known.stamps.iter().filter(|stamp| stamp.end > known.position).copied().collect(),
             unwritten: None,
+            nameless: false,
         }
     }
 
@@ -360,6 +371,9 @@ impl Outlet {
 
     /// Bytes from the position up to `upto` will never be read; `why` in few words, for the account.
     pub fn give_up(&mut self, stream: &mut Stream, upto: u64, why: &str) {
+        if stream.nameless {
+            return; // nobody has ever heard of it
+        }
         let (generation, from) = (stream.origin.generation, stream.position);
         let record = Record::GaveUp { generation: generation.0, from, upto, why: why.into() };
         self.tell(Note::GaveUp { generation, upto, why: why.into() }, Some(&record));
@@ -375,6 +389,9 @@ impl Outlet {
 
     /// The generation is gone and was read to its end, or given up: forgotten once every sink has answered.
     pub fn finish(&mut self, stream: Stream) {
+        if stream.nameless {
+            return;
+        }
         let generation = stream.origin.generation;
         self.tell(Note::Finished { generation }, Some(&Record::Finished { generation: generation.0 }));
     }
@@ -394,11 +411,16 @@ fn cost_besides(lines: usize, sinks: usize) -> usize {
     lines * size_of::<u32>() + sinks * SHARE_BYTES + CHUNK_OVERHEAD
 }
 
+thread_local! {
+    /// The name of the label, once for all files.
+    static FILENAME: Arc<str> = "filename".into();
+}
+
 fn origin(source: &SourceOptions, filename: Option<&Path>, generation: GenerationId, lineage: u64) -> Origin {
-    let filename = filename.map(|path| path.to_string_lossy().into_owned());
+    let filename: Option<Arc<str>> = filename.map(|path| path.to_string_lossy().into());
     let mut labels: Labels = source.labels.clone();
     if let Some(filename) = &filename {
-        labels.set("filename", filename.as_str());
+        labels.set(FILENAME.with(Arc::clone), filename.clone());
     }
     Origin {
         source: source.name.clone(),
@@ -406,7 +428,7 @@ fn origin(source: &SourceOptions, filename: Option<&Path>, generation: Generatio
         lineage,
         labels: Arc::new(labels),
         replayable: filename.is_some(),
-        filename: filename.map(Into::into),
+        filename,
         stages: Box::default(),
     }
 }
@@ -506,7 +528,7 @@ mod tests {
         supply.clock = clock.clone();
         let mut outlet = supply.stamping_outlet(journal);
         let source = stdin();
-        let filename = Some(Path::new("/var/log/a"));
+        let filename = Some(&Path::new("/var/log/a").into());
         let mut stream = outlet.open(Opening { filename, ..opening(&source) });
         for wait in [STAMP_RETRY / 2, STAMP_RETRY] {
             let credit = outlet.take(&stream, 2).unwrap();
@@ -527,13 +549,13 @@ mod tests {
         drop((outlet, ledger));
         let below = fixture::below_on(Arc::new(disk), Path::new("/data/ledger"), 1, READ_BYTES);
         let known = &below.restored.known[0];
-        assert_eq!((known.filename.as_deref(), known.stamps.len(), known.position), (filename, 1, 0));
+        assert_eq!((known.filename.as_ref(), known.stamps.len(), known.position), (filename, 1, 0));
     }
 
     #[test]
     fn a_chunk_is_paid_for_with_all_its_shares() {
         let one = cost(1);
-        assert!((900..1100).contains(&one), "{one}");
+        assert!((900..1200).contains(&one), "{one}");
         assert_eq!(cost(64) - one, 63 * SHARE_BYTES);
     }
 }

@@ -5,8 +5,8 @@
 //! no more than what an answer of `poll` stands for. (A terminal that was stopped within a write, or a second
 //! process that fills the same pipe between poll and write, still can hold it up.)
 //!
-//! A stdout that was closed (`| head`) is not an illness that passes: besides the answer, it rings the agent,
-//! which stops in order.
+//! A stdout that was closed (`| head`) is not an illness that passes: the sender rings the agent, which stops in
+//! order, and says so.
 
 use std::fs::File;
 use std::io::Write;
@@ -153,7 +153,7 @@ impl Sender<Payload> for StdoutSender {
             Err(Failure::Aborted) => "told to stop while stdout took nothing".into(),
             Err(Failure::Closed) => {
                 let _ = self.closed.try_send(()); // one slot: it has rung already, or the agent is gone
-                "stdout was closed by its reader".into()
+                return Answer::Gone { why: Error::new("stdout was closed by its reader") };
             }
             Err(Failure::Io(cause)) => {
                 let rest = payload.bytes.len() - self.written.1;
@@ -198,7 +198,7 @@ mod tests {
 
     fn why(answer: Answer) -> String {
         match answer {
-            Answer::Retry { why, .. } => why.to_string(),
+            Answer::Retry { why, .. } | Answer::Gone { why } => why.to_string(),
             other => panic!("{other:?}"),
         }
     }
@@ -247,7 +247,9 @@ mod tests {
         assert!(bench.rung.is_empty());
         drop(read);
         for _ in 0..2 {
-            assert_eq!(why(bench.sender.send(&payload(1, b"x\n"))), "stdout was closed by its reader");
+            let answer = bench.sender.send(&payload(1, b"x\n"));
+            assert!(matches!(answer, Answer::Gone { .. }), "{answer:?}");
+            assert_eq!(why(answer), "stdout was closed by its reader");
         }
         assert_eq!(bench.rung.len(), 1);
     }

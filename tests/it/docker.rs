@@ -34,10 +34,18 @@ struct House {
 
 impl House {
     fn new(source: Value) -> House {
-        House::with_pipeline(source, json!([]))
+        House::built(source, "100ms", json!([]))
+    }
+
+    fn saved_every(source: Value, sync_interval: &str) -> House {
+        House::built(source, sync_interval, json!([]))
     }
 
     fn with_pipeline(source: Value, pipeline: Value) -> House {
+        House::built(source, "100ms", pipeline)
+    }
+
+    fn built(source: Value, sync_interval: &str, pipeline: Value) -> House {
         let room = Room::new(json!({
             "sources": [{ "type": "docker", "socket": "PLACE", "name": "engine" }],
             "sinks": [{ "type": "file", "path": OUTPUT, "format": "json", "batch": { "max_wait": "20ms" } }],
@@ -48,7 +56,7 @@ impl House {
         room.configure(
             &json!({
                 "status": { "listen": "127.0.0.1:0" },
-                "agent": { "sync_interval": "100ms" },
+                "agent": { "sync_interval": sync_interval },
                 "sources": [entry],
                 "pipeline": pipeline,
                 "sinks": [{ "type": "file", "path": OUTPUT, "format": "json", "batch": { "max_wait": "20ms" } }],
@@ -252,6 +260,41 @@ fn killed_in_the_middle_the_same_lines_come_with_the_same_times() {
     assert!(distinct() == expected, "what came again was not the same\n{}", agent.stderr());
 }
 
+/// Nobody has saved that there are containers: what the outputs have tells how far each was read.
+#[test]
+fn killed_before_they_were_saved_each_line_of_containers_comes_once() {
+    let house = House::saved_every(json!({}), "10m");
+    // The first start is saved soon: then nothing is.
+    let agent = house.room.run();
+    agent.until("it is well", || agent.get("/api/v1/ledger").1.contains("\"checkpoints\": 1"));
+    let mut said = 0;
+    house.daemon.run("a");
+    house.daemon.run("b");
+    let mut agent = Some(agent);
+    for life in 0..4 {
+        let agent = agent.take().unwrap_or_else(|| house.room.run());
+        for round in 1..=6 {
+            house.say("a", said..said + 50);
+            house.say("b", said..said + 50);
+            said += 50;
+            if life == 0 || round % 2 == 0 {
+                house.until_arrived(&agent, 2 * said as usize);
+            }
+        }
+        agent.kill9();
+    }
+    let agent = house.room.run();
+    house.until_arrived(&agent, 2 * said as usize);
+    house.say("a", said..said + 10);
+    house.until_arrived(&agent, 2 * said as usize + 10);
+    let of = |name: &str| -> Vec<String> {
+        let begin = format!("{name} ");
+        house.arrived().into_iter().filter(|line| line.starts_with(&begin)).collect()
+    };
+    assert_eq!((of("a"), of("b")), (numbered("a", 0..said + 10), numbered("b", 0..said)));
+    assert_eq!(agent.stop(), 0);
+}
+
 #[test]
 fn a_log_that_breaks_in_a_frame_is_read_on_where_it_broke() {
     let house = House::new(json!({}));
@@ -382,6 +425,23 @@ fn a_log_that_cannot_be_read_is_one_line_in_ours() {
     agent.until("nobody reads it", || readers(&agent) == 0);
     assert_eq!(agent.stderr().matches("cannot be read").count(), 1, "{}", agent.stderr());
     assert_eq!(agent.stop(), 0);
+}
+
+/// Podman answers 200 before it knows that it has no log.
+#[test]
+fn an_error_in_the_place_of_a_log_is_no_line() {
+    for kind in ["application/json", "text/plain; charset=utf-8"] {
+        let house = House::new(json!({}));
+        house.daemon.mood(Mood::ErrorAs(kind));
+        house.daemon.create("c", true, &[]);
+        house.daemon.run("c");
+        house.daemon.say("c", OUT, T, "line\r\n");
+        let agent = house.room.run();
+        agent.until("it is asked again", || house.daemon.requests("logs") >= 2);
+        house.daemon.mood(Mood::Well);
+        house.assert_arrived(&agent, &[line("c", OUT, T, "line")]);
+        assert_eq!(agent.stop(), 0, "{}", agent.stderr());
+    }
 }
 
 #[test]

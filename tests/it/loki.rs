@@ -216,3 +216,30 @@ fn a_pipeline_end_to_end() {
     assert_eq!(entries[1].time_ns / 1_000_000, start_ms + 3_500);
     assert_eq!(entries[2].line, "plain");
 }
+
+/// An ingester speaks of the last stream of a push only: every other is asked about alone.
+#[test]
+fn the_refusal_of_one_stream_says_nothing_of_the_others() {
+    let receiver = Receiver::start();
+    receiver.set(Mood::Refuse { guilty: |line| line.contains("bad"), stores_the_rest: true });
+    let room = Room::new(json!({
+        "sources": [{ "type": "file", "include": ["logs/*.log"] }],
+        "sinks": [{ "type": "loki", "url": receiver.url(), "batch": { "max_wait": "500ms" } }],
+    }));
+    for file in 0..5 {
+        put(&room.path(&format!("logs/{file}.log")), format!("good {file}\nbad {file}\nfine {file}\n"));
+    }
+    let (code, said) = room.run_once();
+    assert_eq!(code, 0, "{said}");
+    let mut stored: Vec<String> = receiver.stored().into_iter().map(|entry| entry.line).collect();
+    stored.sort();
+    stored.dedup(); // the same entry again is one for Loki
+    let expected: Vec<String> =
+        ["fine", "good"].iter().flat_map(|word| (0..5).map(move |file| format!("{word} {file}"))).collect();
+    assert_eq!(stored, expected, "{said}");
+    let letters = dead_letters(&room);
+    let mut dead: Vec<&str> =
+        letters.iter().filter_map(|letter| Some(&letter[letter.find("bad ")?..][..5])).collect();
+    dead.sort();
+    assert_eq!(dead, ["bad 0", "bad 1", "bad 2", "bad 3", "bad 4"], "{letters:?}");
+}

@@ -374,6 +374,51 @@ fn a_stdout_that_is_closed_is_an_orderly_stop() {
     assert!([0, 3].contains(&code), "exit code {code}\n{}", agent.stderr());
 }
 
+/// `yes | log-capturer run | head`: said once, and what nobody took is sent by the next life, from where it stands.
+#[test]
+fn what_a_closed_stdout_did_not_take_comes_with_the_next_life() {
+    const LINES: u64 = 40_000; // several times what a pipe holds
+    for from_file in [false, true] {
+        let source = match from_file {
+            true => json!({ "type": "file", "include": ["logs/*.log"] }),
+            false => json!({ "type": "stdin" }),
+        };
+        let config =
+            json!({ "status": { "listen": null }, "sources": [source], "sinks": [{ "type": "stdout" }] });
+        let room = Room::new(config);
+        put(&room.path("logs/app.log"), numbered(LINES));
+        let input = fs::File::open(room.path("logs/app.log")).expect("it is there");
+        let agent = room.start(room.command(&["run"]).stdin(input).stdout(Stdio::piped()));
+        let head: Vec<_> = BufReader::new(agent.take_stdout()).lines().take(10).collect();
+        assert_eq!(head.len(), 10);
+        let (code, said) = (agent.wait_exit(DEADLINE), agent.stderr());
+        assert_eq!(code, 3, "{said}");
+        let closed = |line: &&str| line.contains("WARN") && line.contains("stdout was closed by its reader");
+        assert_eq!(said.lines().filter(closed).count(), 1, "{said}");
+        assert!(!said.contains("trying again") && !said.contains("last try"), "{said}");
+        let place = if from_file {
+            "unanswered, read again at the next start"
+        } else {
+            "in its spool, sent at the next start"
+        };
+        assert!(said.contains(&format!(") {place}")), "{place}: {said}");
+        assert!(!room.path("data/deadletter").exists(), "{said}");
+
+        let output = fs::File::create(room.path("output")).expect("it can be made");
+        let agent = room.start(room.command(&["run", "--once"]).stdin(Stdio::null()).stdout(output));
+        assert_eq!(agent.wait_exit(DEADLINE), 0, "{}", agent.stderr());
+        let rest = bytes(&room.path("output"));
+        assert!(!rest.is_empty());
+        if from_file {
+            assert!(numbered(LINES).ends_with(&rest), "all that is left of it");
+        } else {
+            // How much of its input it had read by then is chance; it may end in half a line.
+            let all = numbered(LINES);
+            assert!(memchr::memmem::find(&all, &rest).is_some(), "some of it, in one piece");
+        }
+    }
+}
+
 #[test]
 fn the_status_server_answers() {
     let room = all_logs_to_file();

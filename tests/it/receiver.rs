@@ -38,8 +38,8 @@ pub enum Mood {
     Cut,
     /// Stores at once and answers so much later.
     Late(Duration),
-    /// 400 for pushes that hold a guilty line. Either stores the others and names the guilty ones, as an
-    /// ingester does, or stores nothing and names nobody, as the front door does.
+    /// 400 for pushes that hold a guilty line. Either stores the others and names the guilty ones of the last
+    /// stream, if it has some, as an ingester does; or stores nothing and names nobody, as the front door does.
     Refuse { guilty: fn(&str) -> bool, stores_the_rest: bool },
     /// 413 for a push that is larger when decompressed.
     TooLarge { limit: usize },
@@ -389,19 +389,19 @@ impl Shared {
                 plain(204, String::new())
             }
             Mood::Refuse { guilty, stores_the_rest } => {
-                let all = entries.len();
-                let (bad, good): (Vec<_>, Vec<_>) =
+                let last = entries.last().map(|entry| entry.labels.clone());
+                let is_last = |entry: &Entry| last.as_ref() == Some(&entry.labels);
+                let all = entries.iter().filter(|entry| is_last(entry)).count();
+                let (mut bad, good): (Vec<_>, Vec<_>) =
                     entries.into_iter().partition(|entry| guilty(&entry.line));
-                match (bad.is_empty(), stores_the_rest) {
-                    (true, _) => {
-                        self.keep(good);
-                        plain(204, String::new())
-                    }
-                    (false, false) => plain(400, "something in there is not to our liking\n".into()),
-                    (false, true) => {
-                        self.keep(good);
-                        plain(400, refusal(&bad, all))
-                    }
+                if !bad.is_empty() && !stores_the_rest {
+                    return plain(400, "something in there is not to our liking\n".into());
+                }
+                self.keep(good);
+                bad.retain(is_last);
+                match bad.is_empty() {
+                    true => plain(204, String::new()),
+                    false => plain(400, refusal(&bad, all)),
                 }
             }
             Mood::TooLarge { limit } => {

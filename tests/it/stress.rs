@@ -3,7 +3,7 @@
 //! One agent of its own process, writers that rotate, files of a moment, containers if an engine can run here, a Loki
 //! with moods, reloads and a watchdog.
 //! `scripts/stress-test.sh --duration 2h --workers 10` is the full form, `make soak` two minutes of it; without
-//! `LOG_CAPTURER_STRESS_SECONDS`, `_WORKERS` and `_OUT` it is half a minute, in the target folder.
+//! `LOG_CAPTURER_STRESS_SECONDS`, `_WORKERS`, `_FILES` and `_OUT` it is half a minute, in the target folder.
 //!
 //! ```text
 //! start ── quiet point ── load, a sample each second, and every now and then a pause until all is out: a quiet point
@@ -16,6 +16,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "many programs write at the same time, and sync nothing")]
 
+mod crowd;
 mod drawing;
 mod figures;
 pub mod load;
@@ -42,6 +43,7 @@ use crate::docker::engine::Engine;
 use crate::expect::{Arrived, Report};
 use crate::files::bytes;
 use crate::receiver::Receiver;
+use crowd::Crowd;
 use load::{Churn, Hand, Heard, Load};
 use report::{MEMORY_BUDGET, MIB, Outcome, mib};
 use sample::{Descriptors, Sample, csv_head, heap_bytes, metric};
@@ -69,6 +71,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 pub struct Orders {
     pub seconds: f64,
     pub workers: u32,
+    /// That are there all the time, besides.
+    pub files: u32,
     out: PathBuf,
 }
 
@@ -82,7 +86,8 @@ impl Orders {
         };
         let out =
             asked("OUT").map_or_else(|| Path::new(env!("CARGO_TARGET_TMPDIR")).join("stress"), PathBuf::from);
-        Orders { seconds: number("SECONDS", 30.0), workers: number("WORKERS", 10.0) as u32, out }
+        let (seconds, workers) = (number("SECONDS", 30.0), number("WORKERS", 10.0) as u32);
+        Orders { seconds, workers, files: number("FILES", 0.0) as u32, out }
     }
 }
 
@@ -173,7 +178,8 @@ fn a_stress_run() {
         move |entry| heard.lock().hear(&entry)
     });
     let engine = Engine::start("stress::a_stress_run, its containers");
-    let files = json!({ "type": "file", "include": ["logs/*.log", "logs/churn/*.log"] });
+    let files =
+        json!({ "type": "file", "include": ["logs/*.log", "logs/churn/*.log", "logs/crowd/*/*.log"] });
     let containers = engine.as_ref().map(|engine| json!({ "type": "docker", "socket": engine.socket() }));
     let sources: Vec<_> = [files].into_iter().chain(containers).collect();
     let room = Room::new(json!({
@@ -186,13 +192,15 @@ fn a_stress_run() {
     }));
     let seed = fastrand::u64(..);
     println!(
-        "stress: {} writers for {} s, seed {seed:#x}; figures below {}",
+        "stress: {} writers, {} files more, for {} s, seed {seed:#x}; figures below {}",
         orders.workers,
+        orders.files,
         orders.seconds,
         orders.out.display()
     );
     let hands: Vec<Hand> = (0..orders.workers).map(|id| Hand::new(&room, id)).collect();
     fs::create_dir_all(room.path("logs/churn")).expect("a folder can be made");
+    let crowd = Crowd::new(&room, orders.files);
     let agent = room.run();
     let clock = Clock::real();
     let mut csv = File::create(orders.out.join("samples.csv")).expect("samples can be written");
@@ -210,27 +218,29 @@ fn a_stress_run() {
 
     let lines = || heard.lock().arrived.distinct();
     agent.until("the first line of each writer is out", || {
-        lines() >= u64::from(orders.workers) && hands.iter().all(Hand::is_complete)
+        lines() >= u64::from(orders.workers + orders.files) && hands.iter().all(Hand::is_complete)
     });
     if engine.is_some() {
         agent.until("the engine was met", || agent.stderr().contains("Docker, API"));
     }
     let others = run.other_descriptors();
-    let start = run.sample("well", u64::from(orders.workers));
+    let start = run.sample("well", u64::from(orders.workers + orders.files));
 
-    let load = Load::new(&room, &receiver, seed, orders.workers, engine.is_some());
-    let (load_ended, hands, mut churn, mut vessels) = thread::scope(|scope| {
+    let load = Load::new(&room, &receiver, seed, &orders, engine.is_some());
+    let (load_ended, hands, mut churn, mut vessels, crowd) = thread::scope(|scope| {
         let guard = EndsLoad(&load);
         let writers: Vec<_> = hands.into_iter().map(|hand| scope.spawn(|| load.write(hand))).collect();
         let churn = scope.spawn(|| load.churn());
         let vessels = engine.as_ref().map(|engine| scope.spawn(|| Vessels::new(&load, engine).run()));
+        let crowd = scope.spawn(|| crowd.write(&load));
         let moods = scope.spawn(|| load.moods());
         let load_ended = watch(&run, &load, orders.seconds, others, &lines);
         drop(guard);
         moods.join().expect("the moods end");
         let hands = writers.into_iter().map(|writer| writer.join().expect("a writer ends")).collect();
         let vessels = vessels.map(|vessels| vessels.join().expect("the containers end"));
-        (load_ended, hands, churn.join().expect("the churn ends"), vessels)
+        let crowd = crowd.join().expect("the crowd ends");
+        (load_ended, hands, churn.join().expect("the churn ends"), vessels, crowd)
     });
     let hands = quiet_end(&run, &load, others, hands, (&mut churn, vessels.as_mut()), &lines);
     let end = run.sample("well", load.written.load(Ordering::Relaxed));
@@ -245,7 +255,7 @@ fn a_stress_run() {
     for line in agent.stderr().lines().filter(|line| line.contains("something leaks")) {
         run.complain(format!("its own watch says: {line}"));
     }
-    let sets = compare(&run, &hands, (&mut churn, vessels.as_ref()), &mut heard.lock());
+    let sets = compare(&run, &hands, (&mut churn, vessels.as_ref(), &crowd), &mut heard.lock());
     let outcome = Outcome {
         start: &start,
         end: &end,
@@ -336,7 +346,7 @@ fn quiet_point(run: &Run<'_>, load: &Load<'_>, others: usize, lines: &dyn Fn() -
     run.settles(load, "nothing is pending in a pause", details, || {
         let open = Descriptors::of(run.agent.pid(), run.room);
         let now = Sample::take(run.agent, run.room, run.at(), load.mood(), written());
-        let quiet = is_quiet(&now, u64::from(load.workers))
+        let quiet = is_quiet(&now, load.lasting_files())
             && open.deleted == 0
             && open.segments <= SEGMENTS_MOST
             && open.others <= others;
@@ -368,7 +378,8 @@ fn quiet_end(
             vessels.is_complete()
         })
     });
-    let outputs = hands.len() + usize::from(vessels.is_some());
+    let logs = load.lasting_files() as usize;
+    let outputs = logs + usize::from(vessels.is_some());
     let written = load.written.load(Ordering::Relaxed);
     run.settles(
         load,
@@ -388,7 +399,7 @@ fn quiet_end(
     };
     run.settles(load, "nothing is pending, and only living files are known", details, || {
         let now = Sample::take(run.agent, run.room, run.at(), "well", written);
-        let quiet = is_quiet(&now, hands.len() as u64);
+        let quiet = is_quiet(&now, load.lasting_files());
         last.replace(now);
         quiet
     });
@@ -406,20 +417,20 @@ fn quiet_end(
                 "{} descriptors: {logs} of {} followed, {outputs} outputs, {deleted} deleted, {segments} segments, {now} others although \
                  they were {others} at the start:\n{}",
                 open.all(),
-                hands.len(),
+                load.lasting_files(),
                 paths.take(DESCRIPTORS_NAMED).collect::<Vec<_>>().join("\n")
             )
         },
         || {
             let open = open();
-            let few = |open: &Descriptors| open.logs <= hands.len() && open.outputs <= outputs;
+            let few = |open: &Descriptors| open.logs <= logs && open.outputs <= outputs;
             few(&open) && open.deleted == 0 && open.segments <= SEGMENTS_MOST && open.others <= others
         },
     );
     println!(
         "descriptors: {} at the quiet end; allowed are {others} as at the start + {} files followed + {outputs} outputs",
         open().all(),
-        hands.len(),
+        logs,
     );
     hands
 }
@@ -428,14 +439,15 @@ fn quiet_end(
 fn compare(
     run: &Run<'_>,
     hands: &[Hand],
-    (churn, vessels): (&mut Churn<'_>, Option<&Vessels<'_>>),
+    (churn, vessels, crowd): (&mut Churn<'_>, Option<&Vessels<'_>>, &Crowd<'_>),
     heard: &mut Heard,
 ) -> String {
     churn.take_in_the_rest();
     let written: BTreeMap<u32, u64> = hands.iter().map(|hand| hand.writer.written()).collect();
     let of_containers = vessels.iter().flat_map(|vessels| &vessels.written);
     let all = written.iter().chain(&churn.written).chain(of_containers);
-    let all: BTreeMap<u32, u64> = all.map(|(id, lines)| (*id, *lines)).collect();
+    let all = all.map(|(id, lines)| (*id, *lines)).chain(crowd.written().map(|(id, lines, _)| (id, lines)));
+    let all: BTreeMap<u32, u64> = all.collect();
     let mut sets = String::new();
     let mut note = |place: &str, report: Report| {
         if !report.is_exact() {
@@ -450,6 +462,12 @@ fn compare(
         note(&format!("file, writer {id}"), report);
     }
     note("file, files of a moment", churn.arrived.compare(&churn.written));
+    let mut of_crowd = Arrived::default();
+    for (_, _, output) in crowd.written() {
+        bytes(&output).split_inclusive(|byte| *byte == b'\n').for_each(|line| of_crowd.line(line));
+    }
+    let of_each = crowd.written().map(|(id, lines, _)| (id, lines)).collect();
+    note("file, files that are there all the time", of_crowd.compare(&of_each));
     if let Some(Vessels { arrived, written, .. }) = vessels {
         note(&format!("file, {} containers", written.len()), arrived.compare(written));
     }

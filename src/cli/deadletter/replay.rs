@@ -270,15 +270,17 @@ impl Replay<'_> {
                         |at| if guilty.contains(&at) { Fate::Refused(why.clone()) } else { Fate::Sent };
                     return (0..letters.len()).map(fate).collect();
                 }
-                Answer::Refused { which: Guilty::Unknown, why } if letters.len() == 1 => {
-                    return vec![Fate::Refused(why)];
+                Answer::Refused { why, .. } if letters.len() == 1 => return vec![Fate::Refused(why)],
+                Answer::Refused { which, .. } => {
+                    let cuts = match which {
+                        Guilty::Apart(cuts) => cuts,
+                        _ => vec![letters.len() / 2],
+                    };
+                    let bounds: Vec<usize> = [0].into_iter().chain(cuts).chain([letters.len()]).collect();
+                    let parts = bounds.windows(2).map(|bounds| &letters[bounds[0]..bounds[1]]);
+                    return parts.flat_map(|part| self.deliver(street, part)).collect();
                 }
-                Answer::Refused { which: Guilty::Unknown, .. } => {
-                    let (first, second) = letters.split_at(letters.len() / 2);
-                    let mut fates = self.deliver(street, first);
-                    fates.extend(self.deliver(street, second));
-                    return fates;
-                }
+                Answer::Gone { why } => return all(Fate::Waits, &why.to_string()),
                 Answer::Retry { why, .. } if attempt >= TRIES || !self.rest(pause) => {
                     return all(Fate::Waits, &why.to_string());
                 }

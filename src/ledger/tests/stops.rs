@@ -39,7 +39,7 @@ impl Books {
             let (Note::Opened(opened), Note::Read(stamp)) = (opened(0), stamp(0, SinkSet::all(2))) else {
                 unreachable!()
             };
-            let filename = Some("x".repeat(if number == 0 { long } else { 20 }).into());
+            let filename = Some(Path::new(&"x".repeat(if number == 0 { long } else { 20 })).into());
             books.take(Note::Opened(Box::new(Opened { generation, filename, ..*opened })));
             books.take(Note::Read(Stamp { generation, ..stamp }));
         }

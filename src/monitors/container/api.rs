@@ -200,6 +200,13 @@ pub struct Actor {
     pub attributes: BTreeMap<String, String>,
 }
 
+/// What a stream is of. An answer in JSON is a stream of events, but never a log.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Expected {
+    Log,
+    Events,
+}
+
 #[derive(Deserialize)]
 struct Said {
     message: String,
@@ -294,7 +301,7 @@ impl Engine {
         const FILTERS: &str = "filters=%7B%22type%22%3A%5B%22container%22%5D%2C%22event%22%3A%5B%22start%22%2C%22die%22%2C\
              %22destroy%22%2C%22rename%22%2C%22remove%22%5D%7D";
         let since = since_ns.map_or(String::new(), |ns| format!("&since={}", seconds(ns)));
-        self.stream(&self.versioned(&format!("/events?{FILTERS}{since}")))
+        self.stream(&self.versioned(&format!("/events?{FILTERS}{since}")), Expected::Events)
     }
 
     /// A log from a cursor on, or from its beginning; with `follow` until the container dies.
@@ -302,7 +309,7 @@ impl Engine {
         let since = from.map_or(String::new(), |cursor| format!("&since={}", seconds(cursor.ns)));
         let follow = u8::from(follow);
         let path = format!("/containers/{id}/logs?stdout=1&stderr=1&timestamps=1&follow={follow}{since}");
-        self.stream(&self.versioned(&path))
+        self.stream(&self.versioned(&path), Expected::Log)
     }
 
     fn versioned(&self, path: &str) -> String {
@@ -322,12 +329,16 @@ impl Engine {
         })
     }
 
-    fn stream(&self, path: &str) -> std::result::Result<Stream, Failure> {
+    fn stream(&self, path: &str, expected: Expected) -> std::result::Result<Stream, Failure> {
         let tap = Tap::default();
         let endless = config(&self.tls).build();
         let (to, stop, clock) = (self.to.clone(), self.stop.clone(), self.clock.clone());
         let agent = net::tapped_agent(endless, to, Some(tap.clone()), stop, clock);
-        let response = self.call(&agent, path)?;
+        let mut response = self.call(&agent, path)?;
+        let kind = response.headers().get("content-type").map_or(&b""[..], |kind| kind.as_bytes());
+        if expected == Expected::Log && kind.starts_with(b"application/json") {
+            return Err(Failure::Ill(Error::new(format!("sends no log: {}", said(&mut response).trim()))));
+        }
         tap.stream();
         Ok(Stream { body: Box::new(response.into_body().into_reader()), tap })
     }
@@ -343,11 +354,7 @@ impl Engine {
         if status == 200 {
             return Ok(response);
         }
-        let mut body = Vec::new();
-        // Whatever came until it broke is what there is to say.
-        let _ = response.body_mut().as_reader().take(64 << 10).read_to_end(&mut body);
-        let said = serde_json::from_slice::<Said>(&body).map(|said| said.message);
-        let said = said.unwrap_or_else(|_| String::from_utf8_lossy(&body).chars().take(300).collect());
+        let said = said(&mut response);
         let about_drivers = ["logging driver", "log driver"].iter().any(|words| said.contains(words));
         match status {
             404 => Err(Failure::Gone),
@@ -369,6 +376,15 @@ impl Engine {
             other => other.to_string(),
         }))
     }
+}
+
+/// What an answer with an error says.
+fn said(response: &mut ureq::http::Response<ureq::Body>) -> String {
+    let mut body = Vec::new();
+    // Whatever came until it broke is what there is to say.
+    let _ = response.body_mut().as_reader().take(64 << 10).read_to_end(&mut body);
+    let said = serde_json::from_slice::<Said>(&body).map(|said| said.message);
+    said.unwrap_or_else(|_| String::from_utf8_lossy(&body).chars().take(300).collect())
 }
 
 fn config(tls: &TlsConfig) -> ureq::config::ConfigBuilder<ureq::typestate::AgentScope> {

@@ -41,7 +41,7 @@ pub enum Event<'a> {
     Complaint(&'a [u8]),
 }
 
-/// The head of a frame is none: what follows cannot be understood.
+/// What comes is no log: what follows cannot be understood.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Broken;
 
@@ -122,7 +122,7 @@ impl Frames {
                     input
                 }
                 Form::Framed { .. } => self.framed(input, each)?,
-                Form::Plain { .. } => self.plain(input, each),
+                Form::Plain { .. } => self.plain(input, each)?,
             };
         }
         Ok(())
@@ -207,29 +207,33 @@ impl Frames {
         self.stamp.len = 0;
     }
 
-    /// A part of 16 KiB is followed by the time of its line once more.
-    fn plain<'i>(&mut self, input: &'i [u8], each: &mut impl FnMut(Event<'_>)) -> &'i [u8] {
+    /// A part of 16 KiB is followed by the time of its line once more. An engine that fails after it has promised a log
+    /// (Podman) sends its error instead, an object of JSON: no message begins so, each has its time.
+    fn plain<'i>(&mut self, input: &'i [u8], each: &mut impl FnMut(Event<'_>)) -> Result<&'i [u8], Broken> {
         let side = Side::Stdout;
         if !self.stamped {
+            if self.stamp.len == 0 && input[0] == b'{' {
+                return Err(Broken);
+            }
             let rest = self.stamp_of(side, input, each);
             if let Form::Plain { run, .. } = &mut self.form {
                 *run = (self.stamp.len > 0).then_some(0);
             }
-            return rest;
+            return Ok(rest);
         }
-        let Form::Plain { run, again } = &mut self.form else { return input };
+        let Form::Plain { run, again } = &mut self.form else { return Ok(input) };
         if let Some(matched) = again {
             let expected = self.stamp.get().get(*matched).copied().unwrap_or(b' ');
             if input[0] != expected {
                 text(side, &self.stamp.get()[..*matched], each);
                 (*run, *again) = (None, None);
-                return input;
+                return Ok(input);
             }
             *matched += 1;
             if *matched > self.stamp.len {
                 (*run, *again) = (Some(0), None);
             }
-            return &input[1..];
+            return Ok(&input[1..]);
         }
         let most = run.map_or(input.len(), |run| input.len().min(PART_BYTES - run));
         let line_end = memchr::memchr(b'\n', &input[..most]);
@@ -244,7 +248,7 @@ impl Frames {
                 *again = Some(0);
             }
         }
-        rest
+        Ok(rest)
     }
 }
 
@@ -385,6 +389,19 @@ mod tests {
         for piece in [1, 2, 31, 16_000, input.len()] {
             assert_eq!(told(input.as_bytes(), piece).unwrap(), expected, "in pieces of {piece}");
         }
+    }
+
+    #[test]
+    fn an_error_in_the_place_of_a_log_is_none() {
+        let said = r#"{"cause":"no such container","message":"no container with name","response":404}"#;
+        let after_a_frame = [frame(1, format!("{T} one\n").as_bytes()), said.into()].concat();
+        for input in [said.as_bytes(), format!("{T} one\r\n{said}\n").as_bytes(), &after_a_frame] {
+            for piece in [1, 7, input.len()] {
+                assert_eq!(told(input, piece), Err(Broken), "in pieces of {piece}");
+            }
+        }
+        let text = format!("{T} {said}\n");
+        check(text.as_bytes(), &[&format!("out {NS} {said}\n")]);
     }
 
     #[test]

@@ -6,6 +6,10 @@
 //!
 //! Always true: a container that runs and is wanted has one reader, or a time at which it gets one; the engine's
 //! state is said once per change.
+//!
+//! Not here: what becomes of a container that is removed (`monitor/removal.rs`).
+
+mod removal;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::AsFd;
@@ -21,11 +25,10 @@ use super::own::own_id;
 use super::reader::{Reader, Shared};
 use super::reports::{Begin, How, Report, Reports};
 use super::view::{ContainerView, EngineView, View};
-use super::{ContainerSourceOptions, Settings, of_place, place_of};
+use super::{ContainerSourceOptions, Settings, of_place};
 use crate::error::Result;
 use crate::ledger::{Cursor, Known};
 use crate::metrics::{Counter, Gauge};
-use crate::monitors::outlet::Timekeeper;
 use crate::monitors::{Outlet, StartAt, Supply};
 use crate::tasks::{Helpers, Task};
 
@@ -45,9 +48,6 @@ const LOOKS_MAX: usize = 4;
 
 /// A reader waits for the engine's answer for as long as its time-outs allow.
 const READER_SILENCE_MAX: Duration = Duration::from_secs(60);
-
-/// Named in the log; more are only counted.
-const NAMED_MAX: u64 = 20;
 
 enum State {
     /// Wants a reader: nobody reads it yet.
@@ -489,76 +489,6 @@ impl Monitor {
         if slot.started {
             let (facts, alive) = (slot.facts.clone(), slot.alive);
             self.wants_reader(facts, alive);
-        }
-    }
-
-    /// The engine has it no more.
-    fn removed(&mut self, id: &str) {
-        let Some(slot) = self.slots.get_mut(id) else {
-            return self.forget_known(id);
-        };
-        slot.removed = true;
-        match slot.state {
-            // Whoever reads it reads to the end, and reports.
-            State::Reading => {}
-            State::Quiet | State::Unreadable(_) => self.conclude(id, true),
-            State::Waiting | State::Broken { .. } => {
-                let complete = slot.read_to_end;
-                self.conclude(id, complete);
-            }
-        }
-    }
-
-    /// It is removed and nobody reads it: the ledger may forget it.
-    fn conclude(&mut self, id: &str, complete: bool) {
-        let Some(slot) = self.slots.remove(id) else { return };
-        self.said_unreadable.remove(id);
-        let mut cursor = None;
-        match slot.next {
-            Some(Begin::Going(mut place)) => {
-                cursor = place.cursor;
-                if !complete {
-                    let upto = place.stream.position();
-                    self.outlet.give_up(&mut place.stream, upto, "the container was removed");
-                }
-                self.outlet.finish(place.stream);
-            }
-            Some(Begin::Known(known)) => {
-                self.known.insert(id.to_owned(), *known);
-                return self.forget_known(id);
-            }
-            _ if self.known.contains_key(id) => return self.forget_known(id),
-            _ => {}
-        }
-        if !complete {
-            self.lost(&slot.facts.called(), slot.read_ns.or(cursor.map(|cursor| cursor.ns)));
-        }
-    }
-
-    /// One of an earlier life that is gone: what no sink has answered for is lost.
-    fn forget_known(&mut self, id: &str) {
-        let Some(known) = self.known.remove(id) else { return };
-        let name = of_place(&known).map_or("", |(_, name)| name).to_owned();
-        let place = place_of(id, &name);
-        let source = &self.shared.source;
-        let who = Timekeeper::of_the_past(source, &place, known.lineage);
-        let mut stream = self.outlet.reopen_timed(who, &known);
-        self.lost(&format!("{name} ({})", short(id)), known.cursor.map(|cursor| cursor.ns));
-        self.outlet.give_up(&mut stream, known.known_to(), "the container was removed");
-        self.outlet.finish(stream);
-    }
-
-    fn lost(&mut self, called: &str, since_ns: Option<i64>) {
-        self.lost.add(1);
-        self.given_up += 1;
-        if self.given_up <= NAMED_MAX {
-            let since = since_ns.and_then(|ns| jiff::Timestamp::from_nanosecond(ns.into()).ok());
-            let since = since.map_or("its start".to_owned(), |time| format!("{time:.3}"));
-            log::warn!(
-                "{}: {called} was removed before it could be read to its end: what it wrote since {since}, \
-                 if anything, is lost",
-                self.shared.source.name
-            );
         }
     }
 

@@ -40,6 +40,9 @@ const AGAIN_MAX: Duration = Duration::from_secs(2);
 /// An engine that says nothing for so long has nothing left of a log; a shorter silence is its own reading.
 const CAUGHT_UP: Duration = Duration::from_millis(200);
 
+/// Of what came instead of a log: a sentence of the engine.
+const SHOWN_BYTES: usize = 200;
+
 /// What all readers of a source share.
 pub(super) struct Shared {
     pub engine: Engine,
@@ -339,7 +342,8 @@ impl Shipper<'_> {
                     Ok(Came::Bytes(bytes)) => {
                         read += bytes;
                         if !text.feed(&buffer[..bytes], self) {
-                            break Err(How::Broken("the log is not one of this API".into()));
+                            let start = String::from_utf8_lossy(&buffer[..bytes.min(SHOWN_BYTES)]);
+                            break Err(How::Broken(format!("what came is no log: {}", start.escape_debug())));
                         }
                         if read >= READ_BYTES {
                             break Ok(Came::Bytes(read));
@@ -392,6 +396,10 @@ impl Shipper<'_> {
                 time_ns
             }
         };
+        if self.place.stream.is_nameless() {
+            self.outlet.name_by_first_line(&mut self.place.stream, time_ns);
+            self.edge = self.place.stream.read_limit();
+        }
         let end = |shipper: &Shipper<'_>| {
             shipper.place.stream.position() + (shipper.gathered.data.len() + line.raw.len()) as u64
         };

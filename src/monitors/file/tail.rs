@@ -12,7 +12,7 @@ use std::fs::{File, Metadata};
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -41,11 +41,10 @@ pub(super) const BLOCK_BYTES: u64 = 512;
 /// A file that is followed.
 pub(super) struct Tail {
     /// Where it was last seen.
-    pub path: PathBuf,
+    pub path: Arc<Path>,
     /// Where it was seen first, if it was renamed before its generation was opened: that is its name.
-    pub first_path: Option<PathBuf>,
-    /// Reserved when it was admitted: the generations of a lineage are numbered in the order in which they came,
-    /// whenever they are opened.
+    pub first_path: Option<Arc<Path>>,
+    /// Reserved when it was admitted, so that those of a lineage are numbered in the order in which they came.
     pub generation: Option<GenerationId>,
     pub file: FileId,
     /// Place in `sources[]`.
@@ -60,7 +59,7 @@ pub(super) struct Tail {
     /// of its content.
     pub form: Option<Form>,
     /// While such a file is open.
-    pub content: Option<Unpacked>,
+    pub content: Option<Box<Unpacked>>,
     /// `None`: it has no byte yet, or was not opened yet.
     pub stream: Option<Stream>,
     pub head: Head,
@@ -136,10 +135,11 @@ pub(super) enum Turn {
 }
 
 impl Tail {
-    pub fn new(found: Found, lineage: u64, start: u64, now: Instant) -> Tail {
+    /// In a box, as it is everywhere: the table of them has room for more than there are.
+    pub fn new(found: Found, lineage: u64, start: u64, now: Instant) -> Box<Tail> {
         let Found { path, file, size, source, heard } = found;
-        Tail {
-            path,
+        Box::new(Tail {
+            path: path.into(),
             first_path: None,
             generation: None,
             file,
@@ -172,17 +172,17 @@ impl Tail {
             before: None,
             rested: 0,
             open_line: None,
-        }
+        })
     }
 
     /// The name of its generation.
-    pub fn name(&self) -> &Path {
-        self.first_path.as_deref().unwrap_or(&self.path)
+    pub fn name(&self) -> &Arc<Path> {
+        self.first_path.as_ref().unwrap_or(&self.path)
     }
 
     /// A path that leads to it now.
     pub fn stands_at(&mut self, path: &Path) {
-        let before = std::mem::replace(&mut self.path, path.to_owned());
+        let before = std::mem::replace(&mut self.path, path.into());
         if self.stream.is_none() {
             self.first_path.get_or_insert(before);
         }
@@ -250,11 +250,6 @@ impl Tail {
             once: self.until.is_some(),
             idle,
         })
-    }
-
-    /// No path leads to it any more.
-    pub fn is_gone(&self) -> bool {
-        self.deleted || self.gone_since.is_some()
     }
 
     /// Has handed over every line that is complete.

@@ -4,7 +4,7 @@
 //! stamp of an earlier life or in none.
 
 use std::collections::VecDeque;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::ack::{GenerationId, SinkId, SinkSet};
@@ -15,7 +15,7 @@ use crate::record::Origin;
 /// One generation as its monitor reads it.
 pub struct Stream {
     pub(super) origin: Arc<Origin>,
-    pub(super) filename: Option<PathBuf>,
+    pub(super) filename: Option<Arc<Path>>,
     pub(super) position: u64,
     pub(super) next_line: u64,
     pub(super) continues: bool,
@@ -25,7 +25,9 @@ pub struct Stream {
     /// How an earlier life cut and timed what is read again: those that end behind the position, rising.
     pub(super) stamps: VecDeque<KeptStamp>,
     /// How it began, if that is not in the journal yet.
-    pub(super) unwritten: Option<Record>,
+    pub(super) unwritten: Option<Box<Record>>,
+    /// It has no number before its first line tells which one.
+    pub(super) nameless: bool,
 }
 
 impl Stream {

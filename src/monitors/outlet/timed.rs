@@ -1,10 +1,14 @@
 //! The same door for sources that give every line its own time, and can be read again from a time on: containers.
 //!
-//! Their times need no journal, and their offsets are virtual: the bytes of their lines, counted from the first one
-//! that was ever read. So a replay that brings the same lines brings the same offsets.
+//! They need no journal. Their times are their own, their offsets are virtual: the bytes of their lines, counted from
+//! the first one that was ever read; and their numbers are derived from what they are and where reading began. So a
+//! replay that brings the same lines brings the same offsets, even of a stream that the ledger had no time to save:
+//! what outputs have of it is not sent again.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
+
+use xxhash_rust::xxh3::Xxh3;
 
 use super::{CHUNK_LINES, NotSent, Outlet, Stream, cost_besides};
 use crate::ack::{Ack, Count, GenerationId};
@@ -44,6 +48,11 @@ pub struct Gathered {
 }
 
 impl Stream {
+    /// See [`Outlet::open_timed`].
+    pub fn is_nameless(&self) -> bool {
+        self.nameless
+    }
+
     /// What is read now is not what was read before: no sink has any of it.
     pub fn forget_the_past(&mut self) {
         self.progress.clear();
@@ -52,19 +61,40 @@ impl Stream {
 }
 
 impl Outlet {
-    /// One that was never seen before. `from`: where reading begins; `None`: at its beginning.
+    /// One that was never seen before. `from`: where reading begins; `None`: at its beginning, and it is nameless until
+    /// its first line is there, since the beginning of a log may be gone when it is read again.
     pub fn open_timed(&mut self, who: Timekeeper<'_>, from: Option<Cursor>) -> Stream {
-        let generation = self.reserve();
+        let mut stream = self.timed_stream(who, GenerationId(0));
+        match from {
+            Some(cursor) => self.name(&mut stream, (b'c', cursor.ns), from),
+            None => stream.nameless = true,
+        }
+        stream
+    }
+
+    /// The first line of a stream that is nameless is about to come: its time, `ns`, names it.
+    pub fn name_by_first_line(&mut self, stream: &mut Stream, ns: i64) {
+        stream.nameless = false;
+        self.name(stream, (b'l', ns), None);
+    }
+
+    fn name(&mut self, stream: &mut Stream, (kind, ns): (u8, i64), cursor: Option<Cursor>) {
+        let origin = Arc::make_mut(&mut stream.origin);
+        let mut hash = Xxh3::with_seed(origin.lineage);
+        hash.update(&[kind]);
+        hash.update(&ns.to_le_bytes());
+        let generation = GenerationId::derived_from(hash.digest());
+        origin.generation = generation;
+        stream.progress = self.supply.foretold.get(&generation).cloned().unwrap_or_default();
         self.supply.book.note(Note::Opened(Box::new(Opened {
             generation,
-            source: who.source.name.clone(),
-            filename: Some(who.place.into()),
+            source: origin.source.clone(),
+            filename: stream.filename.clone(),
             identity: None,
-            lineage: who.lineage,
+            lineage: origin.lineage,
             start: 0,
-            cursor: from,
+            cursor,
         })));
-        self.timed_stream(who, generation)
     }
 
     /// Goes on with one of an earlier life.
@@ -94,13 +124,14 @@ impl Outlet {
         Stream {
             holder: self.supply.budget.holder(&origin.source, Some(&place)),
             origin: Arc::new(origin),
-            filename: Some(PathBuf::from(who.place)),
+            filename: Some(Path::new(who.place).into()),
             position: 0,
             next_line: 0,
             continues: false,
             progress: Vec::new(),
             stamps: Default::default(),
             unwritten: None,
+            nameless: false,
         }
     }
 

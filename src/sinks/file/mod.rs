@@ -33,7 +33,7 @@ use super::format::Renderer;
 use super::{Delivered, Encoder, FileOptions, Format, Link, OpenResult, OpenSink, SinkContext, SinkOptions};
 use crate::ack::GenerationId;
 use crate::error::Error;
-use crate::record::{Batch, Record};
+use crate::record::{Batch, Origin, Slice};
 
 /// Reads the journal of the last life and repairs its outputs; else an output is opened, or made, by its first
 /// line. Always one connection, whatever the options say: the outputs have one writer. An error is a path that the
@@ -124,13 +124,35 @@ impl Encoder for FileEncoder {
         payload.clear();
         self.places.clear();
         self.paths.clear();
+        for slice in batch.slices() {
+            // Nearly always: one stretch of the source, which goes into one output as it is.
+            if self.exact
+                && let Some(plain) = slice.records.plain(slice.range.clone())
+                && let hours = [plain.time_ns, plain.last_time_ns()].map(|time_ns| self.hour(time_ns))
+                && hours[0] == hours[1]
+            {
+                let origin = slice.records.origin();
+                let path = self.path(origin, (origin.generation, hours[0]), payload);
+                payload.push_plain(path, origin, &plain);
+            } else {
+                self.encode_each(slice, payload);
+            }
+        }
+    }
+
+    fn rest(&mut self) {
+        (self.places, self.paths) = (HashMap::new(), HashMap::new());
+    }
+}
+
+impl FileEncoder {
+    fn encode_each(&mut self, slice: &Slice, payload: &mut Payload) {
         let mut run = None; // records come in long runs of one place
-        for record in batch.records() {
-            let hour = if self.timed { template::hour_of(record.time_ns) } else { 0 };
-            let place = (record.origin.generation, hour);
+        for record in slice.iter() {
+            let place = (record.origin.generation, self.hour(record.time_ns));
             let path = match run {
                 Some((known, path)) if known == place => path,
-                _ => self.path(&record, place, payload),
+                _ => self.path(record.origin, place, payload),
             };
             run = Some((place, path));
             let exact = self.exact && record.raw.is_some();
@@ -138,12 +160,14 @@ impl Encoder for FileEncoder {
             payload.push(path, &record, exact, self.cuts, |bytes| renderer.push(&record, bytes));
         }
     }
-}
 
-impl FileEncoder {
-    fn path(&mut self, record: &Record<'_>, place: (GenerationId, i64), payload: &mut Payload) -> usize {
+    fn hour(&self, time_ns: i64) -> i64 {
+        if self.timed { template::hour_of(time_ns) } else { 0 }
+    }
+
+    fn path(&mut self, origin: &Origin, place: (GenerationId, i64), payload: &mut Payload) -> usize {
         *self.places.entry(place).or_insert_with(|| {
-            let path: Arc<Path> = self.template.render(record.origin, place.1).into();
+            let path: Arc<Path> = self.template.render(origin, place.1).into();
             *self.paths.entry(path).or_insert_with_key(|path| payload.add_path(path.clone()))
         })
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::frame::Part;
-use crate::record::Record;
+use crate::record::{Origin, Plain, Record};
 
 #[derive(Default)]
 pub struct Payload {
@@ -70,6 +70,28 @@ impl Payload {
     ) {
         let start = self.bytes.len();
         render(&mut self.bytes);
+        let range = record.offset..record.offset + record.len;
+        self.pushed(start, path, record.origin, range, record.continues, (exact, cuts));
+    }
+
+    /// All of it, as exact as it is.
+    pub fn push_plain(&mut self, path: usize, origin: &Origin, plain: &Plain<'_>) {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(plain.bytes);
+        let range = plain.offset..plain.offset + plain.bytes.len() as u64;
+        self.pushed(start, path, origin, range, plain.continues, (true, true));
+    }
+
+    /// The bytes from `start` on were put there, and stand for that range of the source.
+    fn pushed(
+        &mut self,
+        start: usize,
+        path: usize,
+        origin: &Origin,
+        range: Range<u64>,
+        continues: bool,
+        (exact, cuts): (bool, bool),
+    ) {
         let end = self.bytes.len();
         let goes_on = match self.pieces.last_mut() {
             Some(last) if last.path == path => {
@@ -77,16 +99,14 @@ impl Payload {
                 true
             }
             _ => {
-                let continues = exact && record.continues;
-                self.pieces.push(Stretch { path, bytes: start..end, continues });
+                self.pieces.push(Stretch { path, bytes: start..end, continues: exact && continues });
                 false
             }
         };
-        let range = record.offset..record.offset + record.len;
         match self.runs.last_mut() {
             Some(Run { end: known, part, exact: was_exact })
                 if goes_on
-                    && part.generation == record.origin.generation
+                    && part.generation == origin.generation
                     && part.range.end == range.start
                     && (exact && *was_exact || !cuts) =>
             {
@@ -95,7 +115,7 @@ impl Payload {
                 *was_exact &= exact;
             }
             _ => {
-                let (generation, replayable) = (record.origin.generation, record.origin.replayable);
+                let (generation, replayable) = (origin.generation, origin.replayable);
                 self.runs.push(Run { end, part: Part { generation, range, replayable }, exact });
             }
         }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use super::wire::{Entry, json, protobuf};
 use super::{labels, wire};
 use crate::metrics::{Counter, Registry};
-use crate::record::{Batch, Labels, Record};
+use crate::record::{Batch, Labels, Plain, Record, Records};
 use crate::sinks::{Encoder, LokiEncoding, LokiOptions, LongLines};
 
 /// The longest character of UTF-8: a piece must be able to hold one.
@@ -28,6 +28,8 @@ pub struct LokiPayload {
     buffer: Vec<u8>,
     length: usize,
     pub(super) streams: usize,
+    /// Behind the first record: where another stream begins than that of the record before.
+    pub(super) cuts: Vec<usize>,
     /// One per entry, in the order of the body.
     pub(super) sent: Vec<Sent>,
 }
@@ -78,6 +80,7 @@ impl Encoder for LokiEncoder {
     fn encode(&mut self, batch: &Batch, payload: &mut LokiPayload) {
         payload.sent.clear();
         payload.streams = self.group(batch);
+        self.cuts(payload.streams, &mut payload.cuts);
         let runs = std::mem::take(&mut self.runs);
         self.raw.clear();
         match self.encoding {
@@ -94,6 +97,11 @@ impl Encoder for LokiEncoder {
             }
         }
         self.runs = runs;
+    }
+
+    fn rest(&mut self) {
+        (self.runs, self.raw, self.streams) = (Vec::new(), Vec::new(), HashMap::new());
+        (self.clean, self.snappy) = (String::new(), snap::raw::Encoder::new());
     }
 }
 
@@ -122,15 +130,19 @@ impl LokiEncoder {
         let (mut record, mut stream, mut last): (u32, u32, Option<&Arc<Labels>>) = (0, 0, None);
         for (part, slice) in batch.slices().enumerate() {
             let part = part as u32;
+            if slice.records.plain(slice.range.clone()).is_some() {
+                let labels = slice.records.labels(slice.range.start);
+                stream = self.stream_of(labels);
+                self.runs.push(Run { stream, record, part, range: slice.range.clone() });
+                record += slice.range.end - slice.range.start;
+                last = Some(labels);
+                continue;
+            }
             for index in slice.range.clone() {
                 let labels = slice.records.labels(index);
                 let is_same = last.is_some_and(|last| Arc::ptr_eq(last, labels));
                 if !is_same {
-                    let next = self.streams.len() as u32;
-                    stream = match self.streams.get(labels) {
-                        Some(known) => *known,
-                        None => *self.streams.entry(labels.clone()).or_insert(next),
-                    };
+                    stream = self.stream_of(labels);
                     last = Some(labels);
                 }
                 match self.runs.last_mut() {
@@ -148,6 +160,25 @@ impl LokiEncoder {
         streams
     }
 
+    /// A source is a stream as a rule, so there are as many as it has taken turns.
+    fn cuts(&self, streams: usize, cuts: &mut Vec<usize>) {
+        cuts.clear();
+        if streams > 1 {
+            let mut begins: Vec<(u32, u32)> = self.runs.iter().map(|run| (run.record, run.stream)).collect();
+            begins.sort_unstable();
+            let changes = begins.windows(2).filter(|two| two[0].1 != two[1].1);
+            cuts.extend(changes.map(|two| two[1].0 as usize));
+        }
+    }
+
+    fn stream_of(&mut self, labels: &Arc<Labels>) -> u32 {
+        let next = self.streams.len() as u32;
+        match self.streams.get(labels) {
+            Some(known) => *known,
+            None => *self.streams.entry(labels.clone()).or_insert(next),
+        }
+    }
+
     fn write(&mut self, batch: &Batch, runs: &[Run], sent: &mut Vec<Sent>) {
         let records = |run: &Run| &batch.parts[run.part as usize].0.records;
         for stream in runs.chunk_by(|a, b| a.stream == b.stream) {
@@ -161,6 +192,12 @@ impl LokiEncoder {
                 }
             };
             for run in stream {
+                if self.encoding == LokiEncoding::Protobuf
+                    && let Some(plain) = records(run).plain(run.range.clone())
+                {
+                    self.plain(&plain, run, records(run), sent);
+                    continue;
+                }
                 for (number, index) in (run.record..).zip(run.range.clone()) {
                     self.line(&records(run).get(index), number, sent);
                 }
@@ -168,6 +205,22 @@ impl LokiEncoder {
             match self.encoding {
                 LokiEncoding::Protobuf => protobuf::close_stream(&mut self.raw, opened),
                 LokiEncoding::Json => json::close_stream(&mut self.raw),
+            }
+        }
+    }
+
+    /// Many lines as they were read: what can be said of all of them is found out once.
+    fn plain(&mut self, plain: &Plain<'_>, run: &Run, records: &Records, sent: &mut Vec<Sent>) {
+        let is_ascii = plain.bytes.is_ascii();
+        let mut heads = protobuf::Heads::default();
+        for (at, text) in plain.texts().enumerate() {
+            let (time_ns, number) = (plain.time_ns + at as i64, run.record + at as u32);
+            match text {
+                Some(text) if text.len() <= self.max_line_bytes && (is_ascii || text.is_ascii()) => {
+                    heads.entry(&mut self.raw, time_ns, text);
+                    sent.push(Sent { time_ns, record: number });
+                }
+                _ => self.line(&records.get(run.range.start + at as u32), number, sent),
             }
         }
     }

@@ -6,7 +6,8 @@
 //! is simply sent again, and the good half of a batch that was split does no harm.
 //!
 //! Known limit, and Loki's: for a push of several streams its ingester reports only what happened to the last of
-//! them, so entries of another stream that it finds too far behind go without a word.
+//! them. So a push that it refuses is sent again stream by stream, and each is judged; but if all is well with the last
+//! one, entries of another stream that it finds too far behind go without a word.
 
 mod answer;
 mod encode;

@@ -347,7 +347,7 @@ fn at(ns: i64) -> i64 {
 
 fn payload(streams: usize, sent: &[(i64, u32)]) -> LokiPayload {
     let mut payload = LokiPayload::default();
-    payload.streams = streams;
+    (payload.streams, payload.cuts) = (streams, (1..streams).map(|stream| stream * 2).collect());
     payload.sent = sent.iter().map(|(ns, record)| Sent { time_ns: at(*ns), record: *record }).collect();
     payload
 }
@@ -360,6 +360,25 @@ fn entry(time: &str) -> String {
 
 fn total(ignored: usize, all: usize) -> String {
     format!("user 'fake', total ignored: {ignored} out of {all} for stream: {{host=\"a\"}}\n")
+}
+
+#[test]
+fn a_push_tells_where_its_streams_change() {
+    let (one, other) = (origin(&[("a", "1")]), origin(&[("a", "2")]));
+    let part = |origin: &Arc<Origin>, count: usize| {
+        Records::untouched(lines(origin, 5, &[b"x\n".as_slice(); 3][..count]))
+    };
+    for (parts, streams, cuts) in [
+        (vec![part(&one, 3), part(&one, 2)], 1, vec![]),
+        (vec![part(&one, 3), part(&other, 2)], 2, vec![3]),
+        (vec![part(&one, 1), part(&other, 2), part(&other, 1), part(&one, 3)], 2, vec![1, 4]),
+    ] {
+        let options = loki(LokiEncoding::Protobuf, 1000, LongLines::Split);
+        let mut encoder = LokiEncoder::new("loki", &Labels::default(), &options, &Registry::default());
+        let mut payload = LokiPayload::default();
+        encoder.encode(&batch(parts), &mut payload);
+        assert_eq!((payload.streams, &payload.cuts), (streams, &cuts));
+    }
 }
 
 #[test]
@@ -379,7 +398,7 @@ fn a_refusal_names_the_guilty_only_if_it_accounts_for_all() {
         ("not all are named", format!("{second}{}", total(2, 4)), four(), Guilty::Unknown),
         ("not all were looked at", format!("{second}{}", total(1, 3)), four(), Guilty::Unknown),
         ("a time that is not ours", format!("{other}{}", total(1, 4)), four(), Guilty::Unknown),
-        ("several streams", format!("{second}{}", total(1, 4)), payload(2, &[(0, 0), (1, 1), (2, 2), (3, 3)]), Guilty::Unknown),
+        ("several streams", format!("{second}{}", total(1, 4)), payload(2, &[(0, 0), (1, 1), (2, 2), (3, 3)]), Guilty::Apart(vec![2])),
         ("two records of one time", format!("{first}{}", total(1, 2)), payload(1, &[(0, 0), (0, 1)]), Guilty::Unknown),
         ("pieces of one record", format!("{first}{first}{first}{}", total(3, 4)), split(), these(&[0])),
         ("an ill sink too", format!("{limited}{second}{}", total(2, 4)), four(), Guilty::Unknown),

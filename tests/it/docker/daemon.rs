@@ -45,6 +45,8 @@ pub enum Mood {
     NoInspect,
     /// The next log ends so many bytes later, in the middle of whatever it is.
     CutAfter(usize),
+    /// Promises a log (200) and sends an error in JSON, as something of this type.
+    ErrorAs(&'static str),
     /// Takes requests and is silent.
     Hang,
 }
@@ -241,6 +243,14 @@ fn serve(inner: &Inner, life: u64, connection: UnixStream) -> std::io::Result<()
         "logs" if mood == Mood::NoLogs => return refuse(&mut out, 500, "cannot read the log"),
         "logs" if mood == Mood::Unreadable => {
             return refuse(&mut out, 501, "configured logging driver does not support reading");
+        }
+        "logs" if let Mood::ErrorAs(kind) = mood => {
+            let body = json!({ "cause": "gone", "message": "no such thing", "response": 500 }).to_string();
+            let len = body.len();
+            return write!(
+                out,
+                "HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {len}\r\n\r\n{body}"
+            );
         }
         "logs" if !state.containers.contains_key(&id) => return refuse(&mut out, 404, "No such container"),
         "logs" => {

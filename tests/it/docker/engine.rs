@@ -25,6 +25,15 @@ pub fn times(full: usize, short: usize) -> usize {
     if is_full() { full } else { short }
 }
 
+const JOURNALD: &str = "/lib/systemd/systemd-journald";
+
+/// A journal of this engine alone, in places of its own; then the engine, in the place of the shell.
+const WITH_JOURNAL: &str = "mkdir -p /run/systemd /run/log /var/log
+for place in /run/systemd /run/log /var/log; do mount -t tmpfs none $place || exit 1; done
+mkdir -p /run/systemd/journal
+/lib/systemd/systemd-journald & echo $! > \"$0\"
+exec \"$@\"";
+
 fn program(names: &[&str]) -> Option<PathBuf> {
     names.iter().map(PathBuf::from).find(|path| path.exists())
 }
@@ -33,11 +42,27 @@ pub struct Engine {
     dir: tempfile::TempDir,
     dockerd: PathBuf,
     process: Option<Child>,
+    has_journal: bool,
+    options: Vec<String>,
 }
 
 impl Engine {
     /// `None`: not possible here, and said so.
     pub fn start(case: &str) -> Option<Engine> {
+        Engine::start_as(case, false, Vec::new())
+    }
+
+    /// One that can write to a journal; if none can be had here, only that is said.
+    pub fn start_with_journal(case: &str) -> Option<Engine> {
+        let has_journal = Path::new(JOURNALD).exists() && Path::new("/usr/bin/unshare").exists();
+        if !has_journal {
+            println!("skipped: docker::{case}: journald: there is no {JOURNALD}");
+        }
+        Engine::start_as(case, has_journal, Vec::new())
+    }
+
+    /// With more options of dockerd.
+    pub fn start_as(case: &str, has_journal: bool, options: Vec<String>) -> Option<Engine> {
         let dockerd = program(&["/usr/sbin/dockerd", "/usr/bin/dockerd", "/usr/local/bin/dockerd"]);
         let busybox = program(&["/bin/busybox", "/usr/bin/busybox"]);
         let why = match (&dockerd, &busybox) {
@@ -50,7 +75,8 @@ impl Engine {
             println!("skipped: docker::{case}: {why}");
             return None;
         };
-        let mut engine = Engine { dir: tempfile::tempdir().unwrap(), dockerd, process: None };
+        let dir = tempfile::tempdir().unwrap();
+        let mut engine = Engine { dir, dockerd, process: None, has_journal, options };
         if !engine.launch() {
             println!("skipped: docker::{case}: dockerd does not start here: {}", engine.log());
             return None;
@@ -72,7 +98,14 @@ impl Engine {
         let log =
             std::fs::File::options().create(true).append(true).open(self.dir.path().join("log")).unwrap();
         let folder = |name: &str| self.dir.path().join(name);
-        let mut process = Command::new(&self.dockerd)
+        let mut command = if self.has_journal {
+            let mut command = Command::new("unshare");
+            command.args(["-m", "sh", "-c", WITH_JOURNAL]).arg(folder("journald.pid")).arg(&self.dockerd);
+            command
+        } else {
+            Command::new(&self.dockerd)
+        };
+        let mut process = command
             .arg("--data-root")
             .arg(folder("root"))
             .arg("--exec-root")
@@ -88,6 +121,7 @@ impl Engine {
                 "--live-restore",
                 "--log-level=error",
             ])
+            .args(&self.options)
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -113,6 +147,10 @@ impl Engine {
             let pid = rustix::process::Pid::from_child(&process);
             let _ = rustix::process::kill_process(pid, Signal::TERM);
             let _ = process.wait();
+        }
+        let journald = std::fs::read_to_string(self.dir.path().join("journald.pid")).unwrap_or_default();
+        if let Some(pid) = journald.trim().parse().ok().and_then(rustix::process::Pid::from_raw) {
+            let _ = rustix::process::kill_process(pid, Signal::TERM);
         }
     }
 

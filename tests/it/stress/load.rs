@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use log_capturer::clock::Clock;
 
+use super::Orders;
 use crate::agent::{Room, pause};
 use crate::expect::Arrived;
 use crate::files::{Writer, bytes};
@@ -67,6 +68,8 @@ pub struct Load<'a> {
     pub receiver: &'a Receiver,
     pub seed: u64,
     pub workers: u32,
+    /// Files that are there all the time.
+    pub crowd: u32,
     /// Lines, of all hands.
     pub written: AtomicU64,
     pub rotations: AtomicU64,
@@ -76,26 +79,34 @@ pub struct Load<'a> {
     paused: AtomicBool,
     /// Loki has no moods.
     well: AtomicBool,
-    /// By hand, behind the writers those who make files of a moment, and containers: all that is theirs has come out,
-    /// since the pause began.
+    /// By hand, behind the writers the churn, the crowd and the containers: all that is theirs has come out, since
+    /// the pause began.
     calm: Vec<AtomicBool>,
 }
 
 impl<'a> Load<'a> {
     /// `vessels`: there is a hand for containers, too.
-    pub fn new(room: &'a Room, receiver: &'a Receiver, seed: u64, workers: u32, vessels: bool) -> Load<'a> {
+    pub fn new(
+        room: &'a Room,
+        receiver: &'a Receiver,
+        seed: u64,
+        orders: &Orders,
+        vessels: bool,
+    ) -> Load<'a> {
+        let Orders { workers, files: crowd, .. } = *orders;
         Load {
             room,
             receiver,
             seed,
             workers,
-            written: AtomicU64::new(u64::from(workers)), // the first line of each
+            crowd,
+            written: AtomicU64::new(u64::from(workers + crowd)), // the first line of each
             rotations: AtomicU64::new(0),
             mood: AtomicUsize::new(0),
             over: AtomicBool::new(false),
             paused: AtomicBool::new(false),
             well: AtomicBool::new(false),
-            calm: (0..=workers + u32::from(vessels)).map(|_| AtomicBool::new(false)).collect(),
+            calm: (0..workers + 2 + u32::from(vessels)).map(|_| AtomicBool::new(false)).collect(),
         }
     }
 
@@ -126,6 +137,23 @@ impl<'a> Load<'a> {
     /// Every hand has nothing left that did not come out. What was written by then is counted.
     pub fn is_calm(&self) -> bool {
         self.calm.iter().all(|calm| calm.load(Ordering::Acquire))
+    }
+
+    pub fn churn_hand(&self) -> usize {
+        self.workers as usize
+    }
+
+    pub fn crowd_hand(&self) -> usize {
+        self.workers as usize + 1
+    }
+
+    pub fn vessels_hand(&self) -> usize {
+        self.workers as usize + 2
+    }
+
+    /// Whose generations are known at a quiet point.
+    pub fn lasting_files(&self) -> u64 {
+        u64::from(self.workers + self.crowd)
     }
 
     pub fn set_calm(&self, hand: usize, is_calm: bool) {
@@ -208,7 +236,7 @@ impl<'a> Load<'a> {
             }
             churn.clean_up();
             if paused {
-                self.set_calm(self.workers as usize, churn.is_complete());
+                self.set_calm(self.churn_hand(), churn.is_complete());
             }
             pause(STEP);
         }
@@ -246,7 +274,7 @@ impl<'a> Load<'a> {
 }
 
 /// Where the file sink puts what is written to `path`.
-fn output_of(room: &Room, path: &Path) -> PathBuf {
+pub fn output_of(room: &Room, path: &Path) -> PathBuf {
     room.path("out").join(path.strip_prefix("/").expect("a room has an absolute path"))
 }
 

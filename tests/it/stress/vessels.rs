@@ -91,7 +91,7 @@ impl<'a> Vessels<'a> {
             }
             self.clean_up();
             if paused {
-                self.load.set_calm(self.load.workers as usize + 1, self.is_complete());
+                self.load.set_calm(self.load.vessels_hand(), self.is_complete());
             }
             pause(STEP);
         }
