@@ -22,7 +22,7 @@ SHELL := bash
 BINARY := target/release/log-capturer
 BIG_LINES ?= 6000000
 
-.PHONY: run test test-docker big outage soak cycles model stops crash corrupt generations model-files figures bench minimal static clean
+.PHONY: run test test-docker big outage spool soak cycles model stops crash corrupt generations model-files figures bench minimal static clean
 
 run: $(BINARY)
 	@echo "What it captures appears below ./captured; its status is at http://127.0.0.1:8401/. Ctrl-C ends it."

@@ -7,6 +7,7 @@
 //! Always true: every channel is made here, beside the two threads it joins, and nobody else keeps a copy of
 //! its sending end; so the end of the monitors is the end of everybody, in path order.
 
+mod farewell;
 mod lives;
 mod scale;
 pub(crate) mod signals;
@@ -73,7 +74,8 @@ pub enum Exit {
     Fault = 1,
     /// Bad usage or configuration.
     Usage = 2,
-    /// Stopped with data pending; it is safe in its files.
+    /// Stopped with data pending: it stands in its files, in a spool or among the dead letters, and the log says how
+    /// much of it where.
     Pending = 3,
     /// A thread did not end in time; the log names it.
     Stuck = 4,
@@ -332,6 +334,7 @@ impl Agent {
         // Where they come from: now that outputs and spools have told what they have.
         let restored = ledger.restored();
         let known = restored.known.len();
+        let known_stamps = restored.known.iter().map(|known| known.stamps.len()).sum();
         let (known_containers, known_files): (Vec<_>, Vec<_>) =
             restored.known.iter().cloned().partition(monitors::container::is_container);
         let supply =
@@ -393,7 +396,8 @@ impl Agent {
             sinks: names,
         };
         let connections = lanes.iter().map(|(_, senders, _)| senders.len()).sum();
-        let actual = scale::Actual { at_start, connections, open_files_max, known, spool_is_left };
+        let actual =
+            scale::Actual { at_start, connections, open_files_max, known, known_stamps, spool_is_left };
         let stats = Stats::new(watched, scale::of(config, orders, actual), stop.stop);
         let bind = |at| status::Server::bind(at, config.status.token.clone(), lives.door.as_ref());
         let server = match config.status.listen.map(bind) {

@@ -181,6 +181,11 @@ impl Budget {
         Budget(Arc::new(Inner { state, holders: Arc::default() }))
     }
 
+    /// How many holders are listed.
+    pub fn holders(&self) -> usize {
+        self.0.holders.lock().list.len()
+    }
+
     /// A holder that [`Budget::holdings`] lists for as long as it, or credit of it, is alive.
     pub fn holder(&self, source: &Arc<str>, filename: Option<&Arc<str>>) -> Holder {
         let mut holders = self.0.holders.lock();
@@ -417,7 +422,7 @@ mod tests {
         assert_eq!(listed, [(30, None), (10, Some(name(1)))]);
         assert_eq!(budget.holdings(1).len(), 1);
         (0..10).for_each(|number| drop(budget.holder(&source, Some(&name(number)))));
-        assert_eq!(budget.0.holders.lock().list.len(), 3, "each goes with its last credit");
+        assert_eq!(budget.holders(), 3, "each goes with its last credit");
     }
 
     proptest! {

@@ -21,23 +21,27 @@ pub use plain::Plain;
 use crate::ack::{Ack, Count, GenerationId, Share};
 use crate::budget::Credit;
 
-/// Sorted by name, names unique. Shared by all records of a source until a stage changes them.
+/// Sorted by name, names unique. Shared by all records of a source until a stage changes them; the names and values
+/// are shared even by those of different files.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Labels(Vec<(Box<str>, Box<str>)>);
+pub struct Labels(Vec<(Arc<str>, Arc<str>)>);
 
 impl Labels {
-    pub fn new<N: Into<Box<str>>, V: Into<Box<str>>>(pairs: impl IntoIterator<Item = (N, V)>) -> Labels {
+    pub fn new<N: Into<Arc<str>>, V: Into<Arc<str>>>(pairs: impl IntoIterator<Item = (N, V)>) -> Labels {
         let mut labels = Labels::default();
         pairs.into_iter().for_each(|(name, value)| labels.set(name, value));
         labels
     }
 
     /// Adds a label, or replaces the value of one.
-    pub fn set(&mut self, name: impl Into<Box<str>>, value: impl Into<Box<str>>) {
+    pub fn set(&mut self, name: impl Into<Arc<str>>, value: impl Into<Arc<str>>) {
         let (name, value) = (name.into(), value.into());
         match self.0.binary_search_by(|(known, _)| known.cmp(&name)) {
             Ok(at) => self.0[at].1 = value,
-            Err(at) => self.0.insert(at, (name, value)),
+            Err(at) => {
+                self.0.reserve_exact(1); // every file that is followed has some
+                self.0.insert(at, (name, value));
+            }
         }
     }
 
@@ -265,6 +269,8 @@ pub struct Entry {
 pub struct Changed {
     pub text: Option<Box<[u8]>>,
     pub time_ns: Option<i64>,
+    /// Something of the line is missing, although it has a line end.
+    pub partial: bool,
     pub labels: Option<Arc<Labels>>,
     /// Structured metadata: belongs to the line, not to its stream. Holds what the line had before, too.
     pub metadata: Vec<(Arc<str>, Box<str>)>,
@@ -382,7 +388,7 @@ impl Records {
                 Some(changed) if !changed.metadata.is_empty() => &changed.metadata,
                 _ => self.lines.metadata(line),
             },
-            partial: self.lines.is_partial(line),
+            partial: changed.is_some_and(|c| c.partial) || self.lines.is_partial(line),
             continues: self.lines.goes_on(line),
             offset: self.lines.start + self.lines.starts_at(line) as u64,
             len: raw.len() as u64,

@@ -18,6 +18,8 @@ pub(super) struct Actual {
     pub open_files_max: usize,
     /// Generations that the last life has left.
     pub known: usize,
+    /// Kept with them.
+    pub known_stamps: usize,
     /// A sink that has no spool now has one from an earlier life.
     pub spool_is_left: bool,
 }
@@ -47,6 +49,7 @@ pub(super) fn of(config: &Config, orders: &Orders<'_>, actual: Actual) -> Scale 
         streams: streams as u64,
         engines: engines as u64,
         known: actual.known as u64,
+        known_stamps: actual.known_stamps as u64,
         memory_budget: config.agent.memory_budget as u64,
         chunk_bytes: config.memory.chunk_bytes as u64,
         dead_letters_max_bytes: DEAD_LETTERS_MAX_BYTES,

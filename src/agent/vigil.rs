@@ -10,7 +10,7 @@ use crossbeam_channel::{Receiver, at, never, select};
 
 use super::lives::Desk;
 use super::signals::Signal;
-use super::{Exit, Orders, SILENCE_MAX};
+use super::{Exit, Orders, SILENCE_MAX, farewell};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::error::Result;
@@ -170,7 +170,6 @@ impl Vigil<'_> {
 
     fn exit(&self) -> Exit {
         let books = self.books.lock().clone();
-        let pending: u64 = books.sinks.iter().map(|sink| sink.pending + sink.let_go + sink.kept.lines).sum();
         match &self.faults[..] {
             [_, ..] => {
                 log::error!("stopped because of a fault: {}", self.faults.join("; "));
@@ -182,14 +181,7 @@ impl Vigil<'_> {
                 Exit::Delivered
             }
             [] => {
-                log::warn!(
-                    "stopped with data pending: {pending} lines without an answer, {} bytes not read, {} folders not looked into, \
-                     {} bytes given up; \
-                     what stands in files is read at the next start",
-                    books.unread,
-                    books.unseen,
-                    books.given_up
-                );
+                log::warn!("{}", farewell::pending(&books));
                 Exit::Pending
             }
         }

@@ -1,6 +1,7 @@
 //! `log-capturer audit`: what the ledger says beside what stands on the disk; what is missing, if anything is.
 //!
-//! Reads the newest checkpoint, the journal behind it, the spools and the heads of the files, while an agent runs on the
+//! Reads the newest checkpoint, the journal behind it, the spools, the heads of the files and, of what was compressed,
+//! all, while an agent runs on the
 //! same `data_dir` or none does; takes no lock, writes nothing. Beside an agent it is as old as its last checkpoint.
 //!
 //! Missing is: what was not read of a file that matches; what was read and a configured sink has not answered for, be
@@ -33,7 +34,7 @@ struct Report {
     /// Files that match and have no lines.
     passed_over: Vec<Stranger>,
     spools: Vec<SpoolReport>,
-    /// Folders that could not be looked into.
+    /// Folders and files that could not be looked into to their end.
     unsure: Vec<String>,
     missing: Missing,
     nothing_is_missing: bool,
@@ -43,7 +44,10 @@ struct Report {
 struct FileReport {
     /// Its name now; `None`: it is gone, or its file system is.
     stands_at: Option<String>,
+    /// Of what is in it, if it is packed.
     size: Option<u64>,
+    /// It was compressed since.
+    packed: bool,
     /// Bytes that stand there and were not read.
     unread: u64,
     /// Its source has left the configuration: nobody reads on.
@@ -78,7 +82,7 @@ struct Missing {
     pending: BTreeMap<String, u64>,
     spooled_lines: BTreeMap<String, u64>,
     given_up: BTreeMap<String, u64>,
-    /// Folders that could not be looked into.
+    /// Folders and files that could not be looked into to their end.
     unsure: usize,
 }
 
@@ -107,7 +111,7 @@ fn look(config: &Config) -> Result<Report> {
     let off = Off { folders: vec![data_dir.clone()] };
     let outputs = sinks::output_globs(&config.sinks);
     let Survey { mut standing, strangers, unsure } =
-        survey(&config.sources, off, outputs, &audited.own_files, &known)?;
+        survey(&config.sources, off, outputs, &audited.own_files, &known, audited.last_stamp_ns)?;
     let mut report = Report::default();
     for (ledger, known) in audited.generations {
         let stands = standing.remove(&known.generation);
@@ -136,6 +140,7 @@ fn file_report(ledger: GenerationView, stands: Option<Standing>, source_is_gone:
     let unread = stands.as_ref().map_or(0, |stands| stands.size.saturating_sub(ledger.known_to));
     FileReport {
         size: stands.as_ref().map(|stands| stands.size),
+        packed: stands.as_ref().is_some_and(|stands| stands.packed),
         stands_at: stands.map(|stands| stands.path.display().to_string()),
         unread,
         source_is_gone,
@@ -198,13 +203,13 @@ fn describe(report: &Report) -> String {
         let _ = writeln!(text, "{lines} lines ({bytes} bytes) in the spool of {sink}{gone}");
     }
     for folder in &report.unsure {
-        let _ = writeln!(text, "{folder} could not be looked into");
+        let _ = writeln!(text, "{folder} could not be looked into to its end");
     }
     text + &closing_line(&report.missing)
 }
 
 fn describe_file(text: &mut String, file: &FileReport) {
-    let FileReport { stands_at, size, unread, source_is_gone, ledger } = file;
+    let FileReport { stands_at, size, packed, unread, source_is_gone, ledger } = file;
     let name = ledger.filename.as_deref().unwrap_or("a stream");
     let _ = write!(text, "{name} (source {}", ledger.source);
     if *source_is_gone {
@@ -214,7 +219,8 @@ fn describe_file(text: &mut String, file: &FileReport) {
     match (stands_at, size) {
         (Some(path), Some(size)) => {
             let now = if path == name { String::new() } else { format!(", now {path}") };
-            let _ = writeln!(text, "  size {size}, read {}, unread {unread}{now}", ledger.known_to);
+            let packed = if *packed { ", compressed" } else { "" };
+            let _ = writeln!(text, "  size {size}, read {}, unread {unread}{now}{packed}", ledger.known_to);
         }
         _ => {
             let found = if ledger.filename.is_some() { "not found on the disk, " } else { "" };
@@ -241,7 +247,7 @@ fn closing_line(missing: &Missing) -> String {
     parts.extend(spooled_lines.iter().map(|(sink, lines)| format!("{lines} lines in the spool of {sink}")));
     parts.extend(given_up.iter().map(|(why, bytes)| format!("{bytes} bytes given up ({why})")));
     if *unsure > 0 {
-        parts.push(format!("{unsure} folders not looked into"));
+        parts.push(format!("{unsure} folders or files not looked into to their end"));
     }
     match parts.is_empty() {
         true => "nothing is missing\n".into(),

@@ -47,7 +47,7 @@ Exit codes:
   0  everything is delivered, dropped by a rule, or kept as a dead letter
   1  a fault of log-capturer itself, or it could not start (the log says why)
   2  wrong arguments or configuration; nothing was started
-  3  stopped with data pending, which stands safe in its files
+  3  stopped with data pending: in its files, a spool or the dead letters (the log says where)
   4  a thread did not end in time
   5  another instance uses the same data folder";
 

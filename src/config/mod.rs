@@ -158,13 +158,18 @@ fn whole(reader: Reader<'_>, room: &Room<'_>) -> Config {
         });
         list.unwrap_or_default()
     };
-    let sources = sources::read(
+    let mut sources = sources::read(
         &entries("sources", r#"[ { "type": "file", "include": ["/var/log/**/*.log"] } ]"#),
         &host,
     );
     let known: Vec<&SourceOptions> = sources.iter().map(|source| &source.options).collect();
     let pipeline = stages::read(&reader.list("pipeline"), &known);
-    let streams = known.iter().any(|source| !matches!(source.kind, SourceKind::File(_)));
+    for source in &mut sources {
+        if let SourceKind::File(file) = &mut source.options.kind {
+            file.in_parts = stages::see_parts(&pipeline, &source.options.name);
+        }
+    }
+    let streams = sources.iter().any(|source| !matches!(source.options.kind, SourceKind::File(_)));
     let sinks = entries("sinks", r#"[ { "type": "loki", "url": "http://127.0.0.1:3100" } ]"#);
     let sinks = sinks::read(&sinks, streams);
     let config = share_out(agent, status, sources, pipeline, sinks, budget, room);

@@ -86,6 +86,7 @@ fn file(reader: &Reader<'_>) -> FileSourceOptions {
         poll_interval: reader.duration("poll_interval", secs(2), Duration::from_millis(50)..=secs(3_600)),
         binary: reader.one_of("binary", &[("skip", Binary::Skip), ("read", Binary::Read)]),
         hold_deleted: hold_deleted(reader.section("hold_deleted")),
+        in_parts: false, // the pipeline decides
     }
 }
 

@@ -35,6 +35,11 @@ pub fn read<'a>(items: &[Item<'a>], sources: &[&SourceOptions]) -> Vec<StageOpti
     stages
 }
 
+/// Whether a stage takes the lines of a source for those of a container runtime, whose parts have to be joined.
+pub fn see_parts(stages: &[StageOptions], source: &str) -> bool {
+    stages.iter().any(|stage| matches!(stage.kind, StageKind::Cri) && stage.sees(source))
+}
+
 fn entry(item: &Item<'_>, sources: &[&SourceOptions]) -> Option<StageOptions> {
     let reader = item.reader()?;
     let words = [

@@ -17,6 +17,8 @@ pub struct Audited {
     /// There is no ledger here: no agent has ever run, or its folder is gone.
     pub is_empty: bool,
     pub generations: Vec<(GenerationView, Known)>,
+    /// No line of ours has a later time.
+    pub last_stamp_ns: i64,
     /// What the agent itself has written.
     pub own_files: OwnFiles,
 }
@@ -34,5 +36,6 @@ pub fn audit(disk: &Arc<dyn Disk>, folder: &Path, sinks: &[Arc<str>]) -> Audited
     saved.own_files.iter().for_each(|own| own_files.add(own.file_id(), &own.path.0));
     let mut state = State::new(saved, sinks, &Registry::default());
     found.records.into_iter().for_each(|record| state.recall(record));
-    Audited { is_empty, generations: state.views().collect(), own_files }
+    let last_stamp_ns = state.last_stamp_ns();
+    Audited { is_empty, generations: state.views().collect(), last_stamp_ns, own_files }
 }

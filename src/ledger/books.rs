@@ -65,6 +65,8 @@ pub struct Books {
     pub unseen: u64,
     pub sinks: Vec<SinkBooks>,
     pub generations: usize,
+    /// Of all of them.
+    pub kept_stamps: usize,
     /// The first thousand, those that somebody is asked for before the others.
     pub pages: Vec<GenerationView>,
     /// How many were written in this life.
@@ -218,7 +220,7 @@ pub fn view(id: GenerationId, page: &Page, names: &[Arc<str>]) -> GenerationView
         finished: page.finished,
         sinks: sinks.chain(former).collect(),
         open_stamps: page.stamps.len(),
-        stamps: page.stamps.values().take(SHOWN).copied().collect(),
+        stamps: page.stamps().take(SHOWN).copied().collect(),
     }
 }
 
@@ -229,6 +231,9 @@ pub struct Meters {
     pub generations: Arc<Gauge>,
     pub finished: Arc<Gauge>,
     pub open_chunks: Arc<Gauge>,
+    kept_stamps: Arc<Gauge>,
+    journal_segments: Arc<Gauge>,
+    journal_segments_needed: Arc<Gauge>,
     pub faults: Arc<Counter>,
     pub broken_laws: Arc<Counter>,
     /// By [`SinkId`].
@@ -245,6 +250,13 @@ pub struct SinkMeters {
 }
 
 impl Meters {
+    /// What is counted only when the books are shown. `segments`: of the journal, all and those that are needed.
+    pub fn show(&self, books: &Books, (segments, needed): (usize, usize)) {
+        self.kept_stamps.set(books.kept_stamps as i64);
+        self.journal_segments.set(segments as i64);
+        self.journal_segments_needed.set(needed as i64);
+    }
+
     pub fn new(names: &[Arc<str>], metrics: &Registry) -> Meters {
         let sink = |name: &Arc<str>| {
             let label: &[(&str, &str)] = &[("sink", name)];
@@ -291,6 +303,21 @@ impl Meters {
                 &[],
             ),
             open_chunks: metrics.gauge("open_chunks", "Chunks that some sink has not answered for.", &[]),
+            kept_stamps: metrics.gauge(
+                "kept_stamps",
+                "Stamps that are kept since some sink has not answered, those of earlier lives too.",
+                &[],
+            ),
+            journal_segments: metrics.gauge(
+                "journal_segments",
+                "Files of the journal of stamps, each of 1 MiB.",
+                &[],
+            ),
+            journal_segments_needed: metrics.gauge(
+                "journal_segments_needed",
+                "Those of them that both checkpoints have not passed yet.",
+                &[],
+            ),
             broken_laws: metrics.counter(
                 "broken_laws_total",
                 "Accounts that did not add up: a fault of the agent.",

@@ -23,6 +23,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::Mark;
+use super::pieces::Frame;
 use super::saved::{Changes, Saved};
 use crate::disk::{Disk, DiskFile, Open};
 use crate::error::{Context, Error, Result};
@@ -31,7 +32,7 @@ const MAGIC: &[u8; 32] = b"log-capturer checkpoint 2\n\0\0\0\0\0\0";
 
 const HEADER_BYTES: usize = 64;
 
-const FRAME_HEAD_BYTES: usize = 28;
+pub const FRAME_HEAD_BYTES: usize = 28;
 
 /// What a slot has room for at least, and grows by: a hundred files and what becomes of them in some minutes.
 const SLOT_BYTES: u64 = 256 * 1024;
@@ -215,20 +216,19 @@ impl Slots {
     }
 
     /// Everything, to the slot that does not hold the newest frame.
-    pub fn write_snapshot(&mut self, saved: &Saved) -> Result<()> {
+    pub fn write_snapshot(&mut self, saved: &Saved<impl Serialize>) -> Result<()> {
         let newest = (0..2).filter_map(|number| Some((self.held[number]?.sequence, number))).max();
         let number = newest.map_or(0, |(_, newest)| 1 - newest);
         let salt = fastrand::u32(..);
         self.sequence += 1;
-        let (sequence, mut bytes) = (self.sequence, Vec::new());
-        bytes.extend_from_slice(&header(sequence, salt));
-        let seal = append_frame(&mut bytes, sequence, saved.journal, salt, saved)?;
-        let end = bytes.len() as u64;
+        let sequence = self.sequence;
+        let frame = Frame::new(sequence, saved.journal, salt, saved)?;
+        let (seal, end) = (frame.seal, HEADER_BYTES as u64 + frame.len());
         // Ruined from here on, until it is whole again.
         self.held[number] = None;
         let file = self.file(number, 2 * end + SLOT_BYTES)?;
         let doing = || format!("could not write {}", self.path(number).display());
-        file.write_at(&bytes, 0).context(doing)?;
+        frame.write(&*file, 0, &header(sequence, salt)).context(doing)?;
         file.sync().context(doing)?;
         self.held[number] = Some(Held { sequence, seal, mark: saved.journal, snapshot_end: end, end });
         self.current = Some(number);
@@ -240,21 +240,21 @@ impl Slots {
     }
 
     /// Behind the frames of this life. After an error the next one has to be a snapshot.
-    pub fn write_changes(&mut self, changes: &Changes) -> Result<()> {
+    pub fn write_changes(&mut self, changes: &Changes<impl Serialize>) -> Result<()> {
         let current = self.current.take().and_then(|number| Some((number, self.held[number]?)));
         let Some((number, held)) = current else { return Err(Error::new("there is no snapshot to add to")) };
         self.sequence += 1;
-        let (sequence, mut bytes) = (self.sequence, Vec::new());
-        let seal = append_frame(&mut bytes, sequence, changes.journal, held.seal, changes)?;
+        let sequence = self.sequence;
+        let frame = Frame::new(sequence, changes.journal, held.seal, changes)?;
+        let (seal, end) = (frame.seal, held.end + frame.len());
         let path = self.path(number);
         let doing = || format!("could not write {}", path.display());
         let Some(file) = self.open_file(number) else {
             self.held[number] = None;
             return Err(Error::new(format!("{} is gone", path.display())));
         };
-        file.write_at(&bytes, held.end).context(doing)?;
+        frame.write(&*file, held.end, &[]).context(doing)?;
         file.sync().context(doing)?;
-        let end = held.end + bytes.len() as u64;
         self.held[number] = Some(Held { sequence, seal, mark: changes.journal, end, ..held });
         self.current = Some(number);
         Ok(())
@@ -313,28 +313,6 @@ fn parse_header(bytes: &[u8; HEADER_BYTES]) -> Option<(u64, u32)> {
     let sequence = u64::from_le_bytes(bytes[32..40].try_into().ok()?);
     let salt = u32::from_le_bytes(bytes[40..44].try_into().ok()?);
     (*bytes == header(sequence, salt)).then_some((sequence, salt))
-}
-
-/// Returns its seal.
-fn append_frame(
-    bytes: &mut Vec<u8>,
-    sequence: u64,
-    mark: Mark,
-    before: u32,
-    body: &impl Serialize,
-) -> Result<u32> {
-    let at = bytes.len();
-    bytes.resize(at + FRAME_HEAD_BYTES, 0);
-    serde_json::to_writer(&mut *bytes, body).context(|| "could not encode the checkpoint".into())?;
-    let (head, body) = bytes[at..].split_at_mut(FRAME_HEAD_BYTES);
-    let length = u32::try_from(body.len()).context(|| "the checkpoint is too large".into())?;
-    head[..4].copy_from_slice(&length.to_le_bytes());
-    head[4..12].copy_from_slice(&sequence.to_le_bytes());
-    head[12..20].copy_from_slice(&mark.sequence.to_le_bytes());
-    head[20..24].copy_from_slice(&mark.seal.to_le_bytes());
-    let seal = seal_of(before, &head[..24], body);
-    head[24..].copy_from_slice(&seal.to_le_bytes());
-    Ok(seal)
 }
 
 fn length_of(head: &[u8; FRAME_HEAD_BYTES]) -> usize {

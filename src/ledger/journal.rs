@@ -22,7 +22,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -39,7 +39,7 @@ const SEGMENT_BYTES: u64 = 1024 * 1024;
 
 /// Allocated at the first start, and kept when the journal was longer for a while: what both checkpoints wait for,
 /// what is written meanwhile, and one more.
-const SPARE_SEGMENTS: usize = 3;
+pub const SPARE_SEGMENTS: usize = 3;
 
 /// Only if no checkpoint can be written there are ever so many. Then files wait.
 const SEGMENTS_MAX: usize = 128;
@@ -117,7 +117,7 @@ impl Record {
         Record::Opened {
             generation: opened.generation.0,
             source: opened.source.to_string(),
-            filename: opened.filename.clone().map(AnyPath),
+            filename: opened.filename.as_deref().map(|path| AnyPath(path.to_owned())),
             identity: opened.identity,
             lineage: opened.lineage,
             start: opened.start,
@@ -171,11 +171,19 @@ pub struct Link {
     passed: AtomicU64,
     /// What was written since the last sync, in order; the last one is written to now.
     to_sync: Mutex<Vec<Arc<dyn Durable>>>,
+    /// Segments that are held open, and those of them that a checkpoint needs, or that are written to.
+    segments: AtomicUsize,
+    needed: AtomicUsize,
 }
 
 impl Link {
     pub fn pass(&self, sequence: u64) {
         self.passed.store(sequence, Ordering::Relaxed);
+    }
+
+    /// Segments that are held open, and how many of them could not be used again when the last one was begun.
+    pub fn segments(&self) -> (usize, usize) {
+        (self.segments.load(Ordering::Relaxed), self.needed.load(Ordering::Relaxed))
     }
 
     /// Makes everything durable that was appended before the call. The ledger alone calls this.
@@ -390,12 +398,23 @@ impl Journal {
             match self.allocate() {
                 Ok(segment) => self.others.push(segment),
                 // Said by whoever needs it.
-                Err(cause) => return log::debug!("ledger: {cause}"),
+                Err(cause) => {
+                    log::debug!("ledger: {cause}");
+                    break;
+                }
             }
         }
         if self.others.len() > before && self.disk.sync_folder(&self.folder).is_ok() {
             self.link.to_sync.lock().clear(); // it held nothing but the names
         }
+        self.count(0); // whatever the last life left may be needed
+    }
+
+    /// `free`: those that may be used again.
+    fn count(&self, free: usize) {
+        let held = self.others.len() + usize::from(self.current.is_some());
+        self.link.segments.store(held, Ordering::Relaxed);
+        self.link.needed.store(held - free, Ordering::Relaxed);
     }
 
     /// Writes some records at once, and says where the last one stands. After it they outlive the process. On an
@@ -462,6 +481,7 @@ impl Journal {
                 log::warn!("ledger: could not remove {}: {cause}", surplus.path.display());
             }
         }
+        self.count(self.others.iter().filter(|segment| free(segment)).count());
         Ok(())
     }
 

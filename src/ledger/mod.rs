@@ -19,7 +19,9 @@ mod books;
 mod checkpoint;
 mod journal;
 mod notes;
+mod offsets;
 mod page;
+mod pieces;
 mod progress;
 mod saved;
 mod state;
@@ -44,7 +46,7 @@ use crate::tasks::{Post, Stop, Task, Wires};
 pub use audit::{Audited, audit};
 pub use books::{Books, GenerationView, ProgressView, SinkBooks};
 use checkpoint::{Left, Slots};
-pub use journal::{Journal, Mark, Record};
+pub use journal::{Journal, Mark, Record, SPARE_SEGMENTS};
 use notes::Noted;
 pub use notes::{
     BEFORE_BYTES, Book, Cursor, HOLE, Head, Identity, InSpool, KeptStamp, Known, Note, Opened, Ranged,
@@ -108,8 +110,6 @@ pub struct Ledger {
     snapshots_due: u8,
     /// How many checkpoints this life has written.
     checkpoints: u64,
-    /// Nobody is left who could give a number to anything.
-    clean: bool,
     /// The view is older than the books: when to replace it.
     show_at: Option<Instant>,
     alarm: Alarm,
@@ -154,14 +154,14 @@ impl Ledger {
             Left::State(saved) => *saved,
             Left::Nothing | Left::Ruins => {
                 let id = found.id.unwrap_or_else(|| fastrand::u64(..));
-                Saved { id, clean: first_start, ..Saved::default() }
+                Saved { id, ..Saved::default() }
             }
         };
-        let (id, clean) = (saved.id, saved.clean);
+        let id = saved.id;
         saved.own_files.iter().for_each(|own| settings.own_files.add(own.file_id(), &own.path.0));
         let mut state = State::new(saved, &settings.sinks, metrics);
         found.records.into_iter().for_each(|record| state.recall(record));
-        if !clean {
+        if !first_start {
             state.skip_generations(1 + u64::from(fastrand::u32(..)));
         }
         let mut journal = found.journal;
@@ -182,7 +182,6 @@ impl Ledger {
             snapshot_at: None,
             snapshots_due: 0,
             checkpoints: 0,
-            clean: false,
             show_at: None,
             alarm: Alarm::default(),
             ill: None,
@@ -259,10 +258,6 @@ impl Ledger {
                 Event::Closed => break,
             }
         }
-        self.clean = true;
-        if self.checkpoints > 0 {
-            self.save_at = Some(task.now()); // that it ended well is news
-        }
         self.save(task);
         Ok(())
     }
@@ -324,12 +319,12 @@ impl Ledger {
     /// less will do, since it costs as much as there are files.
     fn write(&mut self, force_snapshot: bool) -> Result<bool> {
         self.settings.unsynced.sync()?;
-        let (mark, clean, own_files) = (self.mark, self.clean, &self.settings.own_files);
+        let (mark, own_files) = (self.mark, &self.settings.own_files);
         let mut is_snapshot = force_snapshot
             || if self.stopping { !self.slots.takes_changes() } else { self.slots.wants_snapshot(mark) };
         let mut written = None;
         if !is_snapshot {
-            let changes = self.state.changes(mark, own_files, clean);
+            let changes = self.state.changes(mark, own_files);
             match self.slots.write_changes(&changes) {
                 Ok(()) => written = changes.own_files,
                 // There may be no next time, and the other slot has the room that this one lacks.
@@ -342,11 +337,9 @@ impl Ledger {
         }
         if is_snapshot {
             // Every open stamp is in each checkpoint. The journal before its mark is for those who find this one
-            // damaged and go back to the other slot; behind the last one of a good end there is nothing to find.
-            if !clean {
-                self.link.sync()?;
-            }
-            let saved = self.state.to_save(mark, own_files, clean);
+            // damaged and go back to the other slot.
+            self.link.sync()?;
+            let saved = self.state.to_save(mark, own_files);
             self.slots.write_snapshot(&saved)?;
             written = Some(saved.own_files);
         }
@@ -435,6 +428,7 @@ impl Ledger {
         books.checkpoints = self.checkpoints;
         books.ill = self.ill.clone();
         books.stamping_ill = self.stamping_ill.clone();
+        self.state.meters().show(&books, self.link.segments());
         *self.view.lock() = Arc::new(books);
     }
 }

@@ -1,7 +1,7 @@
 //! What the ledger is told, and what it tells those who go on after a restart.
 
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 
 use crossbeam_channel::Sender;
@@ -38,7 +38,7 @@ impl Head {
 pub struct Opened {
     pub generation: GenerationId,
     pub source: Arc<str>,
-    pub filename: Option<PathBuf>,
+    pub filename: Option<Arc<Path>>,
     pub identity: Option<Identity>,
     pub lineage: u64,
     pub start: u64,
@@ -160,7 +160,7 @@ pub enum Note {
 pub struct Known {
     pub generation: GenerationId,
     pub source: Arc<str>,
-    pub filename: Option<PathBuf>,
+    pub filename: Option<Arc<Path>>,
     pub identity: Option<Identity>,
     pub lineage: u64,
     /// Where to read on: the least over the sinks, or the start of the stamp that it lies in.

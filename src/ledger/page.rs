@@ -5,20 +5,20 @@
 //! the configuration has answered for all of it. A restart begins at the start of a stamp, never within one, so
 //! the same bytes get the same numbers and times again.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::offsets::Offsets;
 use super::saved::{AnyPath, SavedGeneration};
 use super::{Cursor, Head, Identity, KeptStamp, Known, Opened, Progress, Stamp};
 use crate::ack::{GenerationId, SinkId};
 
 pub struct Page {
     pub source: Arc<str>,
-    pub filename: Option<PathBuf>,
+    pub filename: Option<Arc<Path>>,
     pub identity: Option<Identity>,
     pub lineage: u64,
     /// How far the monitor of this life has come.
@@ -35,7 +35,7 @@ pub struct Page {
     /// By the name of a sink: what of its answers are frames of its spool, and nothing better yet.
     pub spooled: Vec<(Arc<str>, Progress)>,
     /// That somebody has not answered for, by their start.
-    pub stamps: BTreeMap<u64, KeptStamp>,
+    pub stamps: Offsets<KeptStamp>,
     pub finished: bool,
     pub unread: u64,
     /// What this life has done with it, from where it began: read, and given up.
@@ -71,7 +71,7 @@ impl Page {
             sinks: vec![Progress::starting_at(opened.start); sinks],
             former: Vec::new(),
             spooled: Vec::new(),
-            stamps: BTreeMap::new(),
+            stamps: Offsets::default(),
             finished: false,
             unread: 0,
             begun: 0,
@@ -81,7 +81,8 @@ impl Page {
     }
 
     /// As it was saved, for the sinks of this configuration. One that is new starts at the position of the others.
-    pub fn restored(saved: SavedGeneration, names: &[Arc<str>]) -> Page {
+    /// `source`: its name, as all of its pages share it.
+    pub fn restored(saved: SavedGeneration, source: Arc<str>, names: &[Arc<str>]) -> Page {
         let mut sinks: Vec<(Arc<str>, Progress)> =
             saved.sinks.into_iter().map(|(name, progress)| (name.into(), progress)).collect();
         let low = |which: &dyn Fn(&Arc<str>) -> bool| {
@@ -94,8 +95,8 @@ impl Page {
         });
         let progress: Vec<Progress> = progress.collect();
         let mut page = Page {
-            source: saved.source.into(),
-            filename: saved.filename.map(|path| path.0),
+            source,
+            filename: saved.filename.map(|path| path.0.into()),
             identity: saved.identity,
             lineage: saved.lineage,
             read_to: 0,
@@ -124,20 +125,20 @@ impl Page {
         SavedGeneration {
             id: id.0,
             source: self.source.to_string(),
-            filename: self.filename.clone().map(AnyPath),
+            filename: self.filename.as_deref().map(|path| AnyPath(path.to_owned())),
             identity: self.identity,
             lineage: self.lineage,
             high: self.high,
             given_up: self.given_up.iter().map(|(why, bytes)| (why.to_string(), *bytes)).collect(),
             sinks: named.chain(former).collect(),
             spooled: spooled.filter(|(_, ranges)| ranges.ranges().next().is_some()).collect(),
-            stamps: self.stamps.values().copied().collect(),
+            stamps: self.stamps().copied().collect(),
         }
     }
 
     pub fn known(&self, generation: GenerationId) -> Known {
         let position = self.position();
-        let at = match self.stamps.get(&position) {
+        let at = match self.stamps.get(position) {
             Some(KeptStamp { first_line: line, continues, before, cursor, .. }) => {
                 High { to: position, line: *line, continues: *continues, before: *before, cursor: *cursor }
             }
@@ -156,9 +157,14 @@ impl Page {
             cursor: at.cursor,
             line: at.line,
             continues: at.continues,
-            stamps: self.stamps.values().copied().collect(),
+            stamps: self.stamps().copied().collect(),
             progress: self.sinks.clone(),
         }
+    }
+
+    /// That somebody has not answered for, rising.
+    pub fn stamps(&self) -> impl Iterator<Item = &KeptStamp> {
+        self.stamps.iter().map(|(_, stamp)| stamp)
     }
 
     /// Where a restart would begin: the least over the sinks, or the start of the stamp that it lies in. What an
@@ -171,7 +177,7 @@ impl Page {
 
     /// The kept stamp that covers `offset`.
     pub fn stamp_at(&self, offset: u64) -> Option<&KeptStamp> {
-        let (_, stamp) = self.stamps.range(..=offset).next_back()?;
+        let (_, stamp) = self.stamps.at_or_before(offset)?;
         (offset < stamp.end).then_some(stamp)
     }
 
@@ -179,8 +185,10 @@ impl Page {
     /// life alone, which [`Page::drop_answered_in`] will count.
     pub fn keep(&mut self, stamp: &Stamp) -> bool {
         let answered = self.sinks.iter().all(|progress| progress.covers(stamp.start..stamp.end));
-        let overlaps =
-            self.stamps.range(..stamp.end).next_back().is_some_and(|(_, kept)| kept.end > stamp.start);
+        let overlaps = self
+            .stamps
+            .at_or_before(stamp.end.saturating_sub(1))
+            .is_some_and(|(_, kept)| kept.end > stamp.start);
         let (before, cursor) = match self.high.to == stamp.start {
             true => (self.high.before, self.high.cursor),
             false => (None, None),
@@ -222,7 +230,7 @@ impl Page {
         let seen = self.read + self.passed_over;
         (seen == 0 || self.begun + seen == self.read_to)
             && self.read_to <= self.high.to.max(self.known_to)
-            && self.stamps.last_key_value().is_none_or(|(_, stamp)| stamp.end <= self.high.to)
+            && self.stamps.last().is_none_or(|(_, stamp)| stamp.end <= self.high.to)
     }
 
     /// A stamp that the last life had written down.
@@ -252,7 +260,7 @@ impl Page {
         if stamp.start < self.known_to || stamp.end != self.high.to {
             return false;
         }
-        let kept = self.stamps.remove(&stamp.start);
+        let kept = self.stamps.remove(stamp.start);
         let (before, cursor) = kept.map_or((None, None), |kept| (kept.before, kept.cursor));
         let (line, continues) = (stamp.first_line, stamp.continues);
         self.high = High { to: stamp.start, line, continues, before, cursor };
@@ -267,12 +275,12 @@ impl Page {
         let answered = |stamp: &KeptStamp| sinks.iter().all(|sink| sink.covers(stamp.start..stamp.end));
         let over: Vec<u64> = self
             .stamps
-            .range(first..range.end.max(first))
+            .range(first, range.end)
             .filter(|(_, stamp)| answered(stamp))
-            .map(|(start, _)| *start)
+            .map(|(start, _)| start)
             .collect();
         over.iter().for_each(|start| {
-            self.stamps.remove(start);
+            self.stamps.remove(*start);
         });
         over.iter().filter(|start| **start >= self.known_to).count()
     }

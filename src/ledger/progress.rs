@@ -3,23 +3,24 @@
 //! Always true: `low` is the first byte without an answer; the ranges ahead of it are disjoint, do not touch,
 //! and start above it. Batches end in any order, so answers arrive in any order.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
+
+use super::offsets::Offsets;
 
 /// A low-water mark and what is ahead of it, in bytes of the generation.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
     low: u64,
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    ahead: BTreeMap<u64, u64>,
+    #[serde(default, skip_serializing_if = "Offsets::is_empty")]
+    ahead: Offsets<u64>,
 }
 
 impl Progress {
     /// Everything below `start` is none of this sink's business.
     pub fn starting_at(start: u64) -> Progress {
-        Progress { low: start, ahead: BTreeMap::new() }
+        Progress { low: start, ahead: Offsets::default() }
     }
 
     /// Where this sink would go on: everything below was answered for.
@@ -33,15 +34,16 @@ impl Progress {
             return;
         }
         // Swallow every known range that overlaps or touches the new one.
-        while let Some((&start, &end)) = self.ahead.range(..=range.end).next_back() {
+        while let Some((start, &end)) = self.ahead.at_or_before(range.end) {
             if end < range.start {
                 break;
             }
             range = range.start.min(start)..range.end.max(end);
-            self.ahead.remove(&start);
+            self.ahead.remove(start);
         }
         if range.start == self.low {
             self.low = range.end;
+            self.ahead.give_back();
         } else {
             self.ahead.insert(range.start, range.end);
         }
@@ -54,7 +56,8 @@ impl Progress {
         }
         let was_low = self.low;
         self.low = self.low.min(range.start);
-        let mut known: Vec<(u64, u64)> = std::mem::take(&mut self.ahead).into_iter().collect();
+        let mut known: Vec<(u64, u64)> = self.ahead().collect();
+        self.ahead = Offsets::default();
         known.push((range.start.min(was_low), was_low)); // what the mark has moved back over
         for (start, end) in known {
             for part in [start..end.min(range.start), start.max(range.end)..end] {
@@ -66,12 +69,12 @@ impl Progress {
     /// Everything in it, rising.
     pub fn ranges(&self) -> impl Iterator<Item = Range<u64>> {
         let low = (self.low > 0).then_some(0..self.low);
-        low.into_iter().chain(self.ahead.iter().map(|(&start, &end)| start..end))
+        low.into_iter().chain(self.ahead().map(|(start, end)| start..end))
     }
 
     /// What is ahead of the mark, rising.
     pub fn ahead(&self) -> impl Iterator<Item = (u64, u64)> {
-        self.ahead.iter().map(|(start, end)| (*start, *end))
+        self.ahead.iter().map(|(start, end)| (start, *end))
     }
 
     /// How many bytes below `upto` were not answered for.
@@ -82,18 +85,18 @@ impl Progress {
 
     /// Whether the byte at `offset` was answered for.
     pub fn contains(&self, offset: u64) -> bool {
-        offset < self.low || self.ahead.range(..=offset).next_back().is_some_and(|(_, &end)| offset < end)
+        offset < self.low || self.ahead.at_or_before(offset).is_some_and(|(_, &end)| offset < end)
     }
 
     /// Whether every byte of a range was answered for.
     pub fn covers(&self, range: Range<u64>) -> bool {
-        let ahead = || self.ahead.range(..=range.start).next_back().is_some_and(|(_, &end)| range.end <= end);
+        let ahead = || self.ahead.at_or_before(range.start).is_some_and(|(_, &end)| range.end <= end);
         range.is_empty() || range.end <= self.low || ahead()
     }
 
     /// Offsets above `position` where this sink starts or stops lacking bytes. Chunks do not cross them.
     pub fn edges(&self, position: u64) -> impl Iterator<Item = u64> {
-        let ahead = self.ahead.iter().flat_map(|(&start, &end)| [start, end]);
+        let ahead = self.ahead().flat_map(|(start, end)| [start, end]);
         std::iter::once(self.low).chain(ahead).filter(move |edge| *edge > position)
     }
 }

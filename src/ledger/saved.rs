@@ -9,30 +9,28 @@ use super::page::High;
 use super::{Identity, KeptStamp, Mark, Progress};
 use crate::durable::FileId;
 
-/// Everything that outlives the process.
+/// Everything that outlives the process. `G`: its generations, as a list of [`SavedGeneration`] or as what is written
+/// like one.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Saved {
+pub struct Saved<G = Vec<SavedGeneration>> {
     /// Of the data folder: drawn at its first start.
     pub id: u64,
-    /// The life that wrote it ended in good order: nothing was given a number after it.
-    pub clean: bool,
     /// The last record of the journal that is in it.
     pub journal: Mark,
     pub last_stamp_ns: i64,
     pub next_generation: u64,
-    pub generations: Vec<SavedGeneration>,
+    pub generations: G,
     pub own_files: Vec<OwnFile>,
 }
 
 /// What has changed since the frame before.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Changes {
-    pub clean: bool,
+pub struct Changes<G = Vec<SavedGeneration>> {
     pub journal: Mark,
     pub last_stamp_ns: i64,
     pub next_generation: u64,
     /// As they are now, whole.
-    pub generations: Vec<SavedGeneration>,
+    pub generations: G,
     pub gone: Vec<u64>,
     /// All of them, if they have changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -49,8 +47,8 @@ impl Saved {
         let mut generations: BTreeMap<u64, SavedGeneration> =
             generations.map(|generation| (generation.id, generation)).collect();
         for changes in all {
-            let Changes { clean, journal, last_stamp_ns, next_generation, .. } = changes;
-            (self.clean, self.journal) = (clean, journal);
+            let Changes { journal, last_stamp_ns, next_generation, .. } = changes;
+            self.journal = journal;
             (self.last_stamp_ns, self.next_generation) = (last_stamp_ns, next_generation);
             changes.gone.iter().for_each(|id| drop(generations.remove(id)));
             generations.extend(changes.generations.into_iter().map(|generation| (generation.id, generation)));

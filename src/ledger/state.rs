@@ -8,6 +8,8 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use serde::{Serialize, Serializer};
+
 use super::books::{Books, GenerationView, Meters, SinkBooks, view};
 use super::page::Page;
 use super::saved::{AnyPath, Changes, OwnFile, Saved, SavedGeneration};
@@ -21,7 +23,8 @@ pub struct State {
     names: Vec<Arc<str>>,
     /// Of the data folder.
     id: u64,
-    pages: BTreeMap<GenerationId, Page>,
+    /// In boxes, since nodes of a tree that grows at its end are half empty.
+    pages: BTreeMap<GenerationId, Box<Page>>,
     /// Pages that are not as the last checkpoint has them, and those that it has and that are gone.
     changed: BTreeSet<GenerationId>,
     gone: Vec<GenerationId>,
@@ -52,8 +55,12 @@ impl State {
             }
             log::warn!("{}: what the last life had taken from it and not delivered is lost", stream.source);
         }
-        let pages: BTreeMap<GenerationId, Page> =
-            again.into_iter().map(|saved| (GenerationId(saved.id), Page::restored(saved, names))).collect();
+        let sources: BTreeSet<Arc<str>> = again.iter().map(|saved| saved.source.as_str().into()).collect();
+        let restored = |saved: SavedGeneration| {
+            let source = sources.get(saved.source.as_str()).cloned().unwrap_or_default();
+            (GenerationId(saved.id), Box::new(Page::restored(saved, source, names)))
+        };
+        let pages: BTreeMap<GenerationId, Box<Page>> = again.into_iter().map(restored).collect();
         let sinks = names.iter().map(|name| SinkBooks { name: name.to_string(), ..SinkBooks::default() });
         let meters = Meters::new(names, metrics);
         meters.generations.set(pages.len() as i64);
@@ -72,9 +79,8 @@ impl State {
     }
 
     pub fn restored(&self, first_start: bool) -> Restored {
-        let known = |(id, page): (&GenerationId, &Page)| page.known(*id);
         Restored {
-            known: self.pages.iter().map(known).collect::<Vec<Known>>(),
+            known: self.pages.iter().map(|(id, page)| page.known(*id)).collect(),
             id: id_text(self.id),
             last_stamp_ns: self.last_stamp_ns,
             next_generation: self.next_generation,
@@ -117,13 +123,13 @@ impl State {
     fn unchanged_page(&mut self, generation: GenerationId) -> Result<&mut Page> {
         let missing =
             || Error::new(format!("a note about generation {}, which is not in the books", generation.0));
-        self.pages.get_mut(&generation).ok_or_else(missing)
+        self.pages.get_mut(&generation).map(Box::as_mut).ok_or_else(missing)
     }
 
     fn opened(&mut self, opened: Opened) {
         let generation = opened.generation;
         self.next_generation = self.next_generation.max(generation.0 + 1);
-        self.pages.insert(generation, Page::opened(opened, self.names.len()));
+        self.pages.insert(generation, Box::new(Page::opened(opened, self.names.len())));
         self.changed.insert(generation);
         self.meters.generations.set(self.pages.len() as i64);
     }
@@ -264,9 +270,9 @@ impl State {
         let generation = GenerationId(record.generation());
         self.next_generation = self.next_generation.max(generation.0 + 1);
         if let Record::Opened { source, filename, identity, lineage, start, .. } = record {
-            let (source, filename) = (source.into(), filename.map(|path| path.0));
+            let (source, filename) = (source.into(), filename.map(|path| path.0.into()));
             let opened = Opened { generation, source, filename, identity, lineage, start, cursor: None };
-            self.pages.entry(generation).or_insert_with(|| Page::opened(opened, self.names.len()));
+            self.pages.entry(generation).or_insert_with(|| Box::new(Page::opened(opened, self.names.len())));
         } else if let Record::Read(read) = &record {
             let stamp = read.stamp();
             self.last_stamp_ns = self.last_stamp_ns.max(stamp.base_ns + stamp.lines as i64);
@@ -284,36 +290,36 @@ impl State {
         self.meters.generations.set(self.pages.len() as i64);
     }
 
-    /// The numbers of generations that a life has given which did not end in good order may not be known here, but
-    /// to the outputs and spools that stand on the disk: so they are never given again.
+    /// A life that died before its first checkpoint may have given numbers that nobody here knows of, but outputs,
+    /// spools and receivers do: so they are never given again. How many they were is not known either, nor how many
+    /// such lives there were: `count` is drawn.
     pub fn skip_generations(&mut self, count: u64) {
         self.next_generation += count;
     }
 
-    /// Everything, for a snapshot. `clean`: see [`Saved::clean`].
-    pub fn to_save(&self, journal: Mark, own_files: &OwnFiles, clean: bool) -> Saved {
+    pub fn last_stamp_ns(&self) -> i64 {
+        self.last_stamp_ns
+    }
+
+    /// Everything, for a snapshot.
+    pub fn to_save(&self, journal: Mark, own_files: &OwnFiles) -> Saved<Pages<'_>> {
         Saved {
             id: self.id,
-            clean,
             journal,
             last_stamp_ns: self.last_stamp_ns,
             next_generation: self.next_generation,
-            generations: self.pages.iter().map(|(id, page)| page.saved(*id, &self.names)).collect(),
+            generations: Pages { state: self, only_changed: false },
             own_files: list(own_files),
         }
     }
 
     /// What has changed since [`State::was_saved`].
-    pub fn changes(&self, journal: Mark, own_files: &OwnFiles, clean: bool) -> Changes {
-        let saved = |id: &GenerationId| -> Option<SavedGeneration> {
-            Some(self.pages.get(id)?.saved(*id, &self.names))
-        };
+    pub fn changes(&self, journal: Mark, own_files: &OwnFiles) -> Changes<Pages<'_>> {
         Changes {
-            clean,
             journal,
             last_stamp_ns: self.last_stamp_ns,
             next_generation: self.next_generation,
-            generations: self.changed.iter().filter_map(saved).collect(),
+            generations: Pages { state: self, only_changed: true },
             gone: self.gone.iter().map(|generation| generation.0).collect(),
             own_files: Some(list(own_files)).filter(|files| *files != self.own_files),
         }
@@ -321,8 +327,12 @@ impl State {
 
     /// The checkpoint has it all. `own_files`: those that it has, if they were in it.
     pub fn was_saved(&mut self, own_files: Option<Vec<OwnFile>>) {
-        self.changed.clear();
-        self.gone.clear();
+        for generation in std::mem::take(&mut self.changed) {
+            if let Some(page) = self.pages.get_mut(&generation) {
+                page.stamps.give_back();
+            }
+        }
+        self.gone = Vec::new();
         self.own_files = own_files.unwrap_or(std::mem::take(&mut self.own_files));
     }
 
@@ -349,6 +359,7 @@ impl State {
     pub fn books(&self) -> Books {
         let mut books = self.books.clone();
         books.generations = self.pages.len();
+        books.kept_stamps = self.pages.values().map(|page| page.stamps.len()).sum();
         let asked = self.pages.iter().filter(|(_, page)| !page.is_settled());
         let settled = self.pages.iter().filter(|(_, page)| page.is_settled());
         let shown = asked.chain(settled).take(PAGES_SHOWN);
@@ -356,9 +367,34 @@ impl State {
         books
     }
 
+    pub fn meters(&self) -> &Meters {
+        &self.meters
+    }
+
     /// Every generation, for an audit.
     pub fn views(&self) -> impl Iterator<Item = (GenerationView, Known)> {
         self.pages.iter().map(|(id, page)| (view(*id, page, &self.names), page.known(*id)))
+    }
+}
+
+/// Pages on their way into a checkpoint, each made when its turn comes.
+pub struct Pages<'a> {
+    state: &'a State,
+    only_changed: bool,
+}
+
+impl Pages<'_> {
+    pub fn iter(&self) -> impl Iterator<Item = SavedGeneration> {
+        let State { pages, changed, names, .. } = self.state;
+        let changed = changed.iter().filter(|_| self.only_changed).filter_map(|id| pages.get_key_value(id));
+        let all = pages.iter().filter(|_| !self.only_changed);
+        changed.chain(all).map(|(id, page)| page.saved(*id, names))
+    }
+}
+
+impl Serialize for Pages<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.iter())
     }
 }
 

@@ -28,6 +28,13 @@ pub struct SourceOptions {
     pub kind: SourceKind,
 }
 
+impl SourceOptions {
+    /// See [`FileSourceOptions::in_parts`].
+    pub fn is_in_parts(&self) -> bool {
+        matches!(&self.kind, SourceKind::File(file) if file.in_parts)
+    }
+}
+
 #[derive(Clone, Debug)]
 pub enum SourceKind {
     File(FileSourceOptions),
@@ -45,6 +52,8 @@ pub struct FileSourceOptions {
     pub poll_interval: Duration,
     pub binary: Binary,
     pub hold_deleted: HoldDeleted,
+    /// A stage `cri` sees their lines: those that were written in parts are joined.
+    pub in_parts: bool,
 }
 
 /// How far deleted files that are not read to their end are held open: the oldest are given up beyond it.

@@ -134,7 +134,7 @@ pub struct Opening<'a> {
     /// What [`Outlet::reserve`] gave; `None`: the next one.
     pub generation: Option<GenerationId>,
     /// The path that matched; `None` for a stream that cannot be read again.
-    pub filename: Option<&'a Path>,
+    pub filename: Option<&'a Arc<Path>>,
     pub identity: Option<Identity>,
     /// Where to begin, in bytes.
     pub start: u64,
@@ -182,7 +182,7 @@ impl Outlet {
         let opened = Opened {
             generation,
             source: opening.source.name.clone(),
-            filename: opening.filename.map(Path::to_owned),
+            filename: opening.filename.cloned(),
             identity: opening.identity,
             lineage: opening.lineage,
             start: opening.start,
@@ -190,17 +190,22 @@ impl Outlet {
         };
         let record = self.stamping.as_ref().map(|_| Record::opened(&opened));
         let written = self.tell(Note::Opened(Box::new(opened)), record.as_ref());
-        let origin = Arc::new(origin(opening.source, opening.filename, generation, opening.lineage));
+        let origin = Arc::new(origin(
+            opening.source,
+            opening.filename.map(|path| &**path),
+            generation,
+            opening.lineage,
+        ));
         Stream {
             holder: self.holder(&origin),
             origin,
-            filename: opening.filename.map(Path::to_owned),
+            filename: opening.filename.cloned(),
             position: opening.start,
             next_line: 0,
             continues: false,
             progress: Vec::new(),
             stamps: Default::default(),
-            unwritten: record.filter(|_| !written),
+            unwritten: record.filter(|_| !written).map(Box::new),
         }
     }
 
@@ -224,7 +229,7 @@ impl Outlet {
         let written = match stream.unwritten.take() {
             None => journal.append(&[Record::read(stamp)]),
             Some(opened) => {
-                let written = journal.append(&[opened.clone(), Record::read(stamp)]);
+                let written = journal.append(&[(*opened).clone(), Record::read(stamp)]);
                 stream.unwritten = Some(opened).filter(|_| written.is_err());
                 written
             }
@@ -304,21 +309,24 @@ impl Outlet {
         ends: &[u32],
         credit: Credit,
     ) -> Result<(), NotSent> {
+        let before = Head::of(&data[data.len().saturating_sub(BEFORE_BYTES)..]);
         let data = self.supply.data.copy_of(data);
-        self.send_read(stream, data, ends, credit)
+        self.send_read(stream, data, ends, before, credit)
     }
 
-    /// Hands over whole lines that start at the position. `ends`: where each ends in `data`, the last one at its
-    /// end, at most [`Outlet::chunk_lines`]. Waits for room downhill until the agent stops. The stamp is written down first.
+    /// Hands over whole lines that start at the position. `ends`: where each ends in `data`, the last one at its end,
+    /// at most [`CHUNK_LINES`]. `before`: of those bytes that stand in the file right before where the chunk ends. Waits
+    /// for room downhill until the agent stops. The stamp is written down first.
     pub fn send_read(
         &mut self,
         stream: &mut Stream,
         mut data: Buffer<u8>,
         ends: &[u32],
+        before: Head,
         mut credit: Credit,
     ) -> Result<(), NotSent> {
         assert!(
-            ends.len() <= self.chunk_lines() && ends.last().copied() == u32::try_from(data.len()).ok(),
+            ends.len() <= CHUNK_LINES && ends.last().copied() == u32::try_from(data.len()).ok(),
             "a chunk is made of whole lines"
         );
         let sinks = stream.lacking(self.supply.sinks);
@@ -344,7 +352,7 @@ impl Outlet {
             continues: stream.continues,
             cut,
             sinks,
-            before: Head::of(&data[data.len().saturating_sub(BEFORE_BYTES)..]),
+            before,
             cursor: None,
         };
         match is_new {
@@ -437,11 +445,16 @@ fn cost_besides(lines: usize, sinks: usize) -> usize {
     lines * size_of::<u32>() + sinks * SHARE_BYTES + CHUNK_OVERHEAD
 }
 
+thread_local! {
+    /// The name of the label, once for all files.
+    static FILENAME: Arc<str> = "filename".into();
+}
+
 fn origin(source: &SourceOptions, filename: Option<&Path>, generation: GenerationId, lineage: u64) -> Origin {
-    let filename = filename.map(|path| path.to_string_lossy().into_owned());
+    let filename: Option<Arc<str>> = filename.map(|path| path.to_string_lossy().into());
     let mut labels: Labels = source.labels.clone();
     if let Some(filename) = &filename {
-        labels.set("filename", filename.as_str());
+        labels.set(FILENAME.with(Arc::clone), filename.clone());
     }
     Origin {
         source: source.name.clone(),
@@ -449,7 +462,7 @@ fn origin(source: &SourceOptions, filename: Option<&Path>, generation: Generatio
         lineage,
         labels: Arc::new(labels),
         replayable: filename.is_some(),
-        filename: filename.map(Into::into),
+        filename,
     }
 }
 
@@ -548,7 +561,7 @@ mod tests {
         supply.clock = clock.clone();
         let mut outlet = supply.stamping_outlet(journal);
         let source = stdin();
-        let filename = Some(Path::new("/var/log/a"));
+        let filename = Some(&Path::new("/var/log/a").into());
         let mut stream = outlet.open(Opening { filename, ..opening(&source) });
         for wait in [STAMP_RETRY / 2, STAMP_RETRY] {
             let credit = outlet.take(&stream, 2).unwrap();
@@ -569,7 +582,7 @@ mod tests {
         drop((outlet, ledger));
         let below = fixture::below_on(Arc::new(disk), Path::new("/data/ledger"), 1, READ_BYTES);
         let known = &below.restored.known[0];
-        assert_eq!((known.filename.as_deref(), known.stamps.len(), known.position), (filename, 1, 0));
+        assert_eq!((known.filename.as_ref(), known.stamps.len(), known.position), (filename, 1, 0));
     }
 
     #[test]

@@ -1,23 +1,23 @@
 //! The `cri` stage: a line that a container runtime of Kubernetes wrote below `/var/log/pods`, taken apart.
 //!
-//! The format is the CRI's: `2026-01-31T12:00:00.123456789Z stdout F the text`. The time becomes the record's, the
-//! stream its metadata; the path (`/var/log/pods/<namespace>_<pod>_<uid>/<container>/<restarts>.log`) becomes the
-//! labels `namespace`, `pod` and `container`, and the metadata `restart_count`.
+//! The time becomes the record's, the stream its metadata; the path
+//! (`/var/log/pods/<namespace>_<pod>_<uid>/<container>/<restarts>.log`) becomes the labels `namespace`, `pod` and `container`,
+//! and the metadata `restart_count`.
 //!
-//! A longer line comes in parts, whose tag is `P` but for the last one's, `F`. Each part stays a record of its own, with
-//! the metadata `cri_part`: a stage sees one line and nothing else, and joining them is the work of whoever cuts
-//! a file into records.
+//! A longer line comes in parts, which whoever cut the file into records has put together: one behind the other, as they
+//! stand in the file (`monitors/file/parts.rs`). Their texts become one, with the time of the first. What lacks its last
+//! part is a partial line.
 
 use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::Step;
 use super::line::Line;
+use crate::cri::{Stream, part};
 use crate::record::Labels;
 
 pub(super) struct Cri {
     stream: Arc<str>,
-    part: Arc<str>,
     restarts: Arc<str>,
     /// Most chunks are of one file.
     last: Option<Labelled>,
@@ -32,21 +32,23 @@ struct Labelled {
 
 impl Cri {
     pub fn new() -> Cri {
-        Cri { stream: "stream".into(), part: "cri_part".into(), restarts: "restart_count".into(), last: None }
+        Cri { stream: "stream".into(), restarts: "restart_count".into(), last: None }
     }
 
     pub fn step(&mut self, line: &mut Line<'_>) -> Step {
-        let text = line.text().clone();
-        let Some(parts) = parts(&text) else { return Step::Unparsed };
-        line.time_ns = Some(parts.ns);
-        line.set_metadata(&self.stream, parts.stream);
-        if parts.is_part {
-            line.set_metadata(&self.part, "true");
+        let whole = match line.text().clone() {
+            Cow::Borrowed(text) => whole(text),
+            Cow::Owned(text) => {
+                whole(&text).map(|whole| Whole { text: whole.text.into_owned().into(), ..whole })
+            }
+        };
+        let Some(Whole { ns, stream, lacks_last, text }) = whole else { return Step::Unparsed };
+        line.time_ns = Some(ns);
+        line.set_metadata(&self.stream, stream.name());
+        if lacks_last {
+            line.set_partial();
         }
-        match &text {
-            Cow::Borrowed(text) => line.keep_text(Cow::Borrowed(&text[parts.text..])),
-            Cow::Owned(text) => line.keep_text(Cow::Owned(text[parts.text..].to_vec())),
-        }
+        line.keep_text(text);
         self.label(line);
         Step::Next
     }
@@ -73,26 +75,26 @@ impl Cri {
     }
 }
 
-struct Parts {
+struct Whole<'l> {
     ns: i64,
-    stream: &'static str,
-    is_part: bool,
-    /// Where the text begins.
-    text: usize,
+    stream: Stream,
+    lacks_last: bool,
+    text: Cow<'l, [u8]>,
 }
 
-fn parts(line: &[u8]) -> Option<Parts> {
-    let mut words = line.splitn(4, |byte| *byte == b' ');
-    let (time, stream, tags) = (words.next()?, words.next()?, words.next()?);
-    let time: jiff::Timestamp = std::str::from_utf8(time).ok()?.parse().ok()?;
-    let stream = ["stdout", "stderr"].into_iter().find(|name| name.as_bytes() == stream)?;
-    let is_part = match tags.split(|byte| *byte == b':').next()? {
-        b"P" => true,
-        b"F" => false,
-        _ => return None,
-    };
-    let text = words.next().map_or(line.len(), |text| line.len() - text.len());
-    Some(Parts { ns: i64::try_from(time.as_nanosecond()).ok()?, stream, is_part, text })
+/// `None`: it is none of a container runtime.
+fn whole(line: &[u8]) -> Option<Whole<'_>> {
+    let mut parts = line.split(|byte| *byte == b'\n').map(part);
+    let first = parts.next()??;
+    let time: jiff::Timestamp = std::str::from_utf8(first.time).ok()?.parse().ok()?;
+    let ns = i64::try_from(time.as_nanosecond()).ok()?;
+    let (mut lacks_last, mut text) = (first.goes_on, Cow::Borrowed(first.text));
+    for part in parts {
+        let part = part?;
+        lacks_last = part.goes_on;
+        text.to_mut().extend_from_slice(part.text);
+    }
+    Some(Whole { ns, stream: first.stream, lacks_last, text })
 }
 
 struct Pod<'p> {
@@ -118,26 +120,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_are_taken_apart() {
+    fn parts_become_one_line() {
         let told = |line: &str| {
-            let parts = parts(line.as_bytes())?;
-            Some((parts.ns, parts.stream, parts.is_part, line[parts.text..].to_owned()))
+            let whole = whole(line.as_bytes())?;
+            Some((
+                whole.ns,
+                whole.stream.name(),
+                whole.lacks_last,
+                String::from_utf8(whole.text.into()).unwrap(),
+            ))
         };
-        let ns = 1_738_324_800_123_456_789;
+        let (time, ns) = ("2025-01-31T12:00:00.123456789Z", 1_738_324_800_123_456_789);
         for (line, expected) in [
-            ("2025-01-31T12:00:00.123456789Z stdout F a text", Some((ns, "stdout", false, "a text".into()))),
-            (
-                "2025-01-31T13:00:00.123456789+01:00 stderr P half ",
-                Some((ns, "stderr", true, "half ".into())),
-            ),
-            ("2025-01-31T12:00:00.123456789Z stdout F ", Some((ns, "stdout", false, String::new()))),
-            ("2025-01-31T12:00:00.123456789Z stdout F", Some((ns, "stdout", false, String::new()))),
-            ("2025-01-31T12:00:00.123456789Z stdout F:x  two", Some((ns, "stdout", false, " two".into()))),
-            ("2025-01-31T12:00:00.123456789Z stdin F a", None),
-            ("2025-01-31T12:00:00.123456789Z stdout X a", None),
+            ("$ stdout F a text", Some((ns, "stdout", false, "a text"))),
+            ("2025-01-31T13:00:00.123456789+01:00 stderr P half ", Some((ns, "stderr", true, "half "))),
+            ("$ stdout P a\n$ stdout P  b\r\n$ stdout F c", Some((ns, "stdout", false, "a b\rc"))),
+            ("$ stdout P a\n2025-01-31T12:00:01Z stdout P b", Some((ns, "stdout", true, "ab"))),
+            ("$ stdout P a\n$ stdout F", Some((ns, "stdout", false, "a"))),
+            ("2025-99-31T12:00:00.123456789Z stdout F a text", None),
+            ("$ stdout P a\nno part", None),
             ("a text", None),
         ] {
-            assert_eq!(told(line), expected, "{line}");
+            let expected = expected.map(|(ns, stream, partial, text)| (ns, stream, partial, text.to_owned()));
+            assert_eq!(told(&line.replace('$', time)), expected, "{line}");
         }
     }
 

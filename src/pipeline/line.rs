@@ -28,6 +28,7 @@ pub(super) struct Line<'a> {
     pub number: u64,
     text: Cow<'a, [u8]>,
     replaced: bool,
+    partial: bool,
     /// What the `json` stages found, by [`FieldId`], as it stands in the JSON. Not shipped.
     fields: Vec<Option<Cow<'a, str>>>,
     pub time_ns: Option<i64>,
@@ -46,6 +47,7 @@ impl<'a> Line<'a> {
             number: 0,
             text: Cow::Borrowed(&[]),
             replaced: false,
+            partial: false,
             fields: vec![None; names.len()],
             time_ns: None,
             labels: None,
@@ -56,7 +58,7 @@ impl<'a> Line<'a> {
     pub fn begin(&mut self, number: u64, text: &'a [u8]) {
         self.number = number;
         self.text = Cow::Borrowed(text);
-        self.replaced = false;
+        (self.replaced, self.partial) = (false, false);
         self.fields.fill(None);
         self.time_ns = None;
         self.labels = None;
@@ -89,6 +91,11 @@ impl<'a> Line<'a> {
     pub fn keep_text(&mut self, text: Cow<'a, [u8]>) {
         self.text = text;
         self.replaced = true;
+    }
+
+    /// Something of it is missing, although it has a line end.
+    pub fn set_partial(&mut self) {
+        self.partial = true;
     }
 
     /// The text of a string, a number or a boolean; `None` for everything else, and if there is no such field.
@@ -128,6 +135,7 @@ impl<'a> Line<'a> {
         let changed = Changed {
             text: self.replaced.then(|| take(&mut self.text).into_owned().into_boxed_slice()),
             time_ns: self.time_ns,
+            partial: self.partial,
             labels: self.labels.take(),
             metadata: take(&mut self.metadata),
         };

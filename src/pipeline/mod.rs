@@ -50,6 +50,13 @@ pub struct StageOptions {
     pub kind: StageKind,
 }
 
+impl StageOptions {
+    /// Whether it sees lines of the source of this name.
+    pub fn sees(&self, source: &str) -> bool {
+        self.sources.as_ref().is_none_or(|sources| sources.iter().any(|name| **name == *source))
+    }
+}
+
 /// The name of a variant, in lower case, is its `type`.
 #[derive(Clone, Debug)]
 pub enum StageKind {

@@ -156,6 +156,7 @@ mod tests {
         );
         check(Format::Json, b"cut", None, &format!("{time},\"line\":\"cut\",{labels},\"partial\":true}}\n"));
         let changed = Changed {
+            partial: false,
             text: Some(b"new".as_slice().into()),
             time_ns: Some(-1),
             labels: Some(Labels::new([("env", "own")]).into()),

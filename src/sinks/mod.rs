@@ -58,6 +58,9 @@ pub trait Encoder: Send {
     /// Overwrites `payload`, whose buffers are kept from batch to batch. Never fails: what a record contains
     /// is brought into a form the sink accepts (invalid UTF-8 becomes U+FFFD).
     fn encode(&mut self, batch: &Batch, payload: &mut Self::Payload);
+
+    /// Nothing came for a while: gives back buffers that were kept for the next batch.
+    fn rest(&mut self) {}
 }
 
 /// One connection. `send` may block, as long as its time-outs say; closing `abort` ends it at once.
@@ -85,11 +88,26 @@ pub struct Link<E: Encoder, S: Sender<E::Payload>> {
     payload: E::Payload,
     /// The number of the batch that `payload` holds: a retry does not encode again.
     holds: Option<u64>,
+    /// Something was encoded since the last look.
+    has_worked: bool,
+    /// When buffers are given back, unless something comes before.
+    rest_at: Option<Instant>,
 }
+
+/// As long as a few batches that are shipped because of their age: what comes again and again keeps its buffers,
+/// and the ten thousand files of a start do not leave megabytes behind.
+const REST_AFTER: Duration = Duration::from_secs(3);
 
 impl<E: Encoder, S: Sender<E::Payload>> Link<E, S> {
     pub fn new(encoder: E, sender: S) -> Link<E, S> {
-        Link { encoder, sender, payload: E::Payload::default(), holds: None }
+        Link {
+            encoder,
+            sender,
+            payload: E::Payload::default(),
+            holds: None,
+            has_worked: false,
+            rest_at: None,
+        }
     }
 }
 
@@ -97,6 +115,7 @@ impl<E: Encoder, S: Sender<E::Payload>> Connection for Link<E, S> {
     fn deliver(&mut self, batch: &Batch) -> Answer {
         if self.holds != Some(batch.number) {
             self.holds = None; // a panic in the encoder must not leave half a payload behind
+            self.has_worked = true;
             self.encoder.encode(batch, &mut self.payload);
             self.holds = Some(batch.number);
         }
@@ -104,7 +123,14 @@ impl<E: Encoder, S: Sender<E::Payload>> Connection for Link<E, S> {
     }
 
     fn idle(&mut self, now: Instant) -> Option<Instant> {
-        self.sender.idle(now)
+        if std::mem::take(&mut self.has_worked) {
+            self.rest_at = Some(now + REST_AFTER);
+        } else if self.rest_at.take_if(|at| *at <= now).is_some() {
+            self.holds = None;
+            self.payload = E::Payload::default();
+            self.encoder.rest();
+        }
+        self.sender.idle(now).into_iter().chain(self.rest_at).min()
     }
 }
 
@@ -319,4 +345,50 @@ pub fn output_globs(sinks: &[SinkOptions]) -> Vec<String> {
         _ => None,
     };
     sinks.iter().filter_map(template).map(|template| template.as_glob()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+
+    #[derive(Default)]
+    struct Kept(Vec<u8>);
+
+    impl Encoder for Kept {
+        type Payload = Vec<u8>;
+
+        fn encode(&mut self, _: &Batch, payload: &mut Vec<u8>) {
+            (self.0, *payload) = (vec![0; 9], vec![0; 9]);
+        }
+
+        fn rest(&mut self) {
+            self.0 = Vec::new();
+        }
+    }
+
+    struct Taken;
+
+    impl Sender<Vec<u8>> for Taken {
+        fn send(&mut self, payload: &Vec<u8>) -> Answer {
+            assert_eq!(payload.len(), 9, "what was given back is made again");
+            Answer::Delivered
+        }
+    }
+
+    #[test]
+    fn buffers_are_given_back_when_nothing_comes_for_a_while() {
+        let now = Clock::by_hand(0).now();
+        let mut link = Link::new(Kept::default(), Taken);
+        assert_eq!(link.idle(now), None, "nothing to give back");
+        let batch = Batch { number: 1, parts: Vec::new() };
+        for _ in 0..2 {
+            assert!(matches!(link.deliver(&batch), Answer::Delivered));
+            let due = now + REST_AFTER;
+            assert_eq!((link.idle(now), link.idle(now)), (Some(due), Some(due)));
+            assert_eq!((link.encoder.0.len(), link.payload.len()), (9, 9));
+            assert_eq!(link.idle(due), None);
+            assert_eq!((link.encoder.0.capacity(), link.payload.capacity()), (0, 0));
+        }
+    }
 }

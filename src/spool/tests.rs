@@ -46,6 +46,7 @@ fn read_all(spool: &mut Spool) -> Vec<(u64, u64, String)> {
 /// What a stage may do to a line.
 fn change(which: u8, labels: &[Arc<Labels>]) -> Option<Box<Changed>> {
     let changed = Changed {
+        partial: true,
         text: (which & 1 != 0).then(|| format!("new text {which}").into_bytes().into()),
         time_ns: (which & 2 != 0).then(|| i64::from(which) * 1_000_003 - 7),
         labels: (which & 4 != 0).then(|| labels[usize::from(which) % labels.len()].clone()),

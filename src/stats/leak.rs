@@ -9,17 +9,17 @@
 
 use super::process::Footprint;
 use crate::budget::READ_BYTES;
-use crate::ledger::NOTES;
+use crate::ledger::{NOTES, SPARE_SEGMENTS};
 use crate::monitors::CHUNK_OVERHEAD;
 use crate::pipeline::LABEL_SETS_BYTES_MAX;
-use crate::sinks::file::{OPEN_MAX, UNSYNCED_MAX};
+use crate::sinks::file::{JOURNAL_SEGMENTS_MAX, OPEN_MAX, UNSYNCED_MAX};
 
 /// Samples in a row above the bound.
 pub const PATIENCE: u32 = 3;
 
-/// The lock of `data_dir`, the pipes of `stop`, `abort` and `ended`, inotify, the listener, and what keeps it open
-/// for the next life.
-const OWN_DESCRIPTORS: u64 = 1 + 3 * 2 + 1 + 1 + 1;
+/// The lock of `data_dir`, the two checkpoints, the pipes of `stop`, `abort` and `ended`, inotify, the listener, and
+/// what keeps it open for the next life.
+const OWN_DESCRIPTORS: u64 = 1 + 2 + 3 * 2 + 1 + 1 + 1;
 
 /// Open for a moment: a checkpoint and its folder, the dead letters and theirs, a folder in a sweep, a file that
 /// is being looked at, what a look-up reads, and a client that has just come.
@@ -51,10 +51,10 @@ const BYTES_PER_THREAD: u64 = 256 << 10;
 const BYTES_PER_FILE: u64 = 8 << 10;
 
 /// Series that every agent has, and those of the leak watch: three per thing.
-const SERIES: u64 = 72 + 3 * COUNT as u64;
+const SERIES: u64 = 75 + 3 * COUNT as u64;
 
 /// How many things there are.
-pub const COUNT: usize = 25;
+pub const COUNT: usize = 31;
 
 /// What the configuration says about sizes.
 #[derive(Clone, Debug, Default)]
@@ -77,6 +77,8 @@ pub struct Scale {
     pub engines: u64,
     /// Generations that the last life has left.
     pub known: u64,
+    /// Stamps that they had.
+    pub known_stamps: u64,
     pub memory_budget: u64,
     /// The part of it that is for chunks.
     pub chunk_bytes: u64,
@@ -96,10 +98,13 @@ pub struct Sample {
     pub containers_followed: Option<u64>,
     /// That may have a page in the ledger.
     pub containers_known: Option<u64>,
+    /// That the engine has no more.
+    pub containers_gone: Option<u64>,
     /// Of the file monitor: these at the moment of its last view.
     pub files_shown: Option<u64>,
     pub files_matching: Option<u64>,
     pub files_gone: Option<u64>,
+    pub files_overdue: Option<u64>,
     pub paths: Option<u64>,
     pub lineages: Option<u64>,
     pub files_in_line: Option<u64>,
@@ -114,9 +119,14 @@ pub struct Sample {
     pub generations: Option<u64>,
     pub generations_finished: Option<u64>,
     pub open_chunks: Option<u64>,
+    pub kept_stamps: Option<u64>,
+    pub journal_segments: Option<u64>,
+    pub journal_segments_needed: Option<u64>,
     pub budget_used: Option<u64>,
+    pub budget_holders: Option<u64>,
     pub label_sets_bytes: Option<u64>,
     pub outputs_open: Option<u64>,
+    pub output_journal_segments: Option<u64>,
     pub spool_files: Option<u64>,
     pub spool_bytes: Option<u64>,
     pub outputs_unsynced: Option<u64>,
@@ -174,6 +184,7 @@ pub static THINGS: [Thing; COUNT] = [
         value: |sample| sample.descriptors,
         bound: |scale, sample| {
             let held = n(sample.files_open) + n(sample.outputs_open) + n(sample.outputs_unsynced);
+            let held = held + n(sample.journal_segments) + n(sample.output_journal_segments);
             let connections = scale.connections + n(sample.helpers);
             let held = held + SPOOL_DESCRIPTORS * scale.sinks;
             let sockets = DESCRIPTORS_PER_CONNECTION * connections + n(sample.status_clients);
@@ -208,6 +219,13 @@ pub static THINGS: [Thing; COUNT] = [
         place: "the thread files: descriptors held on files that are followed",
         value: |sample| sample.files_open,
         bound: |scale, _| Some(scale.open_files_max),
+    },
+    // They leave within a minute after they are over, unless they stand in the line.
+    Thing {
+        what: "files_overdue",
+        place: "the thread files: files that are gone and read, and were not let go",
+        value: |sample| sample.files_overdue,
+        bound: |_, sample| sample.files_in_line,
     },
     // One path leads to each file.
     Thing {
@@ -258,6 +276,13 @@ pub static THINGS: [Thing; COUNT] = [
         value: |sample| sample.watches,
         bound: |_, sample| sample.folders,
     },
+    // Somebody reads each of them to its end; all others leave at once, and their cursors with them.
+    Thing {
+        what: "containers_gone",
+        place: "the thread containers: places of containers that were removed; see /api/v1/sources",
+        value: |sample| sample.containers_gone,
+        bound: |_, sample| Some(n(sample.containers_followed) + PASSING_HELPERS),
+    },
     // One per file that is followed, per stream and per container, those of the last life that were not met yet, and those that
     // are finished and not answered for.
     Thing {
@@ -290,6 +315,33 @@ pub static THINGS: [Thing; COUNT] = [
         value: |sample| sample.open_chunks,
         bound: |_, sample| Some(sample.budget_used? / CHUNK_OVERHEAD as u64 + 2 * NOTES as u64),
     },
+    // One per chunk that is under way, and those that the last life left, which can only become fewer.
+    Thing {
+        what: "kept_stamps",
+        place: "the thread ledger: how chunks were cut and timed that some sink has not answered for",
+        value: |sample| sample.kept_stamps,
+        bound: |scale, sample| {
+            let chunks = (sample.budget_used? / CHUNK_OVERHEAD as u64).max(n(sample.open_chunks));
+            Some(scale.known_stamps + chunks + 2 * NOTES as u64)
+        },
+    },
+    // Its own rule, whenever one is begun: those that both checkpoints are past are used again, but for a few.
+    Thing {
+        what: "journal_segments",
+        place: "the thread files: data_dir/ledger/journal-*, 1 MiB each",
+        value: |sample| sample.journal_segments,
+        bound: |_, sample| Some(sample.journal_segments_needed? + SPARE_SEGMENTS as u64),
+    },
+    // One per generation that is being read, for as long as a chunk of it is alive.
+    Thing {
+        what: "budget_holders",
+        place: "credit for chunks: sources that may hold some; see /debug/memory",
+        value: |sample| sample.budget_holders,
+        bound: |scale, sample| {
+            let readers = n(sample.files_followed) + n(sample.containers_known) + scale.streams;
+            Some(readers + n(sample.generations) + scale.sinks + 2 * NOTES as u64)
+        },
+    },
     // Stages may overdraw it by what they add to a chunk. With every chunk answered for, only the reads that are
     // being made now and the last batch of each connection hold some.
     Thing {
@@ -314,6 +366,13 @@ pub static THINGS: [Thing; COUNT] = [
         place: "the senders of file sinks: outputs that are held open",
         value: |sample| sample.outputs_open,
         bound: |scale, _| Some(scale.file_sinks * OPEN_MAX as u64),
+    },
+    // Its own rule, for each sink.
+    Thing {
+        what: "output_journal_segments",
+        place: "the senders of file sinks: data_dir/outputs/<sink>/journal-*, 1 MiB each",
+        value: |sample| sample.output_journal_segments,
+        bound: |scale, _| Some(scale.file_sinks * JOURNAL_SEGMENTS_MAX as u64),
     },
     // Looked at when an output is opened: those that are open already may be noted again after that, and each new
     // one with its folder; then the dead letters, and the segments of spools.
@@ -412,133 +471,4 @@ pub fn judge(suspect: &mut Suspect, reading: Reading) -> Option<Verdict> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Values against a bound of 10, and what is said: `+` grew, `-` back, `.` nothing.
-    fn check(values: &[u64], said: &str) {
-        let mut suspect = Suspect::default();
-        let word = |value: &u64| match judge(&mut suspect, Reading { value: *value, bound: 10 }) {
-            None => '.',
-            Some(Verdict::Grew { .. }) => '+',
-            Some(Verdict::Back { .. }) => '-',
-        };
-        assert_eq!(values.iter().map(word).collect::<String>(), said, "{values:?}");
-    }
-
-    #[test]
-    fn one_word_per_change_of_state() {
-        check(&[0, 10, 10, 10], "....");
-        check(&[11, 11, 11, 11, 12, 99], "..+...");
-        check(&[11, 11, 10, 11, 11, 10], "......");
-        check(&[11, 11, 10, 11, 11, 11], ".....+");
-        check(&[11, 11, 11, 10, 10], "..+-.");
-        check(&[11, 11, 11, 10, 11, 11, 11], "..+-..+");
-    }
-
-    #[test]
-    fn growth_is_told_from_the_last_value_that_was_right() {
-        let mut suspect = Suspect::default();
-        let mut said = [3, 7, 11, 12, 13].map(|value| judge(&mut suspect, Reading { value, bound: 10 }));
-        let grew = Verdict::Grew { from: Some(7), reading: Reading { value: 13, bound: 10 } };
-        assert_eq!(said[4].take(), Some(grew));
-        assert_eq!(said, [None; 5]);
-    }
-
-    fn scale() -> Scale {
-        let at_start = Footprint { threads: 1, descriptors: 5, resident_bytes: 4 << 20, peak_bytes: 0 };
-        Scale {
-            at_start: Some(at_start),
-            threads: 12,
-            connections: 3,
-            sinks: 2,
-            file_sinks: 1,
-            workers: 2,
-            stages: 3,
-            label_stages: 1,
-            open_files_max: 512,
-            streams: 1,
-            engines: 0,
-            known: 7,
-            memory_budget: 16 << 20,
-            chunk_bytes: 8 << 20,
-            spools_max_bytes: Some(2 << 30),
-            dead_letters_max_bytes: 1000,
-        }
-    }
-
-    fn bound(what: &str, sample: Sample) -> Option<u64> {
-        let thing = THINGS.iter().find(|thing| thing.what == what).unwrap_or_else(|| panic!("no {what}"));
-        (thing.bound)(&scale(), &sample)
-    }
-
-    #[test]
-    fn bounds_follow_the_configuration_and_the_work() {
-        let check = |what: &str, sample: Sample, expected: u64| {
-            assert_eq!(bound(what, sample.clone()), Some(expected), "{what} with {sample:?}");
-        };
-        let some = Some;
-        let idle = Sample::default;
-        check("threads", idle(), 13);
-        check("tasks", idle(), 12);
-        let readers = Sample { helpers: some(5), containers_followed: some(4), ..idle() };
-        check("threads", readers.clone(), 18);
-        check("tasks", readers.clone(), 17);
-        check("helpers", readers.clone(), 12);
-        check("descriptors", readers, 37 + 6 + 10);
-        check("descriptors", idle(), 5 + 10 + 16 + 6 + 2 * 3);
-        let busy = Sample {
-            files_open: some(100),
-            outputs_open: some(10),
-            outputs_unsynced: some(20),
-            status_clients: some(4),
-            ..idle()
-        };
-        check("descriptors", busy, 37 + 6 + 134);
-        let mib = 1 << 20;
-        check("resident_bytes", idle(), (4 + 32 + 32 + 3 + 1) * mib + 7 * 8192);
-        let files = Sample { files_followed: some(1280), generations: some(1300), ..idle() };
-        check("resident_bytes", files, 72 * mib + 1307 * 8192);
-        let files = Sample { files_matching: some(10), files_gone: some(2), files_shown: some(12), ..idle() };
-        check("files_followed", files.clone(), 12);
-        check("files_open", files.clone(), 512);
-        check("paths", files.clone(), 12);
-        check("lineages", files.clone(), 12);
-        check("files_in_line", files.clone(), 12);
-        check("files_rested", files.clone(), 88);
-        check("files_passed_over", files.clone(), 84);
-        check("files_not_met", files, 7);
-        check("watches", Sample { folders: some(3), ..idle() }, 3);
-        check("generations", Sample { files_followed: some(5), ..idle() }, 5 + 1 + 7);
-        let finished = Sample {
-            files_followed: some(5),
-            not_met: some(2),
-            generations_finished: some(4),
-            open_chunks: some(6),
-            ..idle()
-        };
-        check("generations", finished.clone(), 5 + 1 + 2 + 4);
-        check("generations_finished", finished, 6);
-        check("open_chunks", Sample { budget_used: some(7680), ..idle() }, 10 + 512);
-        check("budget_used_bytes", Sample { open_chunks: some(0), ..idle() }, 3 * mib);
-        check("budget_used_bytes", Sample { open_chunks: some(1), ..idle() }, 16 * mib);
-        check("label_sets_bytes", idle(), 512 << 10);
-        check("outputs_open", idle(), 64);
-        check("outputs_unsynced", idle(), 256 + 66 + 4 + 2 * 20);
-        check("own_files", Sample { own_files_room: some(256), ..idle() }, 257);
-        check("dead_letter_bytes", idle(), 1000);
-        check("metric_series", idle(), 72 + 75 + 32 + 12);
-    }
-
-    #[test]
-    fn nothing_is_said_about_what_is_not_known() {
-        let nothing = Scale { at_start: None, ..scale() };
-        let sample = Sample { threads: Some(1_000), paths: Some(1_000), ..Sample::default() };
-        let read: Vec<&str> = THINGS
-            .iter()
-            .filter(|thing| thing.read(&nothing, &sample).is_some())
-            .map(|thing| thing.what)
-            .collect();
-        assert_eq!(read, [""; 0]);
-    }
-}
+mod tests;

@@ -10,6 +10,8 @@ mod followed;
 mod real;
 mod stuck;
 
+pub use followed::THREADS_MAX;
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 

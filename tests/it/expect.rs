@@ -43,6 +43,12 @@ fn payload(writer: u32, number: u64) -> &'static [u8] {
     &LONG[start..start + len]
 }
 
+/// What the payloads of writers below [`ALL_SIZES`] are cut out of, for whoever writes somewhere else: line `number`
+/// has `112 + number % 61` bytes of it, from `number % 64` on.
+pub fn filler() -> &'static str {
+    std::str::from_utf8(&FILLER).expect("it is letters")
+}
+
 /// Appends line `number` of `writer` with its `\n`: some 150 bytes, or see [`ALL_SIZES`].
 pub fn push_line(to: &mut Vec<u8>, writer: u32, number: u64) {
     to.extend_from_slice(format!("{writer}:{number} ").as_bytes());

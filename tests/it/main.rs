@@ -11,6 +11,7 @@ mod config;
 mod core;
 mod corrupt;
 mod crash;
+mod cri;
 mod deadletter;
 mod docker;
 mod expect;

@@ -140,6 +140,35 @@ fn what_is_spooled_is_pending() {
     assert_eq!(receiver.count(), 2000, "nothing comes again");
 }
 
+/// The last thing that is said tells how much is pending for whom, and where it stands.
+#[test]
+fn the_last_sentence_says_where_what_is_pending_stands() {
+    let nobody = "http://127.0.0.1:9";
+    for (enabled, where_it_stands) in
+        [(true, "in its spool, sent at the next start"), (false, "unanswered, read again at the next start")]
+    {
+        let room = room(json!([loki(nobody, json!({ "enabled": enabled }))]));
+        let mut writer = Writer::new(1, room.path("logs/app.log"));
+        writer.write(20);
+        let bytes = std::fs::metadata(room.path("logs/app.log")).expect("it was written").len();
+        let once = ["run", "--once", "--max-time", "500ms"];
+        let agent = room.start(room.command(&once).stdin(Stdio::null()).stdout(Stdio::null()));
+        assert_eq!(agent.wait_exit(DEADLINE), 3, "{}", agent.stderr());
+        let said = agent.stderr();
+        let last = said.lines().next_back().unwrap_or_default();
+        let size = log_capturer::config::figure(bytes as usize);
+        let expected = format!("stopped with data pending: loki: 20 lines ({size}) {where_it_stands}");
+        assert!(last.ends_with(&expected), "{expected}\n{said}");
+        let (code, said) = room.audit();
+        let missing = if enabled {
+            "20 lines in the spool of loki".into()
+        } else {
+            format!("{bytes} bytes pending for loki")
+        };
+        assert_eq!((code, said.lines().next_back()), (3, Some(&*format!("missing: {missing}"))), "{said}");
+    }
+}
+
 /// Nobody can read it again: a stream goes to the spool at the stop, and is delivered by the next life.
 #[test]
 fn what_a_stream_brought_is_sent_by_the_next_life() {

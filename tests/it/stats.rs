@@ -9,7 +9,8 @@ use crate::expect::Arrived;
 use crate::files::{Writer, put};
 
 /// Everything that is watched, so that a gauge that was renamed does not silently drop out of the watch.
-const WATCHED: [&str; 24] = [
+const WATCHED: [&str; 29] = [
+    "budget_holders",
     "budget_used_bytes",
     "dead_letter_bytes",
     "descriptors",
@@ -17,15 +18,19 @@ const WATCHED: [&str; 24] = [
     "files_in_line",
     "files_not_met",
     "files_open",
+    "files_overdue",
     "files_passed_over",
     "files_rested",
     "generations",
     "generations_finished",
     "helpers",
+    "journal_segments",
+    "kept_stamps",
     "label_sets_bytes",
     "lineages",
     "metric_series",
     "open_chunks",
+    "output_journal_segments",
     "outputs_open",
     "outputs_unsynced",
     "own_files",

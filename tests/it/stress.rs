@@ -1,6 +1,7 @@
 //! Does anything leak, get lost or come twice, when everything goes on at once for long?
 //!
-//! One agent of its own process, writers that rotate, files of a moment, a Loki with moods, reloads and a watchdog.
+//! One agent of its own process, writers that rotate, files of a moment, containers if an engine can run here, a Loki
+//! with moods, reloads and a watchdog.
 //! `scripts/stress-test.sh --duration 2h --workers 10` is the full form, `make soak` two minutes of it; without
 //! `LOG_CAPTURER_STRESS_SECONDS`, `_WORKERS` and `_OUT` it is half a minute, in the target folder.
 //!
@@ -20,6 +21,7 @@ mod figures;
 pub mod load;
 mod report;
 mod sample;
+mod vessels;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -36,12 +38,14 @@ use parking_lot::Mutex;
 use serde_json::json;
 
 use crate::agent::{Agent, DEADLINE, Room, Signal, pause};
+use crate::docker::engine::Engine;
 use crate::expect::{Arrived, Report};
 use crate::files::bytes;
 use crate::receiver::Receiver;
 use load::{Churn, Hand, Heard, Load};
 use report::{MEMORY_BUDGET, MIB, Outcome, mib};
 use sample::{Descriptors, Sample, csv_head, heap_bytes, metric};
+use vessels::{CONTAINERS_MOST, Vessels};
 
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 
@@ -168,9 +172,13 @@ fn a_stress_run() {
         let heard = heard.clone();
         move |entry| heard.lock().hear(&entry)
     });
+    let engine = Engine::start("stress::a_stress_run, its containers");
+    let files = json!({ "type": "file", "include": ["logs/*.log", "logs/churn/*.log"] });
+    let containers = engine.as_ref().map(|engine| json!({ "type": "docker", "socket": engine.socket() }));
+    let sources: Vec<_> = [files].into_iter().chain(containers).collect();
     let room = Room::new(json!({
         "agent": { "memory_budget": format!("{}MiB", MEMORY_BUDGET / MIB) },
-        "sources": [{ "type": "file", "include": ["logs/*.log", "logs/churn/*.log"] }],
+        "sources": sources,
         "sinks": [
             { "type": "loki", "name": "loki", "url": receiver.url(), "timeout": "2s", "retry": { "max": "1s" } },
             { "type": "file", "name": "file", "path": "out/{file}" },
@@ -204,22 +212,27 @@ fn a_stress_run() {
     agent.until("the first line of each writer is out", || {
         lines() >= u64::from(orders.workers) && hands.iter().all(Hand::is_complete)
     });
+    if engine.is_some() {
+        agent.until("the engine was met", || agent.stderr().contains("Docker, API"));
+    }
     let others = run.other_descriptors();
     let start = run.sample("well", u64::from(orders.workers));
 
-    let load = Load::new(&room, &receiver, seed, orders.workers);
-    let (load_ended, hands, mut churn) = thread::scope(|scope| {
+    let load = Load::new(&room, &receiver, seed, orders.workers, engine.is_some());
+    let (load_ended, hands, mut churn, mut vessels) = thread::scope(|scope| {
         let guard = EndsLoad(&load);
         let writers: Vec<_> = hands.into_iter().map(|hand| scope.spawn(|| load.write(hand))).collect();
         let churn = scope.spawn(|| load.churn());
+        let vessels = engine.as_ref().map(|engine| scope.spawn(|| Vessels::new(&load, engine).run()));
         let moods = scope.spawn(|| load.moods());
         let load_ended = watch(&run, &load, orders.seconds, others, &lines);
         drop(guard);
         moods.join().expect("the moods end");
         let hands = writers.into_iter().map(|writer| writer.join().expect("a writer ends")).collect();
-        (load_ended, hands, churn.join().expect("the churn ends"))
+        let vessels = vessels.map(|vessels| vessels.join().expect("the containers end"));
+        (load_ended, hands, churn.join().expect("the churn ends"), vessels)
     });
-    let hands = quiet_end(&run, &load, others, hands, &mut churn, &lines);
+    let hands = quiet_end(&run, &load, others, hands, (&mut churn, vessels.as_mut()), &lines);
     let end = run.sample("well", load.written.load(Ordering::Relaxed));
     run.samples.borrow_mut().push(end.clone());
 
@@ -232,7 +245,7 @@ fn a_stress_run() {
     for line in agent.stderr().lines().filter(|line| line.contains("something leaks")) {
         run.complain(format!("its own watch says: {line}"));
     }
-    let sets = compare(&run, &hands, &mut churn, &mut heard.lock());
+    let sets = compare(&run, &hands, (&mut churn, vessels.as_ref()), &mut heard.lock());
     let outcome = Outcome {
         start: &start,
         end: &end,
@@ -241,6 +254,7 @@ fn a_stress_run() {
         warm_up_ended: start.at + orders.seconds / 3.0,
         load_ended,
         workers: orders.workers,
+        containers: if engine.is_some() { CONTAINERS_MOST as u64 } else { 0 },
         rotations: load.rotations.load(Ordering::Relaxed),
         stopped_in,
     };
@@ -344,9 +358,17 @@ fn quiet_end(
     load: &Load<'_>,
     others: usize,
     mut hands: Vec<Hand>,
-    churn: &mut Churn<'_>,
+    (churn, mut vessels): (&mut Churn<'_>, Option<&mut Vessels<'_>>),
     lines: &dyn Fn() -> u64,
 ) -> Vec<Hand> {
+    // The containers first: what they have written is counted when they have ended.
+    run.settles(load, "the containers have come out", String::new, || {
+        vessels.as_mut().is_none_or(|vessels| {
+            vessels.clean_up();
+            vessels.is_complete()
+        })
+    });
+    let outputs = hands.len() + usize::from(vessels.is_some());
     let written = load.written.load(Ordering::Relaxed);
     run.settles(
         load,
@@ -390,25 +412,30 @@ fn quiet_end(
         },
         || {
             let open = open();
-            let few = |open: &Descriptors| open.logs <= hands.len() && open.outputs <= hands.len();
+            let few = |open: &Descriptors| open.logs <= hands.len() && open.outputs <= outputs;
             few(&open) && open.deleted == 0 && open.segments <= SEGMENTS_MOST && open.others <= others
         },
     );
     println!(
-        "descriptors: {} at the quiet end; allowed are {others} as at the start + {} files followed + {} outputs",
+        "descriptors: {} at the quiet end; allowed are {others} as at the start + {} files followed + {outputs} outputs",
         open().all(),
         hands.len(),
-        hands.len()
     );
     hands
 }
 
 /// What was written against what came out, as sets. Loki and the file sink have everything once and in order.
-fn compare(run: &Run<'_>, hands: &[Hand], churn: &mut Churn<'_>, heard: &mut Heard) -> String {
+fn compare(
+    run: &Run<'_>,
+    hands: &[Hand],
+    (churn, vessels): (&mut Churn<'_>, Option<&Vessels<'_>>),
+    heard: &mut Heard,
+) -> String {
     churn.take_in_the_rest();
     let written: BTreeMap<u32, u64> = hands.iter().map(|hand| hand.writer.written()).collect();
-    let all: BTreeMap<u32, u64> =
-        written.iter().chain(&churn.written).map(|(id, lines)| (*id, *lines)).collect();
+    let of_containers = vessels.iter().flat_map(|vessels| &vessels.written);
+    let all = written.iter().chain(&churn.written).chain(of_containers);
+    let all: BTreeMap<u32, u64> = all.map(|(id, lines)| (*id, *lines)).collect();
     let mut sets = String::new();
     let mut note = |place: &str, report: Report| {
         if !report.is_exact() {
@@ -423,6 +450,9 @@ fn compare(run: &Run<'_>, hands: &[Hand], churn: &mut Churn<'_>, heard: &mut Hea
         note(&format!("file, writer {id}"), report);
     }
     note("file, files of a moment", churn.arrived.compare(&churn.written));
+    if let Some(Vessels { arrived, written, .. }) = vessels {
+        note(&format!("file, {} containers", written.len()), arrived.compare(written));
+    }
     if !bytes(&run.room.path("data/deadletter/deadletter.jsonl")).is_empty() {
         run.complain("there are dead letters, and nobody refused a line".into());
     }

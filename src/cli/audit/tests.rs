@@ -1,7 +1,9 @@
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::*;
 use crate::agent::{self, Orders};
+use crate::monitors::file::packing::{gzip, zstd};
 
 struct House(tempfile::TempDir);
 
@@ -24,10 +26,22 @@ impl House {
         Config::parse(&config, self.0.path(), &|_| None).unwrap_or_else(|why| panic!("{why:?}"))
     }
 
+    /// Replaces a file by what its bytes become.
+    #[expect(clippy::disallowed_methods, reason = "a log need not survive a power cut")]
+    fn pack(&self, from: &str, pack: fn(&[u8]) -> Vec<u8>, to: &str) {
+        let text = std::fs::read(self.path(from)).unwrap();
+        std::fs::write(self.path(to), pack(&text)).unwrap();
+        std::fs::remove_file(self.path(from)).unwrap();
+    }
+
     /// Ships what is there.
     fn run(&self, sinks: &str) -> Exit {
+        self.run_for(sinks, None)
+    }
+
+    fn run_for(&self, sinks: &str, max_time: Option<Duration>) -> Exit {
         let orders =
-            Orders { once: true, max_time: None, signals: false, progress: None, stop: None, reload: None };
+            Orders { once: true, max_time, signals: false, progress: None, stop: None, reload: None };
         agent::run(self.config(sinks), &orders)
     }
 
@@ -81,4 +95,57 @@ fn what_is_missing_is_named_and_what_is_not_is_not() {
     std::fs::remove_file(house.path("logs/d.log")).unwrap();
     let found = house.audit(OUT);
     assert!(found.contains(&"  not found on the disk, read 3".into()), "{found:?}");
+}
+
+/// Nobody listens there.
+const DEAD: &str =
+    r#"{ "type": "loki", "name": "dead", "url": "http://127.0.0.1:9", "spool": { "enabled": false } }"#;
+
+#[test]
+fn what_was_packed_is_looked_into() {
+    for (pack, end) in [(gzip as fn(&[u8]) -> Vec<u8>, "gz"), (zstd, "zst")] {
+        let house = House(tempfile::tempdir().unwrap());
+        let both = format!("{OUT}, {DEAD}");
+        house.put("logs/a.log", "one\ntwo\n");
+        assert_eq!(house.run_for(&both, Some(Duration::from_millis(300))), Exit::Pending);
+        house.put("logs/a.log", "one\ntwo\nthree\n");
+        let packed = format!("logs/a.log.2.{end}");
+        house.pack("logs/a.log", pack, &packed);
+        // Rotated and packed, and nobody has seen it.
+        house.put("logs/a.log", "four\n");
+        let unseen = format!("logs/a.log.1.{end}");
+        house.pack("logs/a.log", pack, &unseen);
+        assert_eq!(
+            house.audit(&both),
+            [
+                "logs/a.log (source logs",
+                &format!("  size 14, read 8, unread 6, now {packed}, compressed"),
+                "  out: acknowledged 8, pending 0",
+                "  dead: acknowledged 0, pending 8",
+                &format!("{unseen} (source logs)"),
+                "  size 5, nothing read yet",
+                "missing: 11 bytes not read, 8 bytes pending for dead",
+            ]
+        );
+        assert_eq!(house.run(OUT), Exit::Delivered);
+        assert_eq!(house.audit(OUT).last().unwrap(), "nothing is missing");
+        assert_eq!(std::fs::read_to_string(house.path("out.txt")).unwrap(), "one\ntwo\nthree\nfour\n");
+    }
+}
+
+#[test]
+fn what_was_copied_aside_is_found_and_what_is_torn_is_not_taken_for_whole() {
+    let house = House(tempfile::tempdir().unwrap());
+    house.put("logs/a.log", "one\ntwo\n");
+    assert_eq!(house.run(OUT), Exit::Delivered);
+    house.put("logs/a.log.1", "one\ntwo\nthree\n");
+    house.put("logs/a.log", "");
+    let found = house.audit(OUT);
+    assert_eq!(found[1], "  size 14, read 8, unread 6, now logs/a.log.1");
+    assert_eq!(found.last().unwrap(), "missing: 6 bytes not read");
+
+    house.pack("logs/a.log.1", |text| gzip(text)[..gzip(text).len() - 6].to_vec(), "logs/a.log.1.gz");
+    let found = house.audit(OUT);
+    assert!(found.contains(&"logs/a.log.1.gz could not be looked into to its end".into()), "{found:?}");
+    assert!(found.last().unwrap().starts_with("missing: "), "{found:?}");
 }

@@ -39,7 +39,7 @@ impl Books {
             let (Note::Opened(opened), Note::Read(stamp)) = (opened(0), stamp(0, SinkSet::all(2))) else {
                 unreachable!()
             };
-            let filename = Some("x".repeat(if number == 0 { long } else { 20 }).into());
+            let filename = Some(Path::new(&"x".repeat(if number == 0 { long } else { 20 })).into());
             books.take(Note::Opened(Box::new(Opened { generation, filename, ..*opened })));
             books.take(Note::Read(Stamp { generation, ..stamp }));
         }
@@ -116,7 +116,6 @@ fn a_stop_costs_one_write_and_one_sync_however_many_files_there_are() {
         for number in 0..files {
             books.take(Note::Unread { generation: GenerationId(number), bytes: 0 });
         }
-        books.ledger.clean = true;
         let before = (disk.changes(), used(&disk));
         assert!(!books.ledger.write(false).unwrap(), "{files} files: it is no snapshot");
         assert_eq!(disk.changes() - before.0, 2, "{files} files");
@@ -176,7 +175,6 @@ fn a_death_in_the_last_save_loses_nothing_that_was_saved() {
             let mut books = on_a_full_disk(&disk);
             (0..saves).for_each(|number| assert!(!books.save(number).unwrap()));
             let before = books.state();
-            books.ledger.clean = true;
             disk.fail_after(after);
             let written = books.save(saves);
             match seed {

@@ -127,6 +127,7 @@ pub struct Monitor {
     /// Those that the ledger may have a page of.
     known_gauge: Arc<Gauge>,
     known_here: i64,
+    gone: Arc<Gauge>,
     lost: Arc<Counter>,
 }
 
@@ -156,6 +157,7 @@ impl Monitor {
                 &[],
             ),
             known_here: 0,
+            gone: metrics.gauge("containers_gone", "Removed, and still read.", &[("source", &name)]),
             lost: metrics.counter("containers_given_up_total", about_lost, &[("source", &name)]),
             view: Arc::default(),
             shared: Arc::new(shared),
@@ -572,6 +574,7 @@ impl Monitor {
     fn show(&mut self) {
         let known = (self.slots.len() + self.known.len()) as i64;
         self.known_gauge.add(known - std::mem::replace(&mut self.known_here, known));
+        self.gone.set(self.slots.values().filter(|slot| slot.removed).count() as i64);
         let state = |slot: &Slot| match &slot.state {
             State::Waiting => ("waiting", None),
             State::Reading => ("reading", None),

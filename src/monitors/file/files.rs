@@ -17,7 +17,7 @@ mod roster;
 
 use std::collections::{HashMap, VecDeque};
 use std::fs;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,7 +27,7 @@ use super::Mailbox;
 use super::discovery::Sweep;
 use super::known::NotMet;
 use super::names::rotated;
-use super::tail::{Buffers, Reading, Tail, Turn};
+use super::tail::{Buffers, Reading, Step, Tail, Turn};
 use super::view::{FileView, FilesSnapshot, FilesView, SHOWN_MAX, Sizes};
 use super::watch::Hints;
 use crate::budget::Refused;
@@ -38,6 +38,9 @@ use crate::metrics::{Counter, Gauge, Registry};
 use crate::monitors::{FileSourceOptions, Outlet, SourceKind, SourceOptions};
 use crate::tasks::Task;
 use opening::Opened;
+
+/// A file that is gone and read leaves at the next look after its grace; this long after it, it has not.
+const OVERDUE_AFTER: Duration = Duration::from_secs(60);
 
 /// People do not read faster.
 const VIEW_EVERY: Duration = Duration::from_secs(1);
@@ -55,13 +58,13 @@ pub struct Files {
     /// Folders that the last sweep could not look into.
     unsure: usize,
     not_met: NotMet,
-    tails: HashMap<FileId, Tail>,
-    paths: HashMap<PathBuf, FileId>,
+    tails: HashMap<FileId, Box<Tail>>,
+    paths: HashMap<Arc<Path>, FileId>,
     /// The newest file of each lineage.
     newest: HashMap<u64, FileId>,
     /// Files without lines, with path and size when that was found: looked at again under another path or with
     /// another size, since the inode may be another file's by then, and since text may come after zeros.
-    passed_over: HashMap<FileId, (PathBuf, u64)>,
+    passed_over: HashMap<FileId, (Arc<Path>, u64)>,
     /// Compressed files are read one at a time: each takes memory that no budget knows.
     unpacking: Option<FileId>,
     /// Of the last life.
@@ -378,7 +381,7 @@ impl Files {
 
     /// Keeps a file open that is not read yet, since it may be rotated away before it is; but not with the last
     /// descriptor, which the one before it may need.
-    fn hold_back(&mut self, mut tail: Tail, task: &Task) {
+    fn hold_back(&mut self, mut tail: Box<Tail>, task: &Task) {
         if self.open + 1 < self.open_max && tail.descriptor.is_none() {
             if let Opened::Remove = self.open(&mut tail, task) {
                 return self.remove(tail);
@@ -395,7 +398,7 @@ impl Files {
     }
 
     /// Nothing to do for it now. Those that wait for it can go on.
-    fn rest(&mut self, mut tail: Tail) {
+    fn rest(&mut self, mut tail: Box<Tail>) {
         self.stalled = 0;
         tail.rested = self.turns;
         if tail.descriptor.is_some() && tail.is_closable() {
@@ -418,7 +421,7 @@ impl Files {
     }
 
     /// It cannot go on for now. `first`: nor can anybody else, and it shall be the first to.
-    fn stall(&mut self, mut tail: Tail, first: bool) {
+    fn stall(&mut self, mut tail: Box<Tail>, first: bool) {
         tail.queued = true;
         self.stalled += 1;
         if first {
@@ -432,7 +435,7 @@ impl Files {
     }
 
     /// Nothing more will come: if it is still true that no path leads to it.
-    fn finish_if_gone(&mut self, mut tail: Tail) {
+    fn finish_if_gone(&mut self, mut tail: Box<Tail>) {
         if tail.form.is_some() {
             return self.remove(tail);
         }
@@ -444,7 +447,7 @@ impl Files {
         self.remove(tail);
     }
 
-    fn remove(&mut self, mut tail: Tail) {
+    fn remove(&mut self, mut tail: Box<Tail>) {
         self.close(&mut tail);
         self.trim_rested();
         let unread = tail.unread();
@@ -484,15 +487,21 @@ impl Files {
         (tail.start, tail.scanned, tail.until, tail.before, tail.first_path) = (0, 0, None, None, None);
     }
 
+    /// It has been over for longer than it takes to find that out.
+    fn is_overdue(&self, tail: &Tail, now: Instant) -> bool {
+        let source = &self.sources[tail.source];
+        let poll = file_options(source).map_or(Duration::ZERO, |file| file.poll_interval);
+        let then = now.checked_sub(OVERDUE_AFTER + 2 * poll);
+        tail.is_gone() && then.is_some_and(|then| tail.step(source.idle, then) == Step::Finish)
+    }
+
     fn show(&mut self, now: Instant) {
         if now < self.view_at || !self.view_is_old {
             return;
         }
         self.view_is_old = false;
         self.view_at = now + VIEW_EVERY;
-        let mut shown: Vec<&Tail> = self.tails.values().collect();
-        shown.truncate(SHOWN_MAX);
-        let files = shown.into_iter().map(|tail| FileView {
+        let files = self.tails.values().take(SHOWN_MAX).map(|tail| FileView {
             path: tail.path.to_string_lossy().into_owned(),
             source: self.sources[tail.source].name.to_string(),
             size: tail.size,
@@ -506,7 +515,8 @@ impl Files {
             passed_over: self.passed_over.len(),
             unreadable: self.tails.values().filter(|tail| tail.trouble).count(),
             sizes: Sizes {
-                gone: self.tails.values().filter(|tail| tail.deleted || tail.gone_since.is_some()).count(),
+                gone: self.tails.values().filter(|tail| tail.is_gone()).count(),
+                overdue: self.tails.values().filter(|tail| self.is_overdue(tail, now)).count(),
                 paths: self.paths.len(),
                 lineages: self.newest.len(),
                 in_line: self.ready.len(),

@@ -12,6 +12,8 @@ use memchr::memchr_iter;
 pub enum End {
     /// A half line at the end stays: its rest may come.
     More,
+    /// As well, but a line that was written in parts (`parts.rs`) is not waited for any longer.
+    Lines,
     /// A half line at the end is shipped as it is.
     Final,
 }
@@ -48,10 +50,10 @@ pub fn frame(data: &[u8], longest: usize, end: End, max_lines: usize, ends: &mut
     done
 }
 
-/// How much of `piece`, which has no line end, goes into one record: all but a UTF-8 sequence that it does not
+/// How much of `piece`, which has no line end and is not empty, goes into one record: all but a UTF-8 sequence that it does not
 /// hold whole, or a `\r` whose `\n` may follow. Looks at nothing behind it, so that a reader needs no byte more
 /// than the limit.
-fn cut(piece: &[u8]) -> usize {
+pub fn cut(piece: &[u8]) -> usize {
     let len = piece.len();
     let back = if piece[len - 1] == b'\r' { 1 } else { half_character(piece) };
     if back < len { len - back } else { len }

@@ -179,7 +179,7 @@ mod tests {
         Known {
             generation: GenerationId(generation),
             source: "s".into(),
-            filename: Some(path.to_owned()),
+            filename: Some(path.into()),
             identity: Some(identity(file, Head::of(b"li"))),
             lineage: 1,
             position,

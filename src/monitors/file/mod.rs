@@ -12,6 +12,7 @@
 //!
 //! Not here: credit, stamps and acknowledgement (the Outlet), what became of the lines (the ledger).
 
+mod beside;
 pub mod discovery;
 pub mod files;
 pub mod framing;
@@ -21,12 +22,16 @@ pub mod identity;
 mod known;
 mod names;
 mod packed;
+mod parts;
 pub mod survey;
 mod tail;
 #[cfg(test)]
 mod tests;
 pub mod view;
 pub mod watch;
+
+#[cfg(test)]
+pub(crate) use packed::tests as packing;
 
 use std::sync::Arc;
 

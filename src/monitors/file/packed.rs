@@ -213,7 +213,7 @@ impl Decoder {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use std::io::Write;
 
     use super::*;

@@ -1,19 +1,24 @@
 //! What stands on the disk beside what the ledger knows, for an audit: one sweep, and a look at the head of each file.
+//! What is not found by its inode is looked for by its content, in copies and packed files too, as the monitor does at
+//! a start; and so is what was rotated unseen.
 //!
 //! Changes nothing, and reads no more than it takes to know a file. Not here: what is missing (the audit).
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::bounded;
 
+use super::beside::{Content, Rest, candidates, content_of, look_into, unseen};
 use super::discovery::{Discovery, Found, Setting};
 use super::files::opening::open_for_reading;
 use super::identity::{is_known, not_text, read_head, stands_before};
 use super::known::inodes;
+use super::names::Sibling;
 use super::{mailbox, watch};
 use crate::ack::GenerationId;
 use crate::clock::Clock;
@@ -32,19 +37,24 @@ pub struct Survey {
     pub standing: HashMap<GenerationId, Standing>,
     /// Files that match and that the ledger does not know, without those that are empty.
     pub strangers: Vec<Stranger>,
-    /// Folders that could not be looked into.
+    /// Folders and files that could not be looked into to their end.
     pub unsure: Vec<PathBuf>,
 }
 
 pub struct Standing {
     /// Its name now.
     pub path: PathBuf,
-    /// In bytes.
+    /// In bytes; of what is in it, if it is packed.
     pub size: u64,
+    /// Compressed.
+    pub packed: bool,
+    /// Its content ends too early: nobody knows how large it is.
+    pub torn: bool,
 }
 
 pub struct Stranger {
     pub path: PathBuf,
+    /// As in [`Standing`].
     pub size: u64,
     /// Place in `sources[]`.
     pub source: usize,
@@ -52,31 +62,30 @@ pub struct Stranger {
     pub passed_over: Option<&'static str>,
 }
 
-/// Errors: a pattern that is not one, or no thread to be had.
+/// `last_stamp_ns`: when the last line was read. Errors: a pattern that is not one, or no thread to be had.
 pub fn survey(
     sources: &[SourceOptions],
     off: Off,
     outputs: Vec<String>,
     own: &OwnFiles,
     known: &[&Known],
+    last_stamp_ns: i64,
 ) -> Result<Survey> {
     let sweep = sweep(sources, off, outputs, own)?;
     let mut by_inode: HashMap<u64, Vec<&Known>> = HashMap::new();
     for known in known.iter().filter(|known| known.filename.is_some()) {
         by_inode.entry(known.identity.map_or(0, |identity| identity.inode)).or_default().push(known);
     }
-    let (mut standing, mut strangers) = (HashMap::new(), Vec::new());
+    let (mut there, mut strangers) = (There::default(), Vec::new());
     let mut met = HashSet::new();
     for found in sweep.found {
         met.insert(found.file.inode);
         let opened = open_for_reading(&found.path).and_then(|file| Ok((read_head(&file)?, file)));
         let candidates = by_inode.get(&found.file.inode).map_or(&[][..], Vec::as_slice);
         match which(candidates, found.file, found.size, opened.as_ref().ok()) {
-            Some(known) => {
-                standing.insert(known.generation, Standing { path: found.path, size: found.size });
-            }
+            Some(known) => there.put_plain(known, found.path, found.file, found.size),
             None if found.size == 0 => {}
-            None => strangers.push(stranger(found, opened.ok().map(|(head, _)| head), sources)),
+            None => strangers.push((found.file, stranger(found, opened.ok().map(|(head, _)| head), sources))),
         }
     }
     // Renamed to where no pattern leads: beside where they were.
@@ -90,11 +99,95 @@ pub fn survey(
         for (inode, beside) in inodes(folder, &wanted).unwrap_or_default() {
             let opened = open_for_reading(&beside.path).and_then(|file| Ok((read_head(&file)?, file)));
             if let Some(known) = which(&by_inode[&inode], beside.file, beside.size, opened.as_ref().ok()) {
-                standing.insert(known.generation, Standing { path: beside.path, size: beside.size });
+                there.put_plain(known, beside.path, beside.file, beside.size);
             }
         }
     }
-    Ok(Survey { standing, strangers, unsure: sweep.unsure })
+    let mut unsure = sweep.unsure;
+    let mut newest: BTreeMap<u64, &Known> = BTreeMap::new();
+    let mut by_age: Vec<&Known> = by_inode.into_values().flatten().collect();
+    by_age.sort_by_key(|known| known.generation);
+    for known in by_age {
+        if !there.standing.contains_key(&known.generation) {
+            there.look_inside(known, own, &mut unsure);
+        }
+        newest.insert(known.lineage, known);
+    }
+    for known in newest.into_values() {
+        let source = sources.iter().position(|source| source.name == known.source);
+        let (Some(original), Some(source)) = (known.filename.as_deref(), source) else { continue };
+        let place = there.standing.get(&known.generation).map(|stands| &*stands.path);
+        if place == Some(original) {
+            continue; // it was not rotated
+        }
+        let may_be = |id| !there.taken.contains(&id) && !own.contains(id);
+        for Sibling { what: Rest { path, file, .. }, .. } in unseen(original, place, last_stamp_ns, may_be) {
+            strangers.retain(|(known, _)| *known != file);
+            match look_into(&path) {
+                Ok(inside) => {
+                    let found = Found { path: path.clone(), file, size: inside.size, source, heard: false };
+                    strangers.push((file, stranger(found, Some(inside.head), sources)));
+                    if inside.torn {
+                        unsure.push(path)
+                    }
+                }
+                Err(_) => unsure.push(path),
+            }
+        }
+    }
+    strangers.retain(|(file, _)| !there.taken.contains(file));
+    let strangers = strangers.into_iter().map(|(_, stranger)| stranger).collect();
+    Ok(Survey { standing: there.standing, strangers, unsure })
+}
+
+/// What was found so far.
+#[derive(Default)]
+struct There {
+    standing: HashMap<GenerationId, Standing>,
+    /// A file has the content of one generation at most.
+    taken: HashSet<FileId>,
+}
+
+impl There {
+    fn put_plain(&mut self, known: &Known, path: PathBuf, file: FileId, size: u64) {
+        self.taken.insert(file);
+        self.standing.insert(known.generation, Standing { path, size, packed: false, torn: false });
+    }
+
+    /// Copied aside, or packed.
+    fn look_inside(&mut self, known: &Known, own: &OwnFiles, unsure: &mut Vec<PathBuf>) {
+        let Some(original) = known.filename.as_deref() else { return };
+        if known.identity.is_none_or(|identity| identity.head.len == 0) {
+            return;
+        }
+        let may_be = |id| !self.taken.contains(&id) && !own.contains(id);
+        let look = |path: &Path| -> io::Result<Option<(FileId, Content)>> {
+            let file = open_for_reading(path)?;
+            let id = FileId::of(&file.metadata()?);
+            Ok(content_of(known, file, &|| true)?.map(|content| (id, content)))
+        };
+        let mut best: Option<(FileId, Standing)> = None;
+        for path in candidates(original, 0, may_be) {
+            match look(&path) {
+                // A generation can be there twice for a moment: the plain file is the whole one.
+                Ok(Some((file, Content { size, form, torn }))) => {
+                    let packed = form.is_some();
+                    if best.as_ref().is_none_or(|(_, best)| best.packed && !packed) {
+                        best = Some((file, Standing { path, size, packed, torn }));
+                    }
+                }
+                Ok(None) => {}
+                Err(_) => unsure.push(path),
+            }
+        }
+        if let Some((file, standing)) = best {
+            if standing.torn {
+                unsure.push(standing.path.clone());
+            }
+            self.taken.insert(file);
+            self.standing.insert(known.generation, standing);
+        }
+    }
 }
 
 fn sweep(

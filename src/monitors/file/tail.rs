@@ -10,8 +10,9 @@
 
 use std::fs::{File, Metadata};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,11 +21,13 @@ use super::framing::{End, frame};
 use super::holes::{Ahead, ahead, text_from};
 use super::identity::{HEAD_BYTES, begins_with, head_of, identity, read_at, stands_before};
 use super::packed::{Form, Unpacked};
+use super::parts::{Found as Framed, arrange, frame_parts, keep_within};
 use crate::ack::GenerationId;
 use crate::budget::Refused;
 use crate::durable::FileId;
 use crate::ledger::{BEFORE_BYTES, HOLE, Head};
 use crate::metrics::Counter;
+use crate::monitors::outlet::CHUNK_LINES;
 use crate::monitors::{NotSent, Outlet, SourceOptions, Stream};
 use crate::tasks::Task;
 
@@ -88,9 +91,9 @@ pub(super) fn next_step(look: &Look) -> Step {
 /// A file that is followed.
 pub(super) struct Tail {
     /// Where it was last seen.
-    pub path: PathBuf,
+    pub path: Arc<Path>,
     /// Where it was seen first, if it was renamed before its generation was opened: that is its name.
-    pub first_path: Option<PathBuf>,
+    pub first_path: Option<Arc<Path>>,
     /// Reserved when it was admitted: the generations of a lineage are numbered in the order in which they came,
     /// whenever they are opened.
     pub generation: Option<GenerationId>,
@@ -107,7 +110,7 @@ pub(super) struct Tail {
     /// of its content.
     pub form: Option<Form>,
     /// While such a file is open.
-    pub content: Option<Unpacked>,
+    pub content: Option<Box<Unpacked>>,
     /// `None`: it has no byte yet, or was not opened yet.
     pub stream: Option<Stream>,
     pub head: Head,
@@ -144,6 +147,8 @@ pub(super) struct Tail {
     pub before: Option<Head>,
     /// When it was last put aside, in turns.
     pub rested: u64,
+    /// Where a line begins that was written in parts and lacks its last one, and since when we know.
+    open_line: Option<Box<(u64, Instant)>>,
 }
 
 /// What a turn needs besides the file.
@@ -160,6 +165,8 @@ pub(super) struct Reading<'a> {
 #[derive(Default)]
 pub(super) struct Buffers {
     ends: Vec<u32>,
+    /// What has to be arranged (`parts.rs`).
+    mixed: Vec<Range<usize>>,
 }
 
 #[derive(Debug)]
@@ -178,10 +185,11 @@ pub(super) enum Turn {
 }
 
 impl Tail {
-    pub fn new(found: Found, lineage: u64, start: u64, now: Instant) -> Tail {
+    /// In a box, as it is everywhere: the table of them has room for more than there are.
+    pub fn new(found: Found, lineage: u64, start: u64, now: Instant) -> Box<Tail> {
         let Found { path, file, size, source, heard } = found;
-        Tail {
-            path,
+        Box::new(Tail {
+            path: path.into(),
             first_path: None,
             generation: None,
             file,
@@ -213,17 +221,18 @@ impl Tail {
             trouble: false,
             before: None,
             rested: 0,
-        }
+            open_line: None,
+        })
     }
 
     /// The name of its generation.
-    pub fn name(&self) -> &Path {
-        self.first_path.as_deref().unwrap_or(&self.path)
+    pub fn name(&self) -> &Arc<Path> {
+        self.first_path.as_ref().unwrap_or(&self.path)
     }
 
     /// A path that leads to it now.
     pub fn stands_at(&mut self, path: &Path) {
-        let before = std::mem::replace(&mut self.path, path.to_owned());
+        let before = std::mem::replace(&mut self.path, path.into());
         if self.stream.is_none() {
             self.first_path.get_or_insert(before);
         }
@@ -293,6 +302,11 @@ impl Tail {
         })
     }
 
+    /// No path leads to it any more.
+    pub fn is_gone(&self) -> bool {
+        self.deleted || self.gone_since.is_some()
+    }
+
     /// Has handed over every line that is complete.
     pub fn is_at_end(&self) -> bool {
         self.size_to_read() <= self.scanned.max(self.position())
@@ -353,6 +367,8 @@ impl Tail {
 
     fn read(&mut self, reading: &mut Reading<'_>, end: End) -> Turn {
         let size = self.size_to_read();
+        let in_parts = reading.options.is_in_parts();
+        let open_since = self.open_line.as_ref().filter(|open| open.0 == self.position()).map(|open| open.1);
         // A half line that is found whole by the next turn needs no look ahead.
         let turn_bytes = reading.outlet.chunk_bytes() - HEAD_BYTES; // one buffer, with what stands before
         let is_long = self.scanned >= self.position() + (turn_bytes / 2) as u64;
@@ -380,21 +396,31 @@ impl Tail {
             None => read_at(file, buffer, offset),
         };
         let Reading { outlet, options, task, buffers, cut_lines, now } = reading;
-        let Buffers { ends } = &mut **buffers;
+        let Buffers { ends, mixed } = &mut **buffers;
         let longest = options.max_line_bytes;
-        let position = stream.position();
+        // A place within what an earlier life has arranged means nothing without all of it.
+        let again = stream.stamp_start().filter(|start| in_parts && *start < stream.position());
+        let position = again.unwrap_or(stream.position());
         let there = usize::try_from(size.saturating_sub(position)).unwrap_or(usize::MAX);
 
         // Up to the hole at most: then there is no more of the line that stands before it.
         let to_hole = hole_at.map(|hole| (hole - position) as usize).filter(|to| *to <= turn_bytes);
-        let limit = stream.read_limit().unwrap_or(u64::MAX);
+        let limit = if in_parts { stream.stamp_limit() } else { stream.read_limit() }.unwrap_or(u64::MAX);
+        let end = match open_since {
+            Some(since) if end == End::More && limit == u64::MAX && *now - since >= options.idle => {
+                End::Lines
+            }
+            _ => end,
+        };
         let mut want = to_hole.unwrap_or(turn_bytes).min(there);
-        if is_long && end == End::More && to_hole.is_none() {
+        if again.is_some() {
+            want = ((limit - position) as usize).min(there);
+        } else if is_long && end != End::Final && to_hole.is_none() {
             // The line that begins here is longer than what was read so far: look for its end only.
             if limit <= size && limit - position <= longest as u64 {
                 want = (limit - position) as usize; // it was cut there in another life
-            } else if there >= longest {
-                want = longest;
+            } else if in_parts || there >= longest {
+                want = longest.min(there);
             } else if rewritten {
                 return Turn::Truncated { seen: 0 };
             } else {
@@ -418,8 +444,9 @@ impl Tail {
 
         // What stands before comes with it, in one read, so that nothing can be exchanged in between; at the
         // beginning all of it, so that the head is of the same bytes too.
-        let before = self.before.unwrap_or_default();
-        let back = if position < HEAD_BYTES as u64 { position as usize } else { before.len as usize };
+        let before = self.before.filter(|_| again.is_none());
+        let before_len = before.map_or(0, |before| before.len as usize);
+        let back = if position < HEAD_BYTES as u64 { position as usize } else { before_len };
         let credit = match outlet.take(stream, back + want) {
             Ok(credit) => credit,
             Err(refused) => return Turn::NoCredit(refused),
@@ -432,7 +459,7 @@ impl Tail {
         let Some(len) = read.checked_sub(back) else { return Turn::Rest };
         let from_start = back as u64 == position;
         let known = from_start && read >= self.head.len as usize;
-        if self.before.is_some() && Head::of(&data[back - before.len as usize..back]) != before
+        if before.is_some_and(|before| Head::of(&data[back - before_len..back]) != before)
             || known && !begins_with(&data[..read], self.head)
         {
             return Turn::Truncated { seen: 0 };
@@ -458,22 +485,41 @@ impl Tail {
         // Up to the limit the pieces are those of the last life, the cut one at its end included.
         let end = if position + len as u64 == limit { End::Final } else { end };
         ends.clear();
-        let most = outlet.chunk_lines();
-        let consumed = frame(&fresh[..len], longest, end, most, ends);
-        let looked_at = if ends.len() < most { len } else { consumed };
+        mixed.clear();
+        let found = match in_parts {
+            true => frame_parts(&fresh[..len], longest, end, CHUNK_LINES, ends, mixed),
+            false => {
+                let most = outlet.chunk_lines();
+                Framed::of_lines(fresh, frame(&fresh[..len], longest, end, most, ends), ends, most)
+            }
+        };
+        let consumed = found.bytes;
+        let looked_at = if found.full { consumed } else { len };
         self.scanned = position + looked_at as u64;
         if self.form.is_none() && !self.has_holes && fresh[consumed..len].first() == Some(&0) {
             self.has_holes = true; // room that was taken in advance is counted as if it were used
             self.scanned = position + consumed as u64;
         }
         if consumed > 0 {
-            let cut = ends.iter().filter(|end| fresh[**end as usize - 1] != b'\n').count();
-            cut_lines.add(cut as u64);
+            let before = &data[..back + consumed];
+            let mut before = Some(Head::of(&before[before.len().saturating_sub(BEFORE_BYTES)..]));
+            let fresh = &mut data[back..back + consumed];
+            arrange(fresh, mixed);
+            let mut part = 0..consumed;
+            if in_parts {
+                let upto = stream.read_limit().map_or(consumed, |limit| (limit - position) as usize);
+                part = (stream.position() - position) as usize..upto.min(consumed);
+                before = before.filter(|_| part.end == consumed);
+                keep_within(ends, part.start, part.end);
+            }
+            if part.is_empty() {
+                return Turn::Failed(io::Error::other("is not what it was when it was read before"));
+            }
+            cut_lines.add(found.cut as u64);
             task.waits_for("the workers");
-            let seen = &data[..back + consumed];
-            let before = Head::of(&seen[seen.len().saturating_sub(BEFORE_BYTES)..]);
-            data.keep(back..back + consumed);
-            match outlet.send_read(stream, data, ends, credit) {
+            data.keep(back + part.start..back + part.end);
+            let sent = outlet.send_read(stream, data, ends, before.unwrap_or_default(), credit);
+            match sent {
                 Ok(()) => {}
                 Err(NotSent::Stopped) => return Turn::Stopped,
                 // Nothing else can be stamped either: like a budget without room.
@@ -483,7 +529,12 @@ impl Tail {
                 }
             }
             task.beat();
-            self.before = Some(before);
+            self.before = before;
+        }
+        if in_parts {
+            let at = position + consumed as u64;
+            let open = || open_since.filter(|_| consumed == 0).unwrap_or(*now);
+            self.open_line = (consumed < len && !found.full).then(|| Box::new((at, open())));
         }
         self.after_read(len, options.idle, *now)
     }

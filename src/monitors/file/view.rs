@@ -26,6 +26,8 @@ pub struct Sizes {
     pub matching: usize,
     /// Of those that are followed: no path leads to them any more.
     pub gone: usize,
+    /// Of those, such as have been over for long, and should have been let go.
+    pub overdue: usize,
     pub paths: usize,
     pub lineages: usize,
     /// Files in the line for a turn, and files whose descriptor can perhaps be closed.

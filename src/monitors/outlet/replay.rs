@@ -101,7 +101,7 @@ fn live(disk: &ModelDisk, data: &[u8], life: &Life, model: &mut Model) {
         None => outlet.open(Opening {
             source: &source,
             generation: None,
-            filename: Some(Path::new("/var/log/a")),
+            filename: Some(&Path::new("/var/log/a").into()),
             identity: None,
             start: 0,
             lineage: 0,

@@ -4,7 +4,7 @@
 //! stamp of an earlier life or in none.
 
 use std::collections::VecDeque;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::ack::{GenerationId, SinkId, SinkSet};
@@ -15,7 +15,7 @@ use crate::record::Origin;
 /// One generation as its monitor reads it.
 pub struct Stream {
     pub(super) origin: Arc<Origin>,
-    pub(super) filename: Option<PathBuf>,
+    pub(super) filename: Option<Arc<Path>>,
     pub(super) position: u64,
     pub(super) next_line: u64,
     pub(super) continues: bool,
@@ -25,7 +25,7 @@ pub struct Stream {
     /// How an earlier life cut and timed what is read again: those that end behind the position, rising.
     pub(super) stamps: VecDeque<KeptStamp>,
     /// How it began, if that is not in the journal yet.
-    pub(super) unwritten: Option<Record>,
+    pub(super) unwritten: Option<Box<Record>>,
 }
 
 impl Stream {
@@ -38,11 +38,20 @@ impl Stream {
     /// timed by another stamp. What ends here without a line end was cut here before.
     pub fn read_limit(&self) -> Option<u64> {
         let edges = self.progress.iter().flat_map(|progress| progress.edges(self.position));
-        let stamp = self.stamps.front().map(|stamp| match self.position < stamp.start {
+        edges.chain(self.stamp_limit()).min()
+    }
+
+    /// Where an earlier life began or ended a chunk behind the position.
+    pub fn stamp_limit(&self) -> Option<u64> {
+        self.stamps.front().map(|stamp| match self.position < stamp.start {
             true => stamp.start,
             false => stamp.end,
-        });
-        edges.chain(stamp).min()
+        })
+    }
+
+    /// Where an earlier life began the chunk that the position lies in.
+    pub fn stamp_start(&self) -> Option<u64> {
+        self.stamps.front().map(|stamp| stamp.start).filter(|start| *start <= self.position)
     }
 
     /// Of the line at the position, if an earlier life has given it one.

@@ -3,7 +3,7 @@
 //! Their times need no journal, and their offsets are virtual: the bytes of their lines, counted from the first one
 //! that was ever read. So a replay that brings the same lines brings the same offsets.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 
 use super::{CHUNK_LINES, NotSent, Outlet, Stream, cost_besides};
@@ -49,7 +49,7 @@ impl Outlet {
         self.supply.book.note(Note::Opened(Box::new(Opened {
             generation,
             source: who.source.name.clone(),
-            filename: Some(who.place.into()),
+            filename: Some(Path::new(who.place).into()),
             identity: None,
             lineage: who.lineage,
             start: 0,
@@ -84,7 +84,7 @@ impl Outlet {
         Stream {
             holder: self.supply.budget.holder(&origin.source, Some(&place)),
             origin: Arc::new(origin),
-            filename: Some(PathBuf::from(who.place)),
+            filename: Some(Path::new(who.place).into()),
             position: 0,
             next_line: 0,
             continues: false,

@@ -19,7 +19,7 @@ use super::frame::{self, Entry, Frame, Part};
 use crate::disk::{Disk, DiskFile, Open};
 use crate::durable::{Passed, SyncFolder, Unsynced};
 use crate::error::{Context, Error, Result};
-use crate::metrics::Counter;
+use crate::metrics::{Counter, Gauge};
 
 /// One second at full speed; a batch of the largest size fits.
 pub const SEGMENT_BYTES: u64 = 1 << 20;
@@ -50,7 +50,16 @@ pub struct Journal {
     groups: VecDeque<Group>,
     frame: Frame,
     ill: bool,
-    unjournaled: Arc<Counter>,
+    meters: Meters,
+}
+
+/// What the journal tells of itself.
+#[derive(Clone)]
+pub struct Meters {
+    /// Appends that could not be noted.
+    pub unjournaled: Arc<Counter>,
+    /// Files that are held open.
+    pub segments: Arc<Gauge>,
 }
 
 struct Segment {
@@ -74,7 +83,7 @@ impl Journal {
         disk: Arc<dyn Disk>,
         unsynced: Unsynced,
         passed: Passed,
-        unjournaled: Arc<Counter>,
+        meters: Meters,
     ) -> (Journal, Vec<Entry>) {
         let mut journal = Journal {
             name: name.clone(),
@@ -89,12 +98,13 @@ impl Journal {
             groups: VecDeque::new(),
             frame: Frame::default(),
             ill: false,
-            unjournaled,
+            meters,
         };
         let mut entries = Vec::new();
         if let Err(cause) = journal.read(&mut entries) {
             log::warn!("{name}: {cause}; what stands in the outputs may be written once more");
         }
+        journal.count();
         (journal, entries)
     }
 
@@ -128,6 +138,10 @@ impl Journal {
         Ok(())
     }
 
+    fn count(&self) {
+        self.meters.segments.set(self.segments.len() as i64);
+    }
+
     /// What was read is history: it does not stand in the outputs as it should, and cannot be repaired.
     pub fn start_over(&mut self) {
         self.live_from = self.next;
@@ -141,6 +155,7 @@ impl Journal {
                 log::warn!("{}: could not delete {}: {cause}", self.name, segment.path.display());
             }
         }
+        self.count();
     }
 
     /// Everything that was journaled so far has been answered for: the receipts are on their way to the ledger.
@@ -177,7 +192,7 @@ impl Journal {
             }
             Ok(()) => {}
             Err(cause) => {
-                self.unjournaled.add(1);
+                self.meters.unjournaled.add(1);
                 if !std::mem::replace(&mut self.ill, true) {
                     let name = &self.name;
                     log::warn!("{name}: {cause}; delivering all the same: a crash now doubles lines");
@@ -194,7 +209,9 @@ impl Journal {
         }
         if self.at + length > SEGMENT_BYTES {
             let folder = self.folder.clone();
-            self.roll().context(|| format!("could not make room in {}", folder.display()))?;
+            let rolled = self.roll();
+            self.count();
+            rolled.context(|| format!("could not make room in {}", folder.display()))?;
         }
         let segment = self.segments.last_mut().expect("room was made");
         let written = segment.file.write_at(self.frame.bytes(), self.at);
@@ -250,6 +267,7 @@ mod tests {
         unsynced: Unsynced,
         passed: Passed,
         counter: Arc<Counter>,
+        segments_held: Arc<Gauge>,
     }
 
     impl Bench {
@@ -259,6 +277,7 @@ mod tests {
                 unsynced: Unsynced::default(),
                 passed: Passed::default(),
                 counter: Arc::default(),
+                segments_held: Arc::default(),
             }
         }
 
@@ -271,7 +290,7 @@ mod tests {
                 disk,
                 unsynced,
                 passed,
-                self.counter.clone(),
+                Meters { unjournaled: self.counter.clone(), segments: self.segments_held.clone() },
             )
         }
 

@@ -21,6 +21,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
+pub use journal::SEGMENTS_MAX as JOURNAL_SEGMENTS_MAX;
 pub use outputs::{OPEN_MAX, UNSYNCED_MAX};
 pub use template::Template;
 
@@ -71,9 +72,11 @@ fn open_journal(name: &Arc<str>, folder: &Path, cx: &SinkContext) -> (Journal, V
         "outputs_unjournaled_total",
         "Writes to outputs that could not be noted first: a crash soon after them doubles lines.",
     );
+    let about = "Files of the journal of the outputs of a sink, each of 1 MiB.";
+    let segments = cx.metrics.gauge("output_journal_segments", about, &[("sink", name)]);
+    let meters = journal::Meters { unjournaled, segments };
     let (disk, unsynced, passed) = (cx.disk.clone(), cx.unsynced.clone(), cx.passed.clone());
-    let (mut journal, entries) =
-        Journal::open(name, folder.join(&**name), disk, unsynced, passed, unjournaled);
+    let (mut journal, entries) = Journal::open(name, folder.join(&**name), disk, unsynced, passed, meters);
     let Recovered { mut delivered, cut, strange, failed } = recover(name, entries, &*cx.disk, &cx.unsynced);
     counter("outputs_cut_bytes_total", "Bytes of torn writes cut off outputs at the start.").add(cut);
     counter(
@@ -135,6 +138,10 @@ impl Encoder for FileEncoder {
                 self.encode_each(slice, payload);
             }
         }
+    }
+
+    fn rest(&mut self) {
+        (self.places, self.paths) = (HashMap::new(), HashMap::new());
     }
 }
 

@@ -114,6 +114,11 @@ impl Encoder for LokiEncoder {
         }
         self.runs = runs;
     }
+
+    fn rest(&mut self) {
+        (self.runs, self.raw, self.streams) = (Vec::new(), Vec::new(), HashMap::new());
+        (self.clean, self.snappy) = (String::new(), snap::raw::Encoder::new());
+    }
 }
 
 impl LokiEncoder {

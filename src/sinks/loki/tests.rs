@@ -222,6 +222,7 @@ fn streams_are_gathered_and_their_order_is_kept() {
 fn what_a_stage_changed_is_what_arrives() {
     let source = origin(&[("app", "a")]);
     let changed = Changed {
+        partial: false,
         text: Some((*b"new text").into()),
         time_ns: Some(77),
         labels: Some(Arc::new(Labels::new([("app", "a"), ("level", "warn")]))),

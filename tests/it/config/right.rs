@@ -7,8 +7,9 @@ use std::time::Duration;
 use log_capturer::config::Config;
 use log_capturer::monitors::{Binary, HoldDeleted, SourceKind, StartAt};
 use log_capturer::sinks::{Auth, Format, KindOptions, LokiEncoding, LongLines, SinkOptions};
+use log_capturer::spool::{SpoolOptions, WhenFull};
 
-use super::{SECRET, folder, good, load_in, loki, put, source, sources, stage, status};
+use super::{SECRET, folder, good, load_in, loki, put, sinks, source, sources, stage, status};
 
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
@@ -99,6 +100,29 @@ fn what_nobody_wrote_down_shrinks_to_fit() {
     assert_eq!(config.sources[0].max_line_bytes, 2 * MIB, "a quarter of the chunks");
     let config = good(&source(r#""max_line_bytes": "1KiB""#));
     assert_eq!((config.memory.max_record_bytes, config.sinks[0].batch.max_bytes), (KIB, 256 * KIB));
+}
+
+/// One sink that files wait for needs none; everybody else has one, unless somebody says otherwise.
+#[test]
+fn who_has_a_spool() {
+    let has = |config: &Config| config.spools.iter().map(Option::is_some).collect::<Vec<bool>>();
+    assert_eq!(has(&good(&loki(r#""connections": 1"#))), [false]);
+    assert_eq!(has(&good(&loki(r#""spool": { "enabled": true }"#))), [true]);
+    let stdin =
+        r#"{ "sources": [ { "type": "stdin" } ], "sinks": [ { "type": "loki", "url": "http://l" } ] }"#;
+    assert_eq!(has(&good(stdin)), [true]);
+    let two = good(&sinks(
+        r#"{ "type": "loki", "url": "http://l",
+             "spool": { "max_bytes": "10MiB", "after": "1m", "when_full": "drop_oldest" } },
+           { "type": "stdout", "spool": { "enabled": false } }, { "type": "file", "path": "out" }"#,
+    ));
+    assert_eq!(has(&two), [true, false, true]);
+    let (minute, second) = (Duration::from_secs(60), Duration::from_secs(1));
+    let expected = SpoolOptions { max_bytes: 10 << 20, after: minute, when_full: WhenFull::DropOldest };
+    assert_eq!(two.spools[0], Some(expected));
+    let default = SpoolOptions { max_bytes: 1 << 30, after: 5 * second, when_full: WhenFull::Wait };
+    assert_eq!(two.spools[2], Some(default));
+    assert_eq!((two.memory.spool_bytes, two.memory.chunk_bytes), (MIB, 6 * MIB));
 }
 
 #[test]

@@ -11,7 +11,7 @@ use crate::agent::{Agent, Room, Signal, until};
 use crate::receiver::{Mood, Receiver};
 
 /// Whatever it does, besides one for each container.
-const THREADS_MAX: usize = 24;
+pub const THREADS_MAX: usize = 24;
 
 /// Asks the kernel, in every look at a fact.
 struct Watched<'a> {

@@ -8,7 +8,7 @@
 //! come out, so the agent holds it; emptied or deleted when all that was ever written to its path has come out of the
 //! file sink. Loki may still lack it, also when a life ends: then it is in the spool.
 //!
-//! A place is kept for containers: once they can be captured, one more hand starts, feeds and removes them.
+//! Containers are in `vessels.rs`.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::fs;
@@ -76,12 +76,14 @@ pub struct Load<'a> {
     paused: AtomicBool,
     /// Loki has no moods.
     well: AtomicBool,
-    /// By hand, those who make files of a moment last: all of its files have come out, since the pause began.
+    /// By hand, behind the writers those who make files of a moment, and containers: all that is theirs has come out,
+    /// since the pause began.
     calm: Vec<AtomicBool>,
 }
 
 impl<'a> Load<'a> {
-    pub fn new(room: &'a Room, receiver: &'a Receiver, seed: u64, workers: u32) -> Load<'a> {
+    /// `vessels`: there is a hand for containers, too.
+    pub fn new(room: &'a Room, receiver: &'a Receiver, seed: u64, workers: u32, vessels: bool) -> Load<'a> {
         Load {
             room,
             receiver,
@@ -93,7 +95,7 @@ impl<'a> Load<'a> {
             over: AtomicBool::new(false),
             paused: AtomicBool::new(false),
             well: AtomicBool::new(false),
-            calm: (0..=workers).map(|_| AtomicBool::new(false)).collect(),
+            calm: (0..=workers + u32::from(vessels)).map(|_| AtomicBool::new(false)).collect(),
         }
     }
 
@@ -126,11 +128,15 @@ impl<'a> Load<'a> {
         self.calm.iter().all(|calm| calm.load(Ordering::Acquire))
     }
 
-    fn is_paused(&self) -> bool {
+    pub fn set_calm(&self, hand: usize, is_calm: bool) {
+        self.calm[hand].store(is_calm, Ordering::Release);
+    }
+
+    pub fn is_paused(&self) -> bool {
         self.paused.load(Ordering::Acquire) && !self.is_over()
     }
 
-    fn is_over(&self) -> bool {
+    pub fn is_over(&self) -> bool {
         self.over.load(Ordering::Relaxed)
     }
 
@@ -176,10 +182,10 @@ impl<'a> Load<'a> {
     fn rest(&self, hand: &mut Hand) {
         hand.writer.write(1); // a file that was just emptied would have no page in the books
         self.written.fetch_add(1, Ordering::Relaxed);
-        let calm = &self.calm[hand.writer.written().0 as usize];
+        let number = hand.writer.written().0 as usize;
         while self.is_paused() {
             hand.clean_up();
-            calm.store(hand.is_complete() && hand.rotated.is_empty(), Ordering::Release);
+            self.set_calm(number, hand.is_complete() && hand.rotated.is_empty());
             pause(STEP);
         }
     }
@@ -202,7 +208,7 @@ impl<'a> Load<'a> {
             }
             churn.clean_up();
             if paused {
-                self.calm[self.workers as usize].store(churn.is_complete(), Ordering::Release);
+                self.set_calm(self.workers as usize, churn.is_complete());
             }
             pause(STEP);
         }

@@ -6,6 +6,7 @@ use super::drawing::{Drawing, Panel};
 use super::figures::{Row, Slope, least_and_most, slope, table};
 use super::load::CHURN_MAX;
 use super::sample::Sample;
+use crate::docker::THREADS_MAX;
 
 const KIB: u64 = 1024;
 pub const MIB: u64 = 1024 * KIB;
@@ -19,6 +20,9 @@ const RESIDENT_BASE: u64 = 12 * MIB;
 
 /// A file that is followed: its row, its page in the books, the look of it that is served as JSON.
 const RESIDENT_PER_FILE: u64 = 16 * KIB;
+
+/// A container that is followed: a thread, the buffers of its connection, and what is left of them.
+const RESIDENT_PER_CONTAINER: u64 = 512 * KIB;
 
 /// A page of the books in the checkpoint, with two sinks and a path of some 60 bytes.
 const PAGE_BYTES: u64 = 700;
@@ -41,8 +45,8 @@ const HEAP_SURELY: f64 = 2.0;
 /// A line through fewer quiet points is anybody's.
 const QUIET_POINTS_LEAST: usize = 6;
 
-fn resident_ceiling(followed: u64) -> u64 {
-    MEMORY_BUDGET + RESIDENT_BASE + followed * RESIDENT_PER_FILE
+fn resident_ceiling(followed: u64, containers: u64) -> u64 {
+    MEMORY_BUDGET + RESIDENT_BASE + followed * RESIDENT_PER_FILE + containers * RESIDENT_PER_CONTAINER
 }
 
 /// What a slot is allocated by: room for a snapshot, for as many changes, and for one that is larger.
@@ -71,6 +75,8 @@ pub struct Outcome<'a> {
     pub warm_up_ended: f64,
     pub load_ended: f64,
     pub workers: u32,
+    /// That may be followed at the same time.
+    pub containers: u64,
     pub rotations: u64,
     pub stopped_in: Duration,
 }
@@ -95,15 +101,23 @@ impl Outcome<'_> {
                 apart(pair)
             ));
         }
+        let many = |sample: &Sample| sample.threads > THREADS_MAX + sample.containers as usize;
+        if let Some(pair) = samples.windows(2).find(|pair| pair.iter().all(many)) {
+            let Sample { at, threads, containers, .. } = &pair[1];
+            complaints.push(format!(
+                "{at:.0} s: {threads} threads, allowed are {THREADS_MAX} and one for each of {containers} containers"
+            ));
+        }
         // One that ends has no row any more for a moment.
         let pairs = samples.windows(2).map(|pair| pair[0].foreign.min(pair[1].foreign));
         let foreign = pairs.max().unwrap_or(0);
         if foreign > start.foreign {
             complaints.push(format!("{foreign} foreign threads, {} at the start", start.foreign));
         }
-        let over = |sample: &&Sample| sample.resident_bytes > resident_ceiling(sample.followed);
+        let over =
+            |sample: &&Sample| sample.resident_bytes > resident_ceiling(sample.followed, self.containers);
         if let Some(Sample { at, resident_bytes, followed, .. }) = samples.iter().find(over) {
-            let allowed = resident_ceiling(*followed);
+            let allowed = resident_ceiling(*followed, self.containers);
             complaints.push(format!(
                 "{at:.0} s: {resident_bytes} bytes resident, allowed are {allowed} with {followed} files"
             ));
@@ -163,12 +177,13 @@ impl Outcome<'_> {
 
     pub fn report(&self) -> String {
         type Figure = (&'static str, usize, fn(&Sample) -> f64);
-        const FIGURES: [Figure; 7] = [
+        const FIGURES: [Figure; 8] = [
             ("threads", 0, |sample| sample.threads as f64),
             ("descriptors", 0, |sample| sample.descriptors.all() as f64),
             ("  of deleted files", 0, |sample| sample.descriptors.deleted as f64),
             ("resident memory, MiB", 2, |sample| mib(sample.resident_bytes)),
             ("files followed", 0, |sample| sample.followed as f64),
+            ("containers followed", 0, |sample| sample.containers as f64),
             ("ledger generations", 0, |sample| sample.generations as f64),
             ("checkpoint, KiB", 1, |sample| sample.checkpoint_bytes as f64 / KIB as f64),
         ];
@@ -194,7 +209,7 @@ impl Outcome<'_> {
                 self.load_ended - self.warm_up_ended,
                 end.threads as i64 - start.threads as i64,
                 mib(self.most(|sample| sample.resident_bytes)),
-                mib(resident_ceiling(end.followed)),
+                mib(resident_ceiling(end.followed, self.containers)),
                 MEMORY_BUDGET / MIB,
                 RESIDENT_BASE / MIB,
                 RESIDENT_PER_FILE / KIB,
@@ -250,7 +265,7 @@ impl Outcome<'_> {
                     panel(
                         "resident memory (MiB)",
                         vec![("", line(|sample| mib(sample.resident_bytes)))],
-                        Some(("allowed", mib(resident_ceiling(self.end.followed)))),
+                        Some(("allowed", mib(resident_ceiling(self.end.followed, self.containers)))),
                     ),
                     panel(
                         "pending (lines)",
@@ -313,6 +328,7 @@ fn each_leak_is_seen() {
             warm_up_ended: 0.0,
             load_ended: 1.0,
             workers: 10,
+            containers: 0,
             rotations: 0,
             stopped_in: Duration::ZERO,
         };
@@ -345,6 +361,13 @@ fn each_leak_is_seen() {
     check("memory for many files", "", &|samples| {
         (samples[1].resident_bytes, samples[1].followed) = (29 * MIB, 1000);
     });
+    let (bound, many) = (THREADS_MAX, |samples: &mut [Sample], threads: usize, containers: u64| {
+        samples[..2]
+            .iter_mut()
+            .for_each(|sample| (sample.threads, sample.containers) = (threads, containers));
+    });
+    check("a thread for each container", "", &|samples| many(samples, bound + 3, 3));
+    check("a thread more", "and one for each of 3", &|samples| many(samples, bound + 4, 3));
     check("a checkpoint that grows", "a checkpoint of", &|samples| samples[2].checkpoint_bytes = 700 * KIB);
 }
 
@@ -364,6 +387,7 @@ fn a_heap_that_grows_is_told_from_one_that_settles() {
             warm_up_ended: 200.0,
             load_ended: 600.0,
             workers: 10,
+            containers: 0,
             rotations: 0,
             stopped_in: Duration::ZERO,
         };

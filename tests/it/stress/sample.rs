@@ -32,6 +32,8 @@ pub struct Sample {
     pub pending: [u64; 2],
     pub delivered: [u64; 2],
     pub followed: u64,
+    /// Containers that are being read.
+    pub containers: u64,
     pub generations: u64,
     /// The larger of the two.
     pub checkpoint_bytes: u64,
@@ -86,7 +88,7 @@ impl Descriptors {
 /// The names of the columns of `samples.csv`, and how a sample fills them.
 type Column = (&'static str, fn(&Sample) -> String);
 
-const COLUMNS: [Column; 24] = [
+const COLUMNS: [Column; 25] = [
     ("seconds", |sample| format!("{:.2}", sample.at)),
     ("mood", |sample| sample.mood.to_string()),
     ("threads_of_process", |sample| sample.threads.to_string()),
@@ -105,6 +107,7 @@ const COLUMNS: [Column; 24] = [
     ("pending_lines_loki", |sample| sample.pending[0].to_string()),
     ("pending_lines_file", |sample| sample.pending[1].to_string()),
     ("files_followed", |sample| sample.followed.to_string()),
+    ("containers_followed", |sample| sample.containers.to_string()),
     ("ledger_generations", |sample| sample.generations.to_string()),
     ("checkpoint_bytes", |sample| sample.checkpoint_bytes.to_string()),
     ("largest_silence_ms", |sample| sample.silence_ms.to_string()),
@@ -153,6 +156,7 @@ impl Sample {
             pending: sinks[0],
             delivered: sinks[1],
             followed: number(&page(agent, "sources")["followed"]),
+            containers: metric(agent, "containers_followed").unwrap_or(0), // without an engine there is no such series
             generations: number(&ledger["generations"]),
             checkpoint_bytes: checkpoint_bytes(&room.path("data/ledger")),
             silence_ms: silences.max().unwrap_or(0),

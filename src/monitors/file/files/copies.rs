@@ -8,14 +8,12 @@
 //!
 //! What was written between the end of the copying and the truncation is in no file any more.
 
-use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::super::beside::{candidates, is_named_after};
 use super::super::discovery::Found;
 use super::super::identity::{begins_with, goes_on_like, identity, read_head};
 use super::super::tail::Tail;
@@ -23,9 +21,6 @@ use super::opening::open_for_reading;
 use super::{Files, file_options};
 use crate::durable::FileId;
 use crate::ledger::Head;
-
-/// Files of the folder that are looked into at most, the newest first.
-const CANDIDATES_MAX: usize = 64;
 
 /// A folder that is being rotated is looked through again: a name leads to another file a moment later.
 const LOOKS_MAX: usize = 3;
@@ -47,7 +42,7 @@ impl Files {
         let id = FileId::of(&metadata);
         // Its place is where the lines came from; a sweep tells if the copy matches too.
         let found = Found {
-            path: tail.path.clone(),
+            path: tail.path.to_path_buf(),
             file: id,
             size: metadata.len(),
             source: tail.source,
@@ -93,30 +88,12 @@ impl Files {
     }
 
     fn find_copy_beside(&self, tail: &Tail) -> Option<(Arc<File>, fs::Metadata)> {
-        self.candidates(&tail.path, tail.position()).iter().find_map(|path| {
+        candidates(&tail.path, tail.position(), |id| !self.is_followed(id)).iter().find_map(|path| {
             let file = open_for_reading(path).ok()?;
             let metadata = is_copy(tail, &file).ok()??;
             // Asked of what was opened: the name may lead elsewhere by now.
             self.is_free(FileId::of(&metadata)).then(|| (Arc::new(file), metadata))
         })
-    }
-
-    /// Files that may have the content of one that was at `original`, by their names; the newest first, and at
-    /// most [`CANDIDATES_MAX`].
-    pub(super) fn candidates(&self, original: &Path, size_min: u64) -> Vec<PathBuf> {
-        let mut candidates = Vec::new();
-        // What cannot be read is no candidate.
-        for entry in
-            original.parent().into_iter().filter_map(|folder| fs::read_dir(folder).ok()).flatten().flatten()
-        {
-            let (Ok(metadata), path) = (entry.metadata(), entry.path()) else { continue };
-            let may_be = metadata.is_file() && metadata.len() >= size_min;
-            if may_be && !self.is_followed(FileId::of(&metadata)) && is_named_after(original, &path) {
-                candidates.push(((metadata.mtime(), metadata.mtime_nsec()), path));
-            }
-        }
-        candidates.sort_unstable_by(|a, b| b.cmp(a));
-        candidates.into_iter().take(CANDIDATES_MAX).map(|(_, path)| path).collect()
     }
 
     /// Nobody reads it, nor is it ours.
@@ -125,7 +102,7 @@ impl Files {
     }
 
     /// Something was read of what is in it now: it is no copy that waits for its original.
-    fn is_followed(&self, id: FileId) -> bool {
+    pub(super) fn is_followed(&self, id: FileId) -> bool {
         self.tails
             .get(&id)
             .is_some_and(|tail| tail.stream.is_some() && !(tail.is_copy && is_overwritten(tail)))
@@ -174,12 +151,6 @@ impl Files {
 fn is_overwritten(copy: &Tail) -> bool {
     let size = copy.descriptor.as_ref().and_then(|file| file.metadata().ok()).map(|metadata| metadata.len());
     size.is_some_and(|size| size < copy.position()) || copy.was_rewritten()
-}
-
-fn is_named_after(original: &Path, copy: &Path) -> bool {
-    let (stem, name) = (original.file_stem(), copy.file_name());
-    let (stem, name) = (stem.map(OsStr::as_encoded_bytes), name.map(OsStr::as_encoded_bytes));
-    original.parent() == copy.parent() && stem.zip(name).is_some_and(|(stem, name)| name.starts_with(stem))
 }
 
 fn is_copy(tail: &Tail, file: &File) -> io::Result<Option<fs::Metadata>> {

@@ -17,7 +17,7 @@ use crate::tasks::Task;
 
 /// A deleted file that we keep on the disk.
 struct Held {
-    tail: Tail,
+    tail: Box<Tail>,
     bytes: u64,
 }
 
@@ -25,8 +25,9 @@ impl Files {
     /// Gives up the oldest beyond what `hold_deleted` of their source allows.
     pub(super) fn limit_deleted(&mut self, now: Instant) {
         let gone =
-            |tail: &&mut Tail| (tail.gone_since.is_some() || tail.deleted) && tail.descriptor.is_some();
-        let mut held: Vec<_> = self.tails.values_mut().filter(gone).filter_map(held_bytes).collect();
+            |tail: &&mut Box<Tail>| (tail.gone_since.is_some() || tail.deleted) && tail.descriptor.is_some();
+        let mut held: Vec<_> =
+            self.tails.values_mut().filter(gone).filter_map(|tail| held_bytes(tail)).collect();
         // The longest gone first, and of those the oldest generation.
         held.sort_unstable();
         self.meters.held.set(held.iter().map(|(_, _, _, bytes)| *bytes as i64).sum());

@@ -12,16 +12,14 @@
 //! between forgets none.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::super::beside::{Content, Rest, candidates, content_of, unseen};
 use super::super::discovery::Found;
-use super::super::identity::{begins_with, goes_on_like, identity, is_enough, not_text, read_head};
-use super::super::names::{Sibling, oldest_first, rotated};
+use super::super::identity::{identity, not_text, read_head};
 use super::super::packed::{Form, Unpacked, form};
 use super::super::tail::Tail;
 use super::opening::open_for_reading;
@@ -36,13 +34,6 @@ struct Place {
     /// Its size is that of the content.
     found: Found,
     form: Option<Form>,
-}
-
-/// A file beside the one that it was rotated from.
-struct Rest {
-    path: PathBuf,
-    file: FileId,
-    size: u64,
 }
 
 impl Files {
@@ -120,7 +111,7 @@ impl Files {
         task: &Task,
     ) {
         let now = task.now();
-        let path = known.filename.clone().unwrap_or_default();
+        let path = known.filename.as_deref().unwrap_or(Path::new(""));
         let position = known.position;
         let Some(place) = self.locate(&known, task) else {
             log::info!(
@@ -152,17 +143,19 @@ impl Files {
 
     /// What has the content of this generation, as far as it was read, beside where it was.
     fn locate(&self, known: &Known, task: &Task) -> Option<Place> {
-        let head = known.identity?.head;
         let source = self.source_of(known)?;
-        if head.len == 0 {
+        if known.identity?.head.len == 0 {
             return None;
         }
         // A generation can be there twice for a moment: the plain file is the whole one.
         let mut packed = None;
-        for path in self.candidates(known.filename.as_deref()?, 0) {
+        for path in candidates(known.filename.as_deref()?, 0, |id| !self.is_followed(id)) {
             task.beat();
-            match self.has_content_of(known, head, &path, task) {
-                Ok(Some((file, size, form))) => {
+            match self.has_content_of(known, &path, task) {
+                Ok(Some((file, Content { mut size, form, torn }))) => {
+                    if torn {
+                        size = size.max(known.position + 1); // being written, as far as we can tell: more is to come
+                    }
                     let place = Place { found: Found { path, file, size, source, heard: false }, form };
                     match form {
                         None => return Some(place),
@@ -179,41 +172,16 @@ impl Files {
     fn has_content_of(
         &self,
         known: &Known,
-        head: Head,
         path: &Path,
         task: &Task,
-    ) -> io::Result<Option<(FileId, u64, Option<Form>)>> {
-        let file = Arc::new(open_for_reading(path)?);
+    ) -> io::Result<Option<(FileId, Content)>> {
+        let file = open_for_reading(path)?;
         let metadata = file.metadata()?;
-        let (id, size) = (FileId::of(&metadata), metadata.len());
+        let id = FileId::of(&metadata);
         if !metadata.is_file() || !self.is_free(id) || self.not_met.perhaps(id).is_some() {
             return Ok(None);
         }
-        let begin = read_head(&file)?;
-        let Some(form) = form(&begin) else {
-            let same = size >= known.position
-                && begins_with(&begin, head)
-                && goes_on_like(&file, head, known.before, known.position)?;
-            return Ok(same.then_some((id, size, None)));
-        };
-        let mut content = Unpacked::new(file, form);
-        let mut begin = vec![0; head.len as usize];
-        let len = content.read_at(&mut begin, 0)?;
-        if !begins_with(&begin[..len], head) {
-            return Ok(None);
-        }
-        let survey = content.survey(known.position, &|| self.goes_on(task))?;
-        Ok(survey.and_then(|survey| {
-            if survey.torn && survey.size <= known.position {
-                // Being written, as far as we can tell: at least one byte is to come.
-                return Some((id, known.position + 1, Some(form)));
-            }
-            let same = match known.before {
-                Some(_) => survey.stands_before(known.before),
-                None => is_enough(head, known.position),
-            };
-            (same && survey.size >= known.position).then_some((id, survey.size, Some(form)))
-        }))
+        Ok(content_of(known, file, &|| self.goes_on(task))?.map(|content| (id, content)))
     }
 
     /// Decompression takes its time: until the stop.
@@ -237,11 +205,12 @@ impl Files {
             tail.lineage == known.lineage
                 && generation.is_some_and(|generation| generation > known.generation)
         };
-        if self.not_met.all().any(newer) || self.tails.values().any(followed) {
+        if self.not_met.all().any(newer) || self.tails.values().any(|tail| followed(tail)) {
             return;
         }
         let Some((source, original)) = self.source_of(known).zip(known.filename.as_ref()) else { return };
-        for sibling in self.unseen(original, place) {
+        let may_be = |id| self.is_free(id) && self.not_met.perhaps(id).is_none();
+        for sibling in unseen(original, place, self.last_stamp_ns, may_be) {
             let Rest { path, file, size } = sibling.what;
             let found = Found { path, file, size, source, heard: false };
             if let Err(cause) = self.admit_unseen(found, original, known.lineage, next.as_deref_mut(), now) {
@@ -250,55 +219,11 @@ impl Files {
         }
     }
 
-    /// The oldest first. `place`: those that are newer than what stands there.
-    fn unseen(&self, original: &Path, place: Option<&Path>) -> Vec<Sibling<Rest>> {
-        let Some((folder, name)) = original.parent().zip(original.file_name()) else { return Vec::new() };
-        let mut by_plain_name: BTreeMap<_, Sibling<Rest>> = BTreeMap::new();
-        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-            let (entry_name, path) = (entry.file_name(), entry.path());
-            let Some(rotated) = rotated(&entry_name).filter(|rotated| rotated.original == name) else {
-                continue;
-            };
-            let Ok(metadata) = entry.metadata() else { continue }; // gone again
-            if !metadata.is_file() {
-                continue;
-            }
-            let modified_ns = metadata.mtime().saturating_mul(1_000_000_000) + metadata.mtime_nsec();
-            let what = Rest { path, file: FileId::of(&metadata), size: metadata.len() };
-            let is_plain = rotated.plain == entry_name;
-            let plain = rotated.plain.clone();
-            let sibling = Sibling { rotated, modified_ns, what };
-            if is_plain {
-                by_plain_name.insert(plain, sibling);
-            } else {
-                by_plain_name.entry(plain).or_insert(sibling);
-            }
-        }
-        let mut siblings: Vec<Sibling<Rest>> = by_plain_name.into_values().collect();
-        oldest_first(&mut siblings);
-        let plain_name = |path: &Path| path.file_name().and_then(rotated).map(|rotated| rotated.plain);
-        let here = place.and_then(plain_name);
-        match siblings.iter().position(|sibling| here.as_deref() == Some(sibling.rotated.plain.as_os_str())) {
-            Some(at) => drop(siblings.drain(..=at)),
-            None => {
-                let since_ns = match place.map(fs::metadata) {
-                    Some(Ok(at)) => at.mtime().saturating_mul(1_000_000_000) + at.mtime_nsec(),
-                    _ => self.last_stamp_ns,
-                };
-                siblings.retain(|sibling| sibling.modified_ns > since_ns);
-            }
-        }
-        siblings.retain(|Sibling { what, .. }| {
-            what.size > 0 && self.is_free(what.file) && self.not_met.perhaps(what.file).is_none()
-        });
-        siblings
-    }
-
     /// Its generation is in the books from now on, under the name of the file that it was.
     fn admit_unseen(
         &mut self,
         found: Found,
-        original: &Path,
+        original: &Arc<Path>,
         lineage: u64,
         next: Option<&mut Tail>,
         now: Instant,
@@ -337,7 +262,7 @@ impl Files {
     }
 
     /// Into the line, behind those of its lineage that are there, and before `next`.
-    fn put_before(&mut self, mut tail: Tail, next: Option<&mut Tail>, now: Instant) {
+    fn put_before(&mut self, mut tail: Box<Tail>, next: Option<&mut Tail>, now: Instant) {
         let file = tail.file;
         tail.gone_since = Some(now);
         tail.until = (self.once && tail.form.is_none()).then_some(tail.size);

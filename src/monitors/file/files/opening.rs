@@ -130,7 +130,7 @@ impl Files {
             tail.size = stream.position();
             return Opened::Remove;
         }
-        (tail.size, tail.scanned, tail.content) = (survey.size, stream.position(), Some(content));
+        (tail.size, tail.scanned, tail.content) = (survey.size, stream.position(), Some(Box::new(content)));
         Opened::Ready
     }
 
@@ -227,7 +227,7 @@ impl Files {
         let wanted = HashSet::from([tail.file.inode]);
         let beside = path.parent().and_then(|folder| inodes(folder, &wanted)).unwrap_or_default();
         let beside =
-            beside.get(&tail.file.inode).filter(|found| found.file == tail.file && found.path != path);
+            beside.get(&tail.file.inode).filter(|found| found.file == tail.file && *found.path != *path);
         if let Some(found) = beside {
             if self.paths.get(&path) == Some(&tail.file) {
                 self.paths.remove(&path); // nobody else would: no file may ever stand there again
@@ -243,7 +243,7 @@ impl Files {
             && FileId::of(&metadata) != tail.file
             && !self.own.contains(FileId::of(&metadata))
         {
-            let (file, size) = (FileId::of(&metadata), metadata.len());
+            let (path, file, size) = (path.to_path_buf(), FileId::of(&metadata), metadata.len());
             let is_new = !self.tails.contains_key(&file);
             self.admit(Found { path, file, size, source: tail.source, heard: false }, now);
             if let Some(next) =

@@ -30,7 +30,7 @@ impl Files {
             // Renamed to where a pattern leads as well.
             let elsewhere = |found: &&Found| {
                 let known = self.not_met.perhaps(found.file);
-                known.is_some_and(|known| known.filename.as_ref() != Some(&found.path))
+                known.is_some_and(|known| known.filename.as_deref() != Some(&*found.path))
             };
             moved.extend(found.iter().filter(elsewhere).cloned());
             moved.retain(|found| !self.tails.contains_key(&found.file));
@@ -74,18 +74,19 @@ impl Files {
     /// A path that matches leads to this file.
     pub(super) fn admit(&mut self, found: Found, now: Instant) {
         let Found { ref path, file, size, source, heard } = found;
-        if self.passed_over.get(&file).is_some_and(|(at, seen)| at == path && size == *seen) {
+        if self.passed_over.get(&file).is_some_and(|(at, seen)| **at == **path && size == *seen) {
             return;
         }
         if let Some(tail) = self.tails.get_mut(&file) {
             (tail.gone_since, tail.heard) = (None, heard);
-            if tail.path != *path {
+            if *tail.path != **path {
                 if self.paths.get(&tail.path) == Some(&file) {
                     self.paths.remove(&tail.path);
                 }
                 tail.stands_at(path);
             }
-            self.paths.insert(path.clone(), file);
+            let path = tail.path.clone();
+            self.paths.insert(path, file);
             return;
         }
         let options = &self.sources[source];
@@ -95,8 +96,8 @@ impl Files {
             Some(known) => known.lineage,
             None => lineage("", path),
         };
-        self.paths.insert(path.clone(), file);
         let mut tail = Tail::new(found, lineage, start, now);
+        self.paths.insert(tail.path.clone(), file);
         let older = self.newest.insert(lineage, file).filter(|older| self.tails.contains_key(older));
         tail.after = older;
         tail.queued = true;

@@ -64,6 +64,7 @@ pub fn source(name: &str, include: &[PathBuf]) -> SourceOptions {
             poll_interval: Duration::from_millis(50),
             binary: Binary::Skip,
             hold_deleted: HoldDeleted::default(),
+            in_parts: false,
         }),
     }
 }

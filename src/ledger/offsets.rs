@@ -1,0 +1,170 @@
+//! A map by offset that is nearly always empty or holds one entry, and takes little then: there are some for every
+//! known file, and a start reads one chunk of each of ten thousand at once.
+//!
+//! More stand in a tree, so there may also be many. A tree keeps its first node, of more than a kilobyte, when the last
+//! entry goes: [`Offsets::give_back`] frees that. Not done with every last entry, since a file that is read at full
+//! speed would ask for it again with its next chunk. Pure.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+#[derive(Clone, Debug, Default)]
+#[expect(clippy::box_collection, reason = "three words for a map that is hardly ever there are two too many")]
+pub enum Offsets<V> {
+    #[default]
+    Empty,
+    One(Box<(u64, V)>),
+    /// Perhaps none.
+    Many(Box<BTreeMap<u64, V>>),
+}
+
+/// How they are kept makes no difference.
+impl<V: PartialEq> PartialEq for Offsets<V> {
+    fn eq(&self, other: &Offsets<V>) -> bool {
+        self.iter().eq(other.iter())
+    }
+}
+
+impl<V: Eq> Eq for Offsets<V> {}
+
+impl<V> FromIterator<(u64, V)> for Offsets<V> {
+    fn from_iter<I: IntoIterator<Item = (u64, V)>>(entries: I) -> Offsets<V> {
+        let mut offsets = Offsets::Empty;
+        entries.into_iter().for_each(|(offset, value)| offsets.insert(offset, value));
+        offsets
+    }
+}
+
+impl<V: Serialize> Serialize for Offsets<V> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.iter())
+    }
+}
+
+impl<'de, V: Deserialize<'de>> Deserialize<'de> for Offsets<V> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Offsets<V>, D::Error> {
+        Ok(BTreeMap::deserialize(deserializer)?.into_iter().collect())
+    }
+}
+
+impl<V> Offsets<V> {
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub fn len(&self) -> usize {
+        match self {
+            Offsets::Empty => 0,
+            Offsets::One(_) => 1,
+            Offsets::Many(tree) => tree.len(),
+        }
+    }
+
+    pub fn get(&self, offset: u64) -> Option<&V> {
+        self.at_or_before(offset).filter(|(at, _)| *at == offset).map(|(_, value)| value)
+    }
+
+    pub fn insert(&mut self, offset: u64, value: V) {
+        *self = match std::mem::take(self) {
+            Offsets::Empty => Offsets::One(Box::new((offset, value))),
+            Offsets::One(one) if one.0 == offset => Offsets::One(Box::new((offset, value))),
+            Offsets::One(one) => Offsets::Many(Box::new(BTreeMap::from([*one, (offset, value)]))),
+            Offsets::Many(mut tree) => {
+                tree.insert(offset, value);
+                Offsets::Many(tree)
+            }
+        }
+    }
+
+    pub fn remove(&mut self, offset: u64) -> Option<V> {
+        match self {
+            Offsets::One(one) if one.0 == offset => match std::mem::take(self) {
+                Offsets::One(one) => Some(one.1),
+                _ => None,
+            },
+            Offsets::Empty | Offsets::One(_) => None,
+            Offsets::Many(tree) => tree.remove(&offset),
+        }
+    }
+
+    /// Rising.
+    pub fn iter(&self) -> impl Iterator<Item = (u64, &V)> {
+        self.range(0, u64::MAX)
+    }
+
+    /// Those from `first` up to `end`, exclusive, rising.
+    pub fn range(&self, first: u64, end: u64) -> impl Iterator<Item = (u64, &V)> {
+        let (one, tree) = match self {
+            Offsets::One(one) if (first..end).contains(&one.0) => (Some((one.0, &one.1)), None),
+            Offsets::Many(tree) if first < end => (None, Some(tree.range(first..end))),
+            _ => (None, None),
+        };
+        one.into_iter().chain(tree.into_iter().flatten().map(|(offset, value)| (*offset, value)))
+    }
+
+    /// The last one at `offset` or before it.
+    pub fn at_or_before(&self, offset: u64) -> Option<(u64, &V)> {
+        match self {
+            Offsets::Empty => None,
+            Offsets::One(one) => (one.0 <= offset).then_some((one.0, &one.1)),
+            Offsets::Many(tree) => tree.range(..=offset).next_back().map(|(at, value)| (*at, value)),
+        }
+    }
+
+    pub fn last(&self) -> Option<(u64, &V)> {
+        self.at_or_before(u64::MAX)
+    }
+
+    pub fn give_back(&mut self) {
+        if self.is_empty() {
+            *self = Offsets::Empty;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn it_takes_little_and_is_written_like_a_map() {
+        assert_eq!(size_of::<Offsets<[u64; 100]>>(), 16);
+        let mut offsets = Offsets::from_iter([(5, 'a'), (9, 'b')]);
+        assert_eq!(serde_json::to_string(&offsets).unwrap(), r#"{"5":"a","9":"b"}"#);
+        offsets.remove(5);
+        offsets.remove(9);
+        assert!(matches!(offsets, Offsets::Many(_)) && offsets == Offsets::Empty);
+        offsets.give_back();
+        assert!(matches!(offsets, Offsets::Empty));
+        offsets.insert(7, 'c');
+        assert!(matches!(offsets, Offsets::One(_)));
+        let read: Offsets<char> = serde_json::from_str(r#"{"7":"c"}"#).unwrap();
+        assert!(matches!(read, Offsets::One(_)) && read == offsets);
+    }
+
+    proptest! {
+        #[test]
+        fn it_behaves_like_a_tree(acts in proptest::collection::vec((0u64..8, 0..3), 0..30)) {
+            let (mut offsets, mut tree) = (Offsets::Empty, BTreeMap::new());
+            for (number, (offset, act)) in acts.into_iter().enumerate() {
+                match act {
+                    0 => prop_assert_eq!(offsets.remove(offset), tree.remove(&offset)),
+                    1 => offsets.give_back(),
+                    _ => {
+                        offsets.insert(offset, number);
+                        tree.insert(offset, number);
+                    }
+                }
+                prop_assert!(offsets.iter().eq(tree.iter().map(|(at, value)| (*at, value))));
+                let range = offsets.range(2, offset);
+                prop_assert!(range.eq(tree.range(2.min(offset)..offset).filter(|(at, _)| **at >= 2).map(|(at, value)| (*at, value))));
+                let before = tree.range(..=offset).next_back().map(|(at, value)| (*at, value));
+                prop_assert_eq!(offsets.at_or_before(offset), before);
+                prop_assert_eq!((offsets.len(), offsets.get(offset)), (tree.len(), tree.get(&offset)));
+            }
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! The files beside a log that may be what it was: renamed, copied aside, or packed; and what was rotated unseen.
+//!
+//! Here is what can be told from the folder and the bytes alone, for the monitor and for the audit. What becomes of it
+//! says `files/missing.rs`.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::files::opening::open_for_reading;
+use super::identity::{begins_with, goes_on_like, is_enough, read_head};
+use super::names::{Sibling, oldest_first, rotated};
+use super::packed::{Form, Survey, Unpacked, form};
+use crate::durable::FileId;
+use crate::ledger::Known;
+
+/// Files of the folder that are looked into at most, the newest first.
+const CANDIDATES_MAX: usize = 64;
+
+/// A file beside the one that it was rotated from.
+pub(super) struct Rest {
+    pub path: PathBuf,
+    pub file: FileId,
+    pub size: u64,
+}
+
+/// A file that has what was read of a generation.
+pub(super) struct Content {
+    /// Of what is in it; of a torn one as far as it can be read.
+    pub size: u64,
+    /// `None`: it is not packed.
+    pub form: Option<Form>,
+    /// Packed, and it ends too early: it is being written, or nobody will end it.
+    pub torn: bool,
+}
+
+/// Files that may have the content of one that was at `original`, by their names; the newest first, and at
+/// most [`CANDIDATES_MAX`]. `may_be`: nobody else has it.
+pub(super) fn candidates(original: &Path, size_min: u64, may_be: impl Fn(FileId) -> bool) -> Vec<PathBuf> {
+    let mut candidates = Vec::new();
+    // What cannot be read is no candidate.
+    for entry in
+        original.parent().into_iter().filter_map(|folder| fs::read_dir(folder).ok()).flatten().flatten()
+    {
+        let (Ok(metadata), path) = (entry.metadata(), entry.path()) else { continue };
+        if metadata.is_file()
+            && metadata.len() >= size_min
+            && may_be(FileId::of(&metadata))
+            && is_named_after(original, &path)
+        {
+            candidates.push(((metadata.mtime(), metadata.mtime_nsec()), path));
+        }
+    }
+    candidates.sort_unstable_by(|a, b| b.cmp(a));
+    candidates.into_iter().take(CANDIDATES_MAX).map(|(_, path)| path).collect()
+}
+
+pub(super) fn is_named_after(original: &Path, copy: &Path) -> bool {
+    let (stem, name) = (original.file_stem(), copy.file_name());
+    let (stem, name) = (stem.map(OsStr::as_encoded_bytes), name.map(OsStr::as_encoded_bytes));
+    original.parent() == copy.parent() && stem.zip(name).is_some_and(|(stem, name)| name.starts_with(stem))
+}
+
+/// Whether what was read of `known`, whose head is not empty, stands in this file. `go_on`: asked now and then, since
+/// unpacking takes its time; if it says no the answer is `None`.
+pub(super) fn content_of(known: &Known, file: File, go_on: &dyn Fn() -> bool) -> io::Result<Option<Content>> {
+    let Some(head) = known.identity.map(|identity| identity.head) else { return Ok(None) };
+    let begin = read_head(&file)?;
+    let Some(form) = form(&begin) else {
+        let size = file.metadata()?.len();
+        let same = size >= known.position
+            && begins_with(&begin, head)
+            && goes_on_like(&file, head, known.before, known.position)?;
+        return Ok(same.then_some(Content { size, form: None, torn: false }));
+    };
+    let mut content = Unpacked::new(Arc::new(file), form);
+    let mut begin = vec![0; head.len as usize];
+    let len = content.read_at(&mut begin, 0)?;
+    if !begins_with(&begin[..len], head) {
+        return Ok(None);
+    }
+    let survey = content.survey(known.position, go_on)?;
+    Ok(survey.and_then(|survey| {
+        let (size, torn) = (survey.size, survey.torn);
+        let same = match known.before {
+            // Too short to tell.
+            _ if torn && size <= known.position => true,
+            Some(_) => survey.stands_before(known.before),
+            None => is_enough(head, known.position),
+        };
+        (same && (torn || size >= known.position)).then_some(Content { size, form: Some(form), torn })
+    }))
+}
+
+/// What is in a file, be it packed or not.
+pub(super) fn look_into(path: &Path) -> io::Result<Survey> {
+    let file = open_for_reading(path)?;
+    let (head, size) = (read_head(&file)?, file.metadata()?.len());
+    let survey = match form(&head) {
+        None => None,
+        Some(form) => Unpacked::new(Arc::new(file), form).survey(0, &|| true)?,
+    };
+    Ok(survey.unwrap_or(Survey { size, head, ..Survey::default() }))
+}
+
+/// What was rotated and nobody has read, the oldest first. `place`: what is newer than the file that stands there; if
+/// there is none, what was changed after the last line that this agent has read. `may_be`: nobody else has it.
+pub(super) fn unseen(
+    original: &Path,
+    place: Option<&Path>,
+    last_stamp_ns: i64,
+    may_be: impl Fn(FileId) -> bool,
+) -> Vec<Sibling<Rest>> {
+    let Some((folder, name)) = original.parent().zip(original.file_name()) else { return Vec::new() };
+    let mut by_plain_name: BTreeMap<_, Sibling<Rest>> = BTreeMap::new();
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let (entry_name, path) = (entry.file_name(), entry.path());
+        let Some(rotated) = rotated(&entry_name).filter(|rotated| rotated.original == name) else {
+            continue;
+        };
+        let Ok(metadata) = entry.metadata() else { continue }; // gone again
+        if !metadata.is_file() {
+            continue;
+        }
+        let modified_ns = metadata.mtime().saturating_mul(1_000_000_000) + metadata.mtime_nsec();
+        let what = Rest { path, file: FileId::of(&metadata), size: metadata.len() };
+        let is_plain = rotated.plain == entry_name;
+        let plain = rotated.plain.clone();
+        let sibling = Sibling { rotated, modified_ns, what };
+        if is_plain {
+            by_plain_name.insert(plain, sibling);
+        } else {
+            by_plain_name.entry(plain).or_insert(sibling);
+        }
+    }
+    let mut siblings: Vec<Sibling<Rest>> = by_plain_name.into_values().collect();
+    oldest_first(&mut siblings);
+    let plain_name = |path: &Path| path.file_name().and_then(rotated).map(|rotated| rotated.plain);
+    let here = place.and_then(plain_name);
+    match siblings.iter().position(|sibling| here.as_deref() == Some(sibling.rotated.plain.as_os_str())) {
+        Some(at) => drop(siblings.drain(..=at)),
+        None => {
+            let since_ns = match place.map(fs::metadata) {
+                Some(Ok(at)) => at.mtime().saturating_mul(1_000_000_000) + at.mtime_nsec(),
+                _ => last_stamp_ns,
+            };
+            siblings.retain(|sibling| sibling.modified_ns > since_ns);
+        }
+    }
+    siblings.retain(|Sibling { what, .. }| what.size > 0 && may_be(what.file));
+    siblings
+}
