@@ -339,7 +339,7 @@ impl Outlet {
         mut credit: Credit,
     ) -> Result<(), NotSent> {
         assert!(
-            ends.len() <= self.chunk_lines() && ends.last().copied() == u32::try_from(data.len()).ok(),
+            ends.len() <= CHUNK_LINES && ends.last().copied() == u32::try_from(data.len()).ok(),
             "a chunk is made of whole lines"
         );
         let sinks = stream.lacking(self.supply.sinks);

@@ -1,7 +1,5 @@
 //! A backlog at full speed takes memory neither for a line nor for its bytes: buffers come back.
 
-#![expect(clippy::disallowed_methods, reason = "the files of a test need not survive a power cut")]
-
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 
