@@ -75,6 +75,8 @@ pub struct Origin {
     pub filename: Option<Arc<str>>,
     /// Can be read again after a restart: what is let go is not lost.
     pub replayable: bool,
+    /// Stages of the pipeline that its lines pass because it asks for them.
+    pub stages: Box<[Arc<str>]>,
 }
 
 /// Whole lines of one source in one buffer.

@@ -42,6 +42,7 @@ pub fn read(reader: &Reader<'_>) -> ContainerSourceOptions {
             "stream",
             &[("metadata", StreamAs::Metadata), ("label", StreamAs::Label), ("none", StreamAs::Nothing)],
         ),
+        stages: Vec::new(), // the pipeline knows them
     }
 }
 

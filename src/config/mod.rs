@@ -164,11 +164,7 @@ fn whole(reader: Reader<'_>, room: &Room<'_>) -> Config {
     );
     let known: Vec<&SourceOptions> = sources.iter().map(|source| &source.options).collect();
     let pipeline = stages::read(&reader.list("pipeline"), &known);
-    for source in &mut sources {
-        if let SourceKind::File(file) = &mut source.options.kind {
-            file.in_parts = stages::see_parts(&pipeline, &source.options.name);
-        }
-    }
+    stages::tell(&pipeline, &mut sources);
     let streams = sources.iter().any(|source| !matches!(source.options.kind, SourceKind::File(_)));
     let sinks = entries("sinks", r#"[ { "type": "loki", "url": "http://127.0.0.1:3100" } ]"#);
     let sinks = sinks::read(&sinks, streams);

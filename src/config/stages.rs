@@ -6,8 +6,9 @@
 use std::sync::Arc;
 
 use super::reader::{Item, Reader};
-use super::values::quoted;
-use crate::monitors::SourceOptions;
+use super::sources::Source;
+use super::values::{self, quoted};
+use crate::monitors::{SourceKind, SourceOptions};
 use crate::pipeline::{
     Condition, JsonOptions, LabelsOptions, MatchOptions, OnError, Pipeline, StageKind, StageOptions,
     TimeFormat, TimeFrom, TimestampOptions,
@@ -26,7 +27,8 @@ enum Type {
 /// `sources`: those that stages may name. Empty when they could not be read: then any name will do.
 pub fn read<'a>(items: &[Item<'a>], sources: &[&SourceOptions]) -> Vec<StageOptions> {
     // A stage that cannot be read counts as one that reads JSON, so that nobody after it is blamed for its lack.
-    let unread = || StageOptions { sources: None, kind: StageKind::Json(JsonOptions::default()) };
+    let unread =
+        || StageOptions { sources: None, by_label: None, kind: StageKind::Json(JsonOptions::default()) };
     let stages: Vec<StageOptions> =
         items.iter().map(|item| entry(item, sources).unwrap_or_else(unread)).collect();
     for (index, key, says) in Pipeline::compile(&stages).err().unwrap_or_default() {
@@ -35,12 +37,30 @@ pub fn read<'a>(items: &[Item<'a>], sources: &[&SourceOptions]) -> Vec<StageOpti
     stages
 }
 
-/// Whether a stage takes the lines of a source for those of a container runtime, whose parts have to be joined.
-pub fn see_parts(stages: &[StageOptions], source: &str) -> bool {
-    stages.iter().any(|stage| matches!(stage.kind, StageKind::Cri) && stage.sees(source))
+/// Tells each source which of its lines' stages depend on it.
+pub fn tell(stages: &[StageOptions], sources: &mut [Source<'_>]) {
+    for SourceOptions { name, kind, .. } in sources.iter_mut().map(|source| &mut source.options) {
+        match kind {
+            SourceKind::File(file) => file.in_parts = see_parts(stages, name),
+            SourceKind::Docker(docker) => {
+                let names = stages
+                    .iter()
+                    .filter(|stage| stage.is_for(name))
+                    .filter_map(|stage| stage.by_label.clone());
+                docker.stages = names.collect();
+                docker.stages.dedup();
+            }
+            SourceKind::Stdin => {}
+        }
+    }
 }
 
-fn entry(item: &Item<'_>, sources: &[&SourceOptions]) -> Option<StageOptions> {
+/// Whether a stage takes the lines of a source for those of a container runtime, whose parts have to be joined.
+fn see_parts(stages: &[StageOptions], source: &str) -> bool {
+    stages.iter().any(|stage| matches!(stage.kind, StageKind::Cri) && stage.is_for(source))
+}
+
+fn entry(item: &Item<'_>, known: &[&SourceOptions]) -> Option<StageOptions> {
     let reader = item.reader()?;
     let words = [
         ("cri", Type::Cri),
@@ -54,7 +74,7 @@ fn entry(item: &Item<'_>, sources: &[&SourceOptions]) -> Option<StageOptions> {
         reader.give_up();
         return None;
     };
-    let sources = reader.item("sources").map(|item| names(&item, sources));
+    let chosen = reader.item("sources").map(|item| names(&item, known));
     let kind = match kind {
         Type::Cri => Some(StageKind::Cri),
         Type::Json => Some(StageKind::Json(JsonOptions {
@@ -66,8 +86,33 @@ fn entry(item: &Item<'_>, sources: &[&SourceOptions]) -> Option<StageOptions> {
         Type::Keep => matching(&reader).map(StageKind::Keep),
         Type::Drop => matching(&reader).map(StageKind::Drop),
     };
+    let by_label = reader.item("by_label").and_then(|item| {
+        let name = by_label(&item)?;
+        let is_chosen_from =
+            |source: &&SourceOptions| chosen.as_ref().is_none_or(|names| names.contains(&source.name));
+        let mut captured = known.iter().copied().filter(is_chosen_from);
+        if matches!(kind, Some(StageKind::Cri)) {
+            item.complain(
+                "chooses among containers, and the lines of the type cri come from files; leave it out",
+            );
+        } else if !known.is_empty() && !captured.any(|source| matches!(source.kind, SourceKind::Docker(_))) {
+            item.complain(
+                "chooses among containers, and no source of the stage has the type \"docker\"; leave it out",
+            );
+        }
+        Some(name)
+    });
     reader.finish();
-    Some(StageOptions { sources, kind: kind? })
+    Some(StageOptions { sources: chosen, by_label, kind: kind? })
+}
+
+fn by_label(item: &Item<'_>) -> Option<Arc<str>> {
+    let name = item.string()?;
+    if let Some(says) = values::name_complaint(&name) {
+        item.complain(says);
+        return None;
+    }
+    Some(name.into())
 }
 
 fn text(reader: &Reader<'_>, key: &'static str) -> Option<Arc<str>> {

@@ -143,6 +143,7 @@ impl Letter {
             labels: Arc::new(Labels::new(self.labels.iter().map(|(name, value)| (&**name, &**value)))),
             filename: self.filename.as_deref().map(Arc::from),
             replayable: true,
+            stages: Box::default(),
         };
         let text = self.replaced.then(|| bytes.clone().into_boxed_slice());
         let data = if self.replaced || bytes.is_empty() { [&bytes, &b"\n"[..]].concat() } else { bytes };

@@ -13,6 +13,7 @@ fn records(raw: &[u8], changed: Option<Changed>) -> Records {
         labels: Arc::new(Labels::new([("time", "of the label")])),
         filename: Some("/var/log/a.log".into()),
         replayable: true,
+        stages: Box::default(),
     });
     let credit = Budget::new(READ_BYTES).door().try_take(&Holder::default(), 1).unwrap();
     let lines = Lines {

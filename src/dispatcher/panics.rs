@@ -160,7 +160,7 @@ fn a_worker_that_panics_on_a_line_goes_on_without_it() {
     let house = House::new();
     let (intake, intake_end) = bounded(3);
     let (inlet, inlet_end) = bounded(8);
-    let stage = StageOptions { sources: None, kind: StageKind::PanicOn("boom") };
+    let stage = StageOptions { sources: None, by_label: None, kind: StageKind::PanicOn("boom") };
     let worker = Worker {
         intake: intake_end,
         inlets: vec![inlet],

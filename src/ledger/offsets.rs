@@ -9,10 +9,6 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-#[expect(
-    clippy::box_collection,
-    reason = "what is nearly never there takes eight bytes for each file and sink"
-)]
 #[derive(Clone, Debug, Default)]
 #[expect(clippy::box_collection, reason = "three words for a map that is hardly ever there are two too many")]
 pub enum Offsets<V> {

@@ -431,6 +431,7 @@ fn origin(source: &SourceOptions, filename: Option<&Path>, generation: Generatio
         labels: Arc::new(labels),
         replayable: filename.is_some(),
         filename,
+        stages: Box::default(),
     }
 }
 

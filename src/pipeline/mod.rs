@@ -31,7 +31,7 @@ use std::sync::Arc;
 
 use crate::ack::{Ack, Count, Verdict};
 use crate::metrics::{Counter, Registry};
-use crate::record::{Entry, Lines, Records};
+use crate::record::{Entry, Lines, Origin, Records};
 use crate::tasks::panic_text;
 
 pub use json::{JsonOptions, OnError};
@@ -46,15 +46,21 @@ use line::{FieldId, Line};
 pub struct StageOptions {
     /// `sources`: names of the sources whose lines the stage sees; `None`: of all.
     pub sources: Option<Vec<Arc<str>>>,
+    /// `by_label`: what a source has to ask for to have its lines passed through here, see [`Origin::stages`].
+    pub by_label: Option<Arc<str>>,
     /// `type`, and the keys that belong to it.
     pub kind: StageKind,
 }
 
 impl StageOptions {
-    /// Whether it sees lines of the source of this name.
-    pub fn sees(&self, source: &str) -> bool {
-        self.sources.as_ref().is_none_or(|sources| sources.iter().any(|name| **name == *source))
+    /// Whether it may see lines of the source of this name.
+    pub fn is_for(&self, source: &str) -> bool {
+        names(self.sources.as_deref(), source)
     }
+}
+
+fn names(sources: Option<&[Arc<str>]>, source: &str) -> bool {
+    sources.is_none_or(|sources| sources.iter().any(|name| **name == *source))
 }
 
 /// The name of a variant, in lower case, is its `type`.
@@ -102,6 +108,7 @@ pub struct Pipeline {
 
 struct Stage {
     sources: Option<Vec<Arc<str>>>,
+    by_label: Option<Arc<str>>,
     type_name: &'static str,
     work: Work,
     dropped_here: Verdict,
@@ -176,7 +183,7 @@ impl Pipeline {
     /// Passes one chunk. Dropped lines are settled on every share of `ack`, whose shares have to be whole; the
     /// rest of each is for the records and the poisoned lines.
     pub fn run(&mut self, mut lines: Lines, ack: &mut Ack) -> Outcome {
-        self.stages.iter_mut().for_each(|stage| stage.active = stage.sees(&lines.origin.source));
+        self.stages.iter_mut().for_each(|stage| stage.active = stage.sees(&lines.origin));
         if !self.stages.iter().any(|stage| stage.active) {
             return Outcome { records: Records::untouched(lines), poisoned: Vec::new() };
         }
@@ -305,6 +312,7 @@ impl Stage {
         let reason = reason.unwrap_or_else(|| format!("pipeline[{}]: {type_name}", builder.stage).into());
         Some(Stage {
             sources: options.sources.clone(),
+            by_label: options.by_label.clone(),
             type_name,
             work,
             dropped_here: Verdict::Dropped(reason),
@@ -315,8 +323,9 @@ impl Stage {
         })
     }
 
-    fn sees(&self, source: &str) -> bool {
-        self.sources.as_ref().is_none_or(|sources| sources.iter().any(|name| **name == *source))
+    fn sees(&self, origin: &Origin) -> bool {
+        names(self.sources.as_deref(), &origin.source)
+            && self.by_label.as_ref().is_none_or(|label| origin.stages.contains(label))
     }
 
     fn begin_pass(&mut self) {

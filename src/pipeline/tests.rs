@@ -21,6 +21,7 @@ pub(super) fn origin(source: &str) -> Origin {
         labels: Arc::new(Labels::new([("source", source), ("env", "test")])),
         filename: None,
         replayable: true,
+        stages: Box::new(["chosen".into()]),
     }
 }
 
@@ -121,7 +122,7 @@ fn run(pipeline: &mut Pipeline, texts: &[Vec<u8>], first_line: u64) -> Result {
 }
 
 fn all_sources(kinds: Vec<StageKind>) -> Vec<StageOptions> {
-    kinds.into_iter().map(|kind| StageOptions { sources: None, kind }).collect()
+    kinds.into_iter().map(|kind| StageOptions { sources: None, by_label: None, kind }).collect()
 }
 
 fn compile(kinds: Vec<StageKind>) -> Pipeline {
@@ -325,7 +326,7 @@ fn a_wrong_stage_is_named_with_a_remedy() {
             (1, "metadata", format!("\"f\" {unread}")),
         ],
     );
-    let nobody = StageOptions { sources: Some(Vec::new()), kind: json() };
+    let nobody = StageOptions { sources: Some(Vec::new()), by_label: None, kind: json() };
     let nobody = Pipeline::compile(&[nobody]).err().unwrap_or_default();
     assert_eq!(nobody, [(0, "sources", "[] names no source; leave the key out for all of them".into())]);
 }
@@ -334,6 +335,7 @@ fn a_wrong_stage_is_named_with_a_remedy() {
 fn a_stage_leaves_other_sources_alone() {
     let only = |source: &str| StageOptions {
         sources: Some(vec!["other".into(), source.into()]),
+        by_label: None,
         kind: StageKind::PanicOn("boom"),
     };
     let texts = [b"boom".to_vec()];
@@ -464,6 +466,19 @@ fn any_stages() -> impl Strategy<Value = Vec<StageKind>> {
         stages.insert(0, json()); // fields have to come from somewhere
         stages
     })
+}
+
+#[test]
+fn a_stage_that_is_chosen_sees_only_those_who_chose_it() {
+    for (by_label, kept) in [(None, 0), (Some("chosen"), 0), (Some("other"), 1)] {
+        let drop = StageOptions {
+            sources: None,
+            by_label: by_label.map(Arc::from),
+            kind: StageKind::Drop(contains("a")),
+        };
+        let mut pipeline = Pipeline::compile(&[drop]).unwrap();
+        assert_eq!(run(&mut pipeline, &["a".into()], FIRST_LINE).records.len(), kept, "{by_label:?}");
+    }
 }
 
 proptest! {

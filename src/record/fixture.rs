@@ -28,6 +28,7 @@ pub fn lines(raw: &[&str], start: u64, replayable: bool) -> Lines {
         labels: Arc::new(Labels::new([("source", "test")])),
         filename: replayable.then(|| "/var/log/test.log".into()),
         replayable,
+        stages: Box::default(),
     };
     let credit = Budget::new(1 << 20).door().try_take(&Holder::default(), data.len()).expect("there is room");
     Lines {

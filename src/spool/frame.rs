@@ -421,6 +421,7 @@ fn parse(
         labels: Arc::new(meta.labels()?),
         filename: filename.map(Into::into),
         replayable: flags & REPLAYABLE != 0,
+        stages: Box::default(),
     };
     let origin = match known {
         Some(known) if same(known, &origin) => known.clone(),

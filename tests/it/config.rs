@@ -341,6 +341,18 @@ fn stages() {
     );
     check(&stage(r#"{ "type": "keep", "match": "(a" }"#), &["pipeline[0].match", "(a"]);
     check(&stage(r#"{ "type": "labels" }"#), &["pipeline[0]", "changes nothing", "write set"]);
+    check(
+        &stage(r#"{ "type": "json", "by_label": "a, b" }"#),
+        &["pipeline[0].by_label", "\"a, b\" is not a name", "1 to 64"],
+    );
+    check(
+        &stage(r#"{ "type": "json", "by_label": "app" }"#),
+        &["pipeline[0].by_label", "among containers", "\"docker\"", "leave it out"],
+    );
+    check(
+        &stage(r#"{ "type": "cri", "by_label": "app" }"#),
+        &["pipeline[0].by_label", "cri come from files", "leave it out"],
+    );
     check(&stage(r#"{ "type": "labels", "set": { "a-b": "1" } }"#), &["pipeline[0].set", "\"a-b\""]);
     // One wrong stage is not blamed on those after it.
     check(

@@ -34,10 +34,18 @@ struct House {
 
 impl House {
     fn new(source: Value) -> House {
-        House::saved_every(source, "100ms")
+        House::built(source, "100ms", json!([]))
     }
 
     fn saved_every(source: Value, sync_interval: &str) -> House {
+        House::built(source, sync_interval, json!([]))
+    }
+
+    fn with_pipeline(source: Value, pipeline: Value) -> House {
+        House::built(source, "100ms", pipeline)
+    }
+
+    fn built(source: Value, sync_interval: &str, pipeline: Value) -> House {
         let room = Room::new(json!({
             "sources": [{ "type": "docker", "socket": "PLACE", "name": "engine" }],
             "sinks": [{ "type": "file", "path": OUTPUT, "format": "json", "batch": { "max_wait": "20ms" } }],
@@ -50,6 +58,7 @@ impl House {
                 "status": { "listen": "127.0.0.1:0" },
                 "agent": { "sync_interval": sync_interval },
                 "sources": [entry],
+                "pipeline": pipeline,
                 "sinks": [{ "type": "file", "path": OUTPUT, "format": "json", "batch": { "max_wait": "20ms" } }],
             })
             .to_string(),
@@ -507,4 +516,36 @@ fn who_is_followed_and_how_lines_are_labelled() {
     labels.as_object_mut().unwrap().remove("host");
     let expected = json!({ "container": "web-1", "source": "engine", "stage": "prod", "stream": "stderr", "team": "red" });
     assert_eq!(labels, expected);
+}
+
+#[test]
+fn a_container_chooses_the_stages_for_its_lines() {
+    let stages = json!([{ "type": "drop", "contains": "noise", "by_label": "quiet" }]);
+    let house = House::with_pipeline(json!({}), stages);
+    for (name, chosen) in [("all", None), ("quiet", Some("quiet")), ("wrong", Some("quite"))] {
+        let labels: Vec<(&str, &str)> =
+            chosen.map(|value| ("log-capturer.stages", value)).into_iter().collect();
+        house.daemon.create(name, false, &labels);
+        house.daemon.run(name);
+        house.daemon.say(name, OUT, T, "noise\n");
+        house.daemon.say(name, OUT, T + MS, "line\n");
+    }
+    let agent = house.room.run();
+    house.until_arrived(&agent, 5);
+    house.daemon.die("wrong");
+    house.daemon.run("wrong");
+    house.daemon.say("wrong", OUT, T + 2 * MS, "again\n");
+    house.until_arrived(&agent, 6);
+    let mut arrived = house.arrived();
+    arrived.sort();
+    let all = |name| [line(name, OUT, T, "noise"), line(name, OUT, T + MS, "line")];
+    let quiet = [line("quiet", OUT, T + MS, "line")];
+    let mut expected =
+        [&all("all")[..], &quiet, &all("wrong"), &[line("wrong", OUT, T + 2 * MS, "again")]].concat();
+    expected.sort();
+    assert_eq!(arrived, expected, "{}", agent.stderr());
+    let said =
+        r#"has the label log-capturer.stages with ["quite"]; the stages that can be chosen are ["quiet"]"#;
+    assert_eq!(agent.stderr().matches(said).count(), 1, "{}", agent.stderr());
+    assert_eq!(agent.stop(), 0, "{}", agent.stderr());
 }

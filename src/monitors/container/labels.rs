@@ -4,6 +4,7 @@
 //! [`OTHER`], so that a host that makes a thousand containers an hour does not make as many streams.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use globset::GlobMatcher;
 
@@ -16,6 +17,9 @@ const OTHER: &str = "other";
 
 /// A container that has this label with `false` is never followed; with `true` it is, where others must ask for it.
 pub const ENABLE: &str = "log-capturer.enable";
+
+/// Names the stages of the pipeline that a container's lines pass besides those of all, with commas in between.
+pub const STAGES: &str = "log-capturer.stages";
 
 const COMPOSE_PROJECT: &str = "com.docker.compose.project";
 const COMPOSE_SERVICE: &str = "com.docker.compose.service";
@@ -113,6 +117,34 @@ impl Choice {
             _ => {}
         }
         self.include.all_kinds(facts) && (self.exclude.is_empty() || !self.exclude.any(facts))
+    }
+}
+
+/// What a container has chosen by its label [`STAGES`].
+#[derive(Debug, PartialEq, Eq)]
+pub struct Chosen<'f> {
+    pub stages: Vec<Arc<str>>,
+    pub unknown: Vec<&'f str>,
+}
+
+/// `known`: the names that there are.
+pub fn chosen<'f>(facts: &'f Facts, known: &[Arc<str>]) -> Chosen<'f> {
+    let mut chosen = Chosen { stages: Vec::new(), unknown: Vec::new() };
+    let label = facts.labels.get(STAGES).map_or("", String::as_str);
+    for name in label.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+        match known.iter().find(|known| &***known == name) {
+            Some(known) => chosen.stages.push(known.clone()),
+            None => chosen.unknown.push(name),
+        }
+    }
+    chosen
+}
+
+/// For people, of the names that there are.
+pub fn exist(known: &[Arc<str>]) -> String {
+    match known {
+        [] => "no stage of the pipeline can be chosen: none has by_label".into(),
+        known => format!("the stages that can be chosen are {known:?}"),
     }
 }
 
@@ -257,6 +289,25 @@ mod tests {
             assert_eq!(choice.wants(&facts, None), wanted, "{opt_in} {label:?}");
         }
         assert!(!Choice::default().wants(&facts(), Some("0123456789ab")), "our own container");
+    }
+
+    #[test]
+    fn a_container_chooses_stages() {
+        let known: [Arc<str>; 2] = ["json".into(), "noise".into()];
+        for (label, stages, unknown) in [
+            (None, &[][..], &[][..]),
+            (Some(""), &[], &[]),
+            (Some("json"), &["json"], &[]),
+            (Some(" noise,json,"), &["noise", "json"], &[]),
+            (Some("jsn, json, x y"), &["json"], &["jsn", "x y"]),
+        ] {
+            let mut facts = facts();
+            facts.labels.extend(label.map(|value| (STAGES.to_owned(), value.to_owned())));
+            let chosen = chosen(&facts, &known);
+            let names: Vec<&str> = chosen.stages.iter().map(|name| &**name).collect();
+            assert_eq!((&*names, &*chosen.unknown), (stages, unknown), "{label:?}");
+        }
+        assert_eq!(exist(&known), r#"the stages that can be chosen are ["json", "noise"]"#);
     }
 
     #[test]

@@ -51,6 +51,8 @@ pub struct ContainerSourceOptions {
     pub labels: Vec<(String, From)>,
     /// How lines tell whether they were written to stdout or stderr.
     pub stream_as: StreamAs,
+    /// Stages that containers may choose by the label [`labels::STAGES`].
+    pub stages: Vec<Arc<str>>,
 }
 
 /// What `stream` becomes.

@@ -144,6 +144,7 @@ impl Monitor {
         let shared = Shared {
             engine,
             stream_as: options.stream_as,
+            stages: options.stages.clone(),
             labeller: Mutex::new(Labeller::new(&options.labels)),
             reports: Reports::new()?,
             source,

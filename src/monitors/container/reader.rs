@@ -16,7 +16,7 @@ use crossbeam_channel::select;
 use super::api::{Came, Engine, Failure, Stream as Log};
 use super::cursor::{Step, Track};
 use super::frames::{Event, Frames};
-use super::labels::{Facts, Labeller};
+use super::labels::{Chosen, Facts, Labeller, STAGES, chosen, exist};
 use super::lines::{Joiner, Line};
 use super::reports::{Begin, How, Report, Reports};
 use super::{Place, READ_BYTES, StreamAs, place_of};
@@ -48,6 +48,8 @@ pub(super) struct Shared {
     pub engine: Engine,
     pub source: SourceOptions,
     pub stream_as: StreamAs,
+    /// Those that a container may choose.
+    pub stages: Vec<Arc<str>>,
     pub labeller: parking_lot::Mutex<Labeller>,
     pub reports: Reports,
 }
@@ -232,6 +234,7 @@ impl Reader {
             place: &place,
             labels,
             lineage: lineage(&source.name, Path::new(&self.facts.id)),
+            stages: self.stages(),
         };
         let place = match self.begin.take() {
             Some(Begin::Going(place)) => *place,
@@ -242,6 +245,20 @@ impl Reader {
             None => Place { stream: self.outlet.open_timed(who, None), cursor: None },
         };
         Opened { place, sides: Arc::new(sides) }
+    }
+
+    /// Those that the container chooses. What it asks for in vain is said when its reading begins, not again when it is
+    /// resumed.
+    fn stages(&self) -> Vec<Arc<str>> {
+        let Chosen { stages, unknown } = chosen(&self.facts, &self.shared.stages);
+        if !unknown.is_empty() && !matches!(self.begin, Some(Begin::Going(_))) {
+            let (source, called) = (&self.shared.source.name, self.facts.called());
+            log::warn!(
+                "{source}: {called} has the label {STAGES} with {unknown:?}; {}",
+                exist(&self.shared.stages)
+            );
+        }
+        stages
     }
 }
 

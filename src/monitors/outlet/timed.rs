@@ -27,6 +27,15 @@ pub struct Timekeeper<'a> {
     pub place: &'a str,
     pub labels: Labels,
     pub lineage: u64,
+    /// See [`Origin::stages`].
+    pub stages: Vec<Arc<str>>,
+}
+
+impl<'a> Timekeeper<'a> {
+    /// One that nothing more will be read of.
+    pub fn of_the_past(source: &'a SourceOptions, place: &'a str, lineage: u64) -> Timekeeper<'a> {
+        Timekeeper { source, place, labels: Labels::default(), lineage, stages: Vec::new() }
+    }
 }
 
 /// Lines with their times, gathered until they are sent.
@@ -110,6 +119,7 @@ impl Outlet {
             filename: None,
             // Anybody may remove a container, and its log with it.
             replayable: false,
+            stages: who.stages.into(),
         };
         Stream {
             holder: self.supply.budget.holder(&origin.source, Some(&place)),

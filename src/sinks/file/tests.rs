@@ -25,6 +25,7 @@ pub fn origin(generation: u64, source: &str, filename: Option<&str>) -> Arc<Orig
         labels: Arc::new(Labels::new([("host", "box"), ("source", source)])),
         filename: filename.map(Arc::from),
         replayable: true,
+        stages: Box::default(),
     })
 }
 

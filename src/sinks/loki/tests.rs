@@ -109,6 +109,7 @@ fn origin(labels: &[(&str, &str)]) -> Arc<Origin> {
         labels: Arc::new(Labels::new(labels.iter().copied())),
         filename: None,
         replayable: true,
+        stages: Box::default(),
     })
 }
 

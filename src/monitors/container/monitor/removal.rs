@@ -8,7 +8,6 @@ use super::super::reports::Begin;
 use super::super::{of_place, place_of};
 use super::{Monitor, State};
 use crate::monitors::outlet::Timekeeper;
-use crate::record::Labels;
 
 /// Named in the log; more are only counted.
 const NAMED_MAX: u64 = 20;
@@ -63,7 +62,7 @@ impl Monitor {
         let name = of_place(&known).map_or("", |(_, name)| name).to_owned();
         let place = place_of(id, &name);
         let source = &self.shared.source;
-        let who = Timekeeper { source, place: &place, labels: Labels::default(), lineage: known.lineage };
+        let who = Timekeeper::of_the_past(source, &place, known.lineage);
         let mut stream = self.outlet.reopen_timed(who, &known);
         self.lost(&format!("{name} ({})", short(id)), known.cursor.map(|cursor| cursor.ns));
         self.outlet.give_up(&mut stream, known.known_to(), "the container was removed");

@@ -19,7 +19,8 @@ use super::super::identity::{
 };
 use super::super::known::inodes;
 use super::super::packed::Unpacked;
-use super::super::tail::{Step, Tail};
+use super::super::step::Step;
+use super::super::tail::Tail;
 use super::{Files, file_options};
 use crate::durable::FileId;
 use crate::ledger::Known;

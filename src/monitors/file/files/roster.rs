@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use super::super::discovery::{Found, Sweep};
 use super::super::identity::lineage;
-use super::super::tail::{Step, Tail};
+use super::super::step::Step;
+use super::super::tail::Tail;
 use super::{Files, file_options};
 use crate::durable::FileId;
 use crate::monitors::StartAt;
