@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use crossbeam_channel::{Receiver, at, never};
 use parking_lot::Mutex;
 
 /// A source of time. Cheap to clone; clones of one made by hand move together.
@@ -50,6 +51,29 @@ impl Clock {
             hands.0 += by;
             hands.1 += by.as_nanos() as i64;
         }
+    }
+}
+
+/// A time to be woken up at, for `select!`: made anew only when it is another one, since that takes memory.
+pub struct Alarm {
+    at: Option<Instant>,
+    bell: Receiver<Instant>,
+}
+
+impl Default for Alarm {
+    fn default() -> Alarm {
+        Alarm { at: None, bell: never() }
+    }
+}
+
+impl Alarm {
+    /// Rings at `time`, once; `None`: never.
+    pub fn set(&mut self, time: Option<Instant>) -> &Receiver<Instant> {
+        // One that has rung is empty for ever.
+        if self.at != time || self.at.is_some_and(|at| at <= real_now()) {
+            (self.at, self.bell) = (time, time.map_or(never(), at));
+        }
+        &self.bell
     }
 }
 

@@ -9,11 +9,13 @@
 //!
 //! Not here: what a line is (`monitors/file/framing.rs`), who answers for it (`ack.rs`).
 
+mod buffer;
 mod plain;
 
 use std::ops::Range;
 use std::sync::Arc;
 
+pub use buffer::{Buffer, Pool};
 pub use plain::Plain;
 
 use crate::ack::{Ack, Count, GenerationId, Share};
@@ -87,9 +89,9 @@ pub struct Lines {
     pub start: u64,
     /// The exact bytes, line ends included. A line without an end at its end was cut: at the limit of length,
     /// or because the file ended there.
-    pub data: Vec<u8>,
+    pub data: Buffer<u8>,
     /// Where each line ends in `data`, exclusive, rising. Never empty; the last one is `data.len()`.
-    pub ends: Vec<u32>,
+    pub ends: Buffer<u32>,
     /// Line `i` has the time `base_ns + i`, unless it is `timed` or a stage parses a better one.
     pub base_ns: i64,
     /// Number of the first line in its generation, from 0.

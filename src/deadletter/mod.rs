@@ -154,8 +154,8 @@ impl Letter {
         let lines = Lines {
             origin: Arc::new(origin),
             start: self.offset,
-            data,
-            ends,
+            data: data.into(),
+            ends: ends.into(),
             base_ns,
             first_line: 0,
             continues,

@@ -19,8 +19,8 @@ fn records(raw: &[u8], changed: Option<Changed>) -> Records {
     let lines = Lines {
         origin,
         start: 40,
-        data: [b"first\n", raw].concat(),
-        ends: vec![6, 6 + raw.len() as u32],
+        data: [b"first\n", raw].concat().into(),
+        ends: vec![6, 6 + raw.len() as u32].into(),
         base_ns: 1_000_000_000,
         first_line: 0,
         continues: false,

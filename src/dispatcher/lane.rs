@@ -28,7 +28,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, at, never, select};
+use crossbeam_channel::{Receiver, Sender, never, select};
 use parking_lot::Mutex;
 use serde::Serialize;
 
@@ -37,6 +37,7 @@ use super::batch::{Batcher, Sealed, apart, each_record, halves};
 use super::retry::Request;
 use super::sender::Report;
 use crate::ack::{Count, Share, SinkId, Verdict};
+use crate::clock::Alarm;
 use crate::deadletter::{DeadLetters, Letter};
 use crate::error::{Error, Result};
 use crate::record::{Batch, Parcel, Slice};
@@ -58,6 +59,8 @@ pub struct Lane {
     retry: Sender<Request>,
     again: Receiver<()>,
     refusals: Receiver<()>,
+    /// For what is due.
+    alarm: Alarm,
     stop: Stop,
     dead_letters: DeadLetters,
     mood: Mood,
@@ -172,6 +175,7 @@ impl Lane {
             retry: ends.retry,
             again: ends.again,
             refusals: ends.refusals,
+            alarm: Alarm::default(),
             stop,
             dead_letters,
             mood: Mood::Well,
@@ -223,9 +227,10 @@ impl Lane {
             && self.spooling.as_ref().is_none_or(spooled)
     }
 
-    fn next_event(&self) -> Event {
+    fn next_event(&mut self) -> Event {
         let due = self.streets.iter().filter_map(|street| street.batcher.due());
-        let due = due.chain(self.spool_due()).min().map_or(never(), at);
+        let due = due.chain(self.spool_due()).min();
+        let due = self.alarm.set(due).clone();
         let inlet = if self.inlet_closed { &never() } else { &self.inlet };
         // A stop means nothing here before the inlet has closed: what is on its way comes first.
         let last_call = self.inlet_closed && self.mood == Mood::Resting;

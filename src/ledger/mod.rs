@@ -32,10 +32,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, after, at, never, select};
+use crossbeam_channel::{Receiver, never, select};
 use parking_lot::Mutex;
 
 use crate::ack::{Count, SinkId};
+use crate::clock::Alarm;
 use crate::disk::Disk;
 use crate::durable::{OwnFiles, Passed, Unsynced};
 use crate::error::Result;
@@ -111,6 +112,7 @@ pub struct Ledger {
     checkpoints: u64,
     /// The view is older than the books: when to replace it.
     show_at: Option<Instant>,
+    alarm: Alarm,
     /// Why the last attempt to save failed: said once, retried every `sync_interval`.
     ill: Option<String>,
     /// Why files wait, if nothing can be stamped.
@@ -181,6 +183,7 @@ impl Ledger {
             snapshots_due: 0,
             checkpoints: 0,
             show_at: None,
+            alarm: Alarm::default(),
             ill: None,
             stamping_ill: None,
             first_start,
@@ -261,23 +264,20 @@ impl Ledger {
         if self.notes.len() < NOTES / 4 {
             select! {
                 recv(self.stop.abort.channel()) -> _ => {}
-                recv(after(LINGER)) -> _ => {}
+                default(LINGER) => {}
             }
         }
     }
 
-    fn next_event(&self) -> Event {
+    fn next_event(&mut self) -> Event {
         let aborted = match self.last_save {
             LastSave::WhenAborted { .. } => self.stop.abort.channel().clone(),
             _ => never(),
         };
         let stopping = if self.stopping { never() } else { self.stop.stop.channel().clone() };
         let last = if let LastSave::At(at) = self.last_save { Some(at) } else { None };
-        let due = [self.save_at, self.snapshot_at, self.show_at, last]
-            .into_iter()
-            .flatten()
-            .min()
-            .map_or(never(), at);
+        let due = [self.save_at, self.snapshot_at, self.show_at, last].into_iter().flatten().min();
+        let due = self.alarm.set(due).clone();
         select! {
             recv(self.notes) -> note => note.map_or(Event::Closed, Event::Note),
             recv(stopping) -> _ => Event::Stopping,

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Select, Sender};
+use crossbeam_channel::{Receiver, Select, Sender, TrySendError};
 use parking_lot::Mutex;
 
 use super::SourceOptions;
@@ -25,15 +25,32 @@ use crate::clock::{Clock, StampClock};
 use crate::ledger::{
     BEFORE_BYTES, Book, Head, Identity, Journal, Known, Note, Opened, Progress, Record, Restored, Stamp,
 };
-use crate::record::{Chunk, Labels, Lines, Origin};
+use crate::record::{Buffer, Chunk, Labels, Lines, Origin, Pool};
 use crate::tasks::Stop;
 pub use stream::Stream;
 
 pub use timed::{Gathered, Timekeeper};
 
-/// Lines in one chunk at most: their ends then cost no more than an eighth of a read, and lines of more than 27 bytes
-/// fill one.
-pub const CHUNK_LINES: usize = 8 * 1024;
+/// Lines in one chunk at most.
+pub const CHUNK_LINES: usize = CHUNK_BYTES / LINE_BYTES;
+
+/// What is read at once where much waits: what a chunk costs besides its bytes is little then.
+const CHUNK_BYTES: usize = 512 * 1024;
+
+/// A small budget has smaller chunks: several are under way, so that nobody waits for the one in front of him.
+const CHUNKS_IN_BUDGET: usize = 4;
+
+/// Of those that wait to be used again, as many lie about.
+const SPARES_IN_BUDGET: usize = 4;
+
+const CHUNK_BYTES_LEAST: usize = 128 * 1024;
+
+/// Lines that are as long fill a chunk: the ends of shorter ones would cost more than an eighth of it.
+const LINE_BYTES: usize = 32;
+
+/// Lines of a log in parts that belong together, and go into one chunk: as many with every budget, since it decides what
+/// is joined.
+pub const GROUP_LINES: usize = CHUNK_BYTES_LEAST / LINE_BYTES;
 
 /// What a chunk costs besides its bytes and its shares: its structs, and its line in the ledger.
 pub const CHUNK_OVERHEAD: usize = 768;
@@ -52,6 +69,10 @@ pub struct Supply {
     book: Book,
     receipts: Arc<dyn Receipts>,
     intakes: Arc<[Sender<Chunk>]>,
+    /// How many bytes are read at once at most, but for a longer line.
+    chunk_bytes: usize,
+    data: Pool<u8>,
+    ends: Pool<u32>,
 }
 
 impl Supply {
@@ -65,7 +86,13 @@ impl Supply {
         book: Book,
         intakes: Vec<Sender<Chunk>>,
     ) -> Supply {
+        let part = budget.capacity() / CHUNKS_IN_BUDGET;
+        let chunk_bytes = (1 << part.ilog2()).clamp(CHUNK_BYTES_LEAST, CHUNK_BYTES);
+        let spare_bytes = budget.capacity() / SPARES_IN_BUDGET;
         Supply {
+            chunk_bytes,
+            data: Pool::new(chunk_bytes, spare_bytes),
+            ends: Pool::new(chunk_bytes / LINE_BYTES, spare_bytes / LINE_BYTES),
             stamps: Arc::new(Mutex::new(StampClock::new(restored.last_stamp_ns))),
             budget,
             clock,
@@ -260,18 +287,33 @@ impl Outlet {
         self.supply.budget.holder(&origin.source, origin.filename.as_ref())
     }
 
+    /// How many bytes are worth to be read at once.
+    pub fn chunk_bytes(&self) -> usize {
+        self.supply.chunk_bytes
+    }
+
+    /// How many lines a chunk of this Outlet has at most.
+    pub fn chunk_lines(&self) -> usize {
+        self.supply.chunk_bytes / LINE_BYTES
+    }
+
+    /// For `len` bytes, whatever they are yet.
+    pub fn buffer(&self, len: usize) -> Buffer<u8> {
+        self.supply.data.take(len)
+    }
+
     /// Credit for reading up to `bytes`: before the read, never after it.
     pub fn take(&self, stream: &Stream, bytes: usize) -> Result<Credit, Refused> {
         let ill_until = self.stamping.as_ref().and_then(|stamping| stamping.ill_until);
         if ill_until.is_some_and(|until| self.supply.clock.now() < until) {
             return Err(Refused::Full);
         }
-        let besides = cost_besides(CHUNK_LINES.min(bytes), self.supply.sinks);
-        self.door.try_take(&stream.holder, bytes + besides)
+        let Supply { data, ends, sinks, .. } = &self.supply;
+        let besides = cost_besides(ends.capacity_for(self.chunk_lines().min(bytes)), *sinks);
+        self.door.try_take(&stream.holder, data.capacity_for(bytes) + besides)
     }
 
-    /// Hands over whole lines that start at the position. `ends`: where each ends in `data`, the last one at its
-    /// end, at most [`CHUNK_LINES`]. Waits for room downhill until the agent stops. The stamp is written down first.
+    /// As [`Outlet::send_read`], for bytes that stay where they are.
     pub fn send(
         &mut self,
         stream: &mut Stream,
@@ -280,21 +322,24 @@ impl Outlet {
         credit: Credit,
     ) -> Result<(), NotSent> {
         let before = Head::of(&data[data.len().saturating_sub(BEFORE_BYTES)..]);
-        self.send_arranged(stream, data, ends, before, credit)
+        let data = self.supply.data.copy_of(data);
+        self.send_read(stream, data, ends, before, credit)
     }
 
-    /// As [`Outlet::send`], for bytes that do not stand in the file in this order. `before`: of those that stand there
-    /// right before where the chunk ends.
-    pub fn send_arranged(
+    /// Hands over whole lines that start at the position. `ends`: where each ends in `data`, the last one at its
+    /// end, at most [`Outlet::chunk_lines`]. `before`: of the bytes that stand in the source right before where the chunk
+    /// ends; those of `data` may be arranged otherwise. Waits for room downhill until the agent stops. The stamp is
+    /// written down first.
+    pub fn send_read(
         &mut self,
         stream: &mut Stream,
-        data: &[u8],
+        mut data: Buffer<u8>,
         ends: &[u32],
         before: Head,
         mut credit: Credit,
     ) -> Result<(), NotSent> {
         assert!(
-            ends.len() <= CHUNK_LINES && ends.last().copied() == u32::try_from(data.len()).ok(),
+            ends.len() <= self.chunk_lines() && ends.last().copied() == u32::try_from(data.len()).ok(),
             "a chunk is made of whole lines"
         );
         let sinks = stream.lacking(self.supply.sinks);
@@ -328,12 +373,16 @@ impl Outlet {
             false => self.supply.book.note(Note::Read(stamp.clone())),
         }
         if !sinks.is_empty() {
-            credit.shrink_to(data.len() + cost_besides(ends.len(), sinks.iter().count()));
+            if data.len() < data.capacity() / 4 {
+                data = self.supply.data.copy_of(&data); // the rest of it is for others
+            }
+            let ends = self.supply.ends.copy_of(ends);
+            credit.shrink_to(data.capacity() + cost_besides(ends.capacity(), sinks.iter().count()));
             let lines = Lines {
                 origin: stream.origin.clone(),
                 start: range.start,
-                data: data.to_vec(),
-                ends: ends.to_vec(),
+                data,
+                ends,
                 base_ns,
                 first_line: stream.next_line,
                 continues: stream.continues,
@@ -355,13 +404,15 @@ impl Outlet {
     fn hand_over(&self, chunk: Chunk, stamp: Stamp) -> Result<(), NotSent> {
         let intakes = &self.supply.intakes;
         let intake = &intakes[(chunk.lines.origin.lineage % intakes.len() as u64) as usize];
+        // Nearly always there is room. Workers outlive every Outlet; one that panicked drops the chunk unsettled, which
+        // is a fault.
+        let Err(TrySendError::Full(chunk)) = intake.try_send(chunk) else { return Ok(()) };
         let mut select = Select::new_biased();
         let room = select.send(intake);
         let stop = if self.until_abort { &self.supply.stop.abort } else { &self.supply.stop.stop };
         select.recv(stop.channel());
         let ready = select.select();
         if ready.index() == room {
-            // Workers outlive every Outlet; one that panicked drops the chunk unsettled, which is a fault.
             let _ = ready.send(intake, chunk);
             return Ok(());
         }

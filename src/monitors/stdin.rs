@@ -14,7 +14,6 @@ use rustix::io::Errno;
 
 use super::file::framing::{End, frame};
 use super::file::identity::lineage;
-use super::outlet::CHUNK_LINES;
 use super::{NotSent, Opening, Outlet, SourceOptions, Stream};
 use crate::budget::Credit;
 use crate::error::{Context, Result};
@@ -132,7 +131,8 @@ impl Stdin {
     ) -> std::result::Result<(), Stop> {
         loop {
             self.ends.clear();
-            let len = frame(&self.buffer, self.source.max_line_bytes, end, CHUNK_LINES, &mut self.ends);
+            let (longest, most) = (self.source.max_line_bytes, self.outlet.chunk_lines());
+            let len = frame(&self.buffer, longest, end, most, &mut self.ends);
             if len == 0 {
                 return Ok(());
             }
@@ -191,7 +191,7 @@ mod tests {
             tasks.spawn(spec("stdin"), |task| stdin.run(task)).unwrap();
             let mut next = || {
                 let chunk = chunks.recv_timeout(Duration::from_secs(20)).ok()?;
-                let data = chunk.lines.data.clone();
+                let data = chunk.lines.data.to_vec();
                 chunk.ack.into_shares().into_iter().for_each(|share| share.settle(&Verdict::Delivered));
                 all.extend_from_slice(&data);
                 Some(data)

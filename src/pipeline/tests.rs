@@ -53,8 +53,8 @@ fn given(texts: &[Vec<u8>], first_line: u64) -> Given {
     let lines = Lines {
         origin: Arc::new(origin("app")),
         start: 100,
-        data,
-        ends,
+        data: data.into(),
+        ends: ends.into(),
         base_ns: BASE_NS + (first_line - FIRST_LINE) as i64,
         first_line,
         continues: false,

@@ -34,8 +34,8 @@ pub fn lines(raw: &[&str], start: u64, replayable: bool) -> Lines {
     Lines {
         origin: Arc::new(origin),
         start,
-        ends: ends.collect(),
-        data,
+        ends: ends.collect::<Vec<u32>>().into(),
+        data: data.into(),
         base_ns: 1_000 + start as i64,
         first_line: start,
         continues: false,

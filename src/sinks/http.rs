@@ -25,8 +25,9 @@ use crate::sinks::{Answer, Auth, Guilty, HttpOptions, SinkContext, TlsOptions};
 /// More than any error text that is of use; Elasticsearch's answers for a whole batch are the longest.
 const REPLY_MAX: u64 = 64 * 1024;
 
-/// Fills a socket's send buffer in one call; held per connection.
-const SEND_BUFFER_BYTES: usize = 64 * 1024;
+/// Holds the body of a full batch, compressed, as a rule: then it goes out in one write. Per connection; only what
+/// bodies have filled becomes resident.
+const SEND_BUFFER_BYTES: usize = 512 * 1024;
 
 /// The head of an answer must fit.
 const RECEIVE_BUFFER_BYTES: usize = 16 * 1024;
@@ -159,14 +160,15 @@ impl HttpClient {
     /// must not send a day to the dead letters. Nor must a web server in the sink's place (`http://` to its TLS
     /// port is a 400): 400 and 422 with a page for people do not come from an API.
     pub fn answer(&self, reply: &HttpReply) -> Answer {
-        let said = said(reply);
         match reply.status {
             200..=299 => Answer::Delivered,
-            413 => Answer::Refused { which: Guilty::Unknown, why: said },
-            400 | 422 if !is_page(&reply.body) => Answer::Refused { which: Guilty::Unknown, why: said },
+            413 => Answer::Refused { which: Guilty::Unknown, why: said(reply) },
+            400 | 422 if !is_page(&reply.body) => {
+                Answer::Refused { which: Guilty::Unknown, why: said(reply) }
+            }
             _ => Answer::Retry {
                 not_before: reply.retry_after,
-                why: Error::new(format!("{}: {} answered {said}", self.sink, self.base)),
+                why: Error::new(format!("{}: {} answered {}", self.sink, self.base, said(reply))),
             },
         }
     }

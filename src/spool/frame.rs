@@ -428,11 +428,13 @@ fn parse(
         _ => known.insert(Arc::new(origin)).clone(),
     };
     let base_ns = i64::from_le_bytes(meta.take(8)?.try_into().ok()?);
-    let mut lines = Lines {
+    let start = header.start + meta.number()?;
+    let mut ends = Vec::with_capacity(header.records as usize);
+    let lines = |ends: Vec<u32>| Lines {
         origin,
-        start: header.start + meta.number()?,
-        data,
-        ends: Vec::with_capacity(header.records as usize),
+        start,
+        data: data.into(),
+        ends: ends.into(),
         base_ns,
         first_line: 0, // only stages ask for it, and these records have passed them
         continues: flags & CONTINUES != 0,
@@ -447,10 +449,10 @@ fn parse(
     if flags & DENSE != 0 {
         for _ in 0..header.records {
             let line_end = ends_after(meta.number()?)?;
-            lines.ends.push(line_end);
+            ends.push(line_end);
         }
-        return (lines.ends.last() == Some(&header.data_len))
-            .then(|| Records::replayed(lines, None, Vec::new(), header.sequence));
+        return (ends.last() == Some(&header.data_len))
+            .then(|| Records::replayed(lines(ends), None, Vec::new(), header.sequence));
     }
     let (mut sets, mut names): (Vec<Arc<Labels>>, Vec<Arc<str>>) = Default::default();
     let (mut entries, mut places) = (Vec::new(), Vec::new());
@@ -462,7 +464,7 @@ fn parse(
         let len = meta.number()?;
         let rewritten = flags & REWRITTEN != 0;
         let line_end = ends_after(if rewritten { meta.number()? } else { len })?;
-        lines.ends.push(line_end);
+        ends.push(line_end);
         let mut changed = Changed::default();
         if flags & HAS_LABELS != 0 {
             let at = meta.number()? as usize;
@@ -493,8 +495,8 @@ fn parse(
         });
         (time_ns, offset) = (time_ns.wrapping_add(1), offset.checked_add(len)?);
     }
-    let all_there = lines.ends.last() == Some(&header.data_len);
-    all_there.then(|| Records::replayed(lines, Some(entries), places, header.sequence))
+    let all_there = ends.last() == Some(&header.data_len);
+    all_there.then(|| Records::replayed(lines(ends), Some(entries), places, header.sequence))
 }
 
 fn same(known: &Origin, origin: &Origin) -> bool {

@@ -28,7 +28,8 @@ pub struct Closed {
 pub fn closing() -> Result<(Closer, Closed)> {
     use rustix::pipe::{PipeFlags, pipe_with};
     let (read, write) = pipe_with(PipeFlags::CLOEXEC).context(|| "could not make a pipe".into())?;
-    let (sender, channel) = bounded(0);
+    // Nothing is ever sent; but to wait for a channel without a slot takes memory each time.
+    let (sender, channel) = bounded(1);
     Ok((Closer { _channel: sender, _pipe: write }, Closed { channel, pipe: Arc::new(read) }))
 }
 

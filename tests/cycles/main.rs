@@ -11,6 +11,7 @@ mod house;
 mod lives;
 mod receiver;
 mod reloads;
+mod speed;
 
 use std::alloc::System;
 
@@ -29,6 +30,7 @@ fn amount(variable: &str, short: u64) -> u64 {
 fn nothing_grows() {
     house::listen_to_the_log();
     house::grow_the_parking_lot();
+    speed::a_backlog_takes_no_memory_for_its_lines();
     lives::many_lives_in_one_process(amount("LOG_CAPTURER_CYCLES", 150));
     reloads::many_reloads(amount("LOG_CAPTURER_RELOADS", 50));
     churn::files_that_come_and_go(amount("LOG_CAPTURER_CHURN", 3_000));

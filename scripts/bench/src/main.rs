@@ -110,7 +110,11 @@ impl Bench {
         let kib = memory.lines().next().and_then(after).unwrap_or_default();
         let gib = kib.split(' ').next().and_then(|kib| kib.parse::<f64>().ok()).unwrap_or(0.0) / 1_048_576.0;
         let kernel = text("/proc/sys/kernel/osrelease");
-        println!("{}, {cores} cores, {gib:.0} GiB; Linux {}", model.unwrap_or_default(), kernel.trim());
+        println!(
+            "{}, {cores} cores, {gib:.0} GiB; Linux {}",
+            model.unwrap_or_default(),
+            kernel.trim().split('-').next().unwrap_or_default()
+        );
         let mut versions: Vec<String> = self.agents.iter().map(|agent| agent_version(agent)).collect();
         versions.extend(self.peers().iter().map(|peer| peer.version()));
         versions.dedup();

@@ -89,6 +89,7 @@ fn contestants(bench: &Bench) -> Vec<Contestant> {
         all.push(new(&format!("agent: the same, `memory_budget` 2MiB{which}"), agent(true, "2MiB", "post")));
     }
     all.push(new("bare: read + write", Kind::Bare("write")));
+    all.push(new("bare: … + sync", Kind::Bare("sync")));
     for program in &bench.agents {
         let which = if bench.agents.len() > 1 { format!(" ({})", program.display()) } else { String::new() };
         let kind = Kind::Agent {
@@ -112,7 +113,7 @@ fn prepare(bench: &Bench, kind: &Kind, logs: &Path, once: bool) -> Result<(Comma
             let mut command = Command::new(&bench.bare);
             command.arg(what).arg(logs);
             match *what {
-                "write" => drop(command.arg(&output)),
+                "write" | "sync" => drop(command.arg(&output)),
                 "post" => drop(command.arg(bench.receiver.address.to_string())),
                 _ => {}
             }
@@ -143,6 +144,8 @@ fn config(
 /// Until the last line has arrived, and the end of the process.
 fn one(bench: &Bench, kind: &Kind, logs: &Path, lines: u64) -> Result<Run> {
     let (mut command, output) = prepare(bench, kind, logs, false)?;
+    // What others have written is not written back at our cost.
+    Command::new("sync").status()?;
     bench.receiver.begin();
     let mut process = Process::start(&mut command, &bench.home.join("said.txt"))?;
     if let Kind::Bare(what) = kind {

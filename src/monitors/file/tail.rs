@@ -24,16 +24,13 @@ use super::packed::{Form, Unpacked};
 use super::parts::{Found as Framed, arrange, frame_parts, keep_within};
 use super::step::{Look, Step, next_step};
 use crate::ack::GenerationId;
-use crate::budget::{READ_BYTES, Refused};
+use crate::budget::Refused;
 use crate::durable::FileId;
 use crate::ledger::{BEFORE_BYTES, HOLE, Head};
 use crate::metrics::Counter;
-use crate::monitors::outlet::CHUNK_LINES;
+use crate::monitors::outlet::GROUP_LINES;
 use crate::monitors::{NotSent, Outlet, SourceOptions, Stream};
 use crate::tasks::Task;
-
-/// With what the Outlet adds for the ends of its lines, this is one [`READ_BYTES`] of credit.
-const TURN_BYTES: usize = READ_BYTES - CHUNK_LINES * size_of::<u32>() - 2048;
 
 /// In which the system counts what stands on the disk.
 pub(super) const BLOCK_BYTES: u64 = 512;
@@ -113,7 +110,6 @@ pub(super) struct Reading<'a> {
 /// Shared by all files: one turn at a time.
 #[derive(Default)]
 pub(super) struct Buffers {
-    data: Vec<u8>,
     ends: Vec<u32>,
     /// What has to be arranged (`parts.rs`).
     mixed: Vec<Range<usize>>,
@@ -315,7 +311,8 @@ impl Tail {
         let in_parts = reading.options.is_in_parts();
         let open_since = self.open_line.as_ref().filter(|open| open.0 == self.position()).map(|open| open.1);
         // A half line that is found whole by the next turn needs no look ahead.
-        let is_long = self.scanned >= self.position() + (TURN_BYTES / 2) as u64;
+        let turn_bytes = reading.outlet.chunk_bytes() - HEAD_BYTES; // one buffer, with what stands before
+        let is_long = self.scanned >= self.position() + (turn_bytes / 2) as u64;
         let rewritten = is_long && self.was_rewritten();
         let (Some(file), Some(stream)) = (&self.descriptor, &mut self.stream) else { return Turn::Rest };
         let mut hole_at = None;
@@ -340,7 +337,7 @@ impl Tail {
             None => read_at(file, buffer, offset),
         };
         let Reading { outlet, options, task, buffers, cut_lines, now } = reading;
-        let Buffers { data, ends, mixed } = &mut **buffers;
+        let Buffers { ends, mixed } = &mut **buffers;
         let longest = options.max_line_bytes;
         // A place within what an earlier life has arranged means nothing without all of it.
         let again = stream.stamp_start().filter(|start| in_parts && *start < stream.position());
@@ -348,7 +345,7 @@ impl Tail {
         let there = usize::try_from(size.saturating_sub(position)).unwrap_or(usize::MAX);
 
         // Up to the hole at most: then there is no more of the line that stands before it.
-        let to_hole = hole_at.map(|hole| (hole - position) as usize).filter(|to| *to <= TURN_BYTES);
+        let to_hole = hole_at.map(|hole| (hole - position) as usize).filter(|to| *to <= turn_bytes);
         let limit = if in_parts { stream.stamp_limit() } else { stream.read_limit() }.unwrap_or(u64::MAX);
         let end = match open_since {
             Some(since) if end == End::More && limit == u64::MAX && *now - since >= options.idle => {
@@ -356,7 +353,7 @@ impl Tail {
             }
             _ => end,
         };
-        let mut want = to_hole.unwrap_or(TURN_BYTES).min(there);
+        let mut want = to_hole.unwrap_or(turn_bytes).min(there);
         if again.is_some() {
             want = ((limit - position) as usize).min(there);
         } else if is_long && end != End::Final && to_hole.is_none() {
@@ -368,8 +365,8 @@ impl Tail {
             } else if rewritten {
                 return Turn::Truncated { seen: 0 };
             } else {
-                data.resize(TURN_BYTES.min((size - self.scanned) as usize), 0);
-                let fresh = match read_at(data, self.scanned) {
+                let mut data = outlet.buffer(turn_bytes.min((size - self.scanned) as usize));
+                let fresh = match read_at(&mut data, self.scanned) {
                     Ok(fresh) => fresh,
                     Err(cause) => return Turn::Failed(cause),
                 };
@@ -382,21 +379,21 @@ impl Tail {
                 }
             }
         } else if end == End::Final && to_hole.is_none() {
-            want = there.min(longest.max(TURN_BYTES));
+            want = there.min(longest.max(turn_bytes));
         }
         want = want.min(usize::try_from(limit - position).unwrap_or(usize::MAX));
 
-        let credit = match outlet.take(stream, want) {
-            Ok(credit) => credit,
-            Err(refused) => return Turn::NoCredit(refused),
-        };
         // What stands before comes with it, in one read, so that nothing can be exchanged in between; at the
         // beginning all of it, so that the head is of the same bytes too.
         let before = self.before.filter(|_| again.is_none());
         let before_len = before.map_or(0, |before| before.len as usize);
         let back = if position < HEAD_BYTES as u64 { position as usize } else { before_len };
-        data.resize(back + want, 0);
-        let read = match read_at(data, position - back as u64) {
+        let credit = match outlet.take(stream, back + want) {
+            Ok(credit) => credit,
+            Err(refused) => return Turn::NoCredit(refused),
+        };
+        let mut data = outlet.buffer(back + want);
+        let read = match read_at(&mut data, position - back as u64) {
             Ok(read) => read,
             Err(cause) => return Turn::Failed(cause),
         };
@@ -431,13 +428,12 @@ impl Tail {
         ends.clear();
         mixed.clear();
         let found = match in_parts {
-            true => frame_parts(&fresh[..len], longest, end, CHUNK_LINES, ends, mixed),
-            false => Framed::of_lines(
-                fresh,
-                frame(&fresh[..len], longest, end, CHUNK_LINES, ends),
-                ends,
-                CHUNK_LINES,
-            ),
+            true => frame_parts(&fresh[..len], longest, end, GROUP_LINES, ends, mixed),
+            false => {
+                let most = outlet.chunk_lines();
+                let bytes = frame(&fresh[..len], longest, end, most, ends);
+                Framed::of_lines(fresh, bytes, ends, most)
+            }
         };
         let consumed = found.bytes;
         let looked_at = if found.full { consumed } else { len };
@@ -463,8 +459,8 @@ impl Tail {
             }
             cut_lines.add(found.cut as u64);
             task.waits_for("the workers");
-            let sent = outlet.send_arranged(stream, &fresh[part], ends, before.unwrap_or_default(), credit);
-            match sent {
+            data.keep(back + part.start..back + part.end);
+            match outlet.send_read(stream, data, ends, before.unwrap_or_default(), credit) {
                 Ok(()) => {}
                 Err(NotSent::Stopped) => return Turn::Stopped,
                 // Nothing else can be stamped either: like a budget without room.
@@ -480,9 +476,6 @@ impl Tail {
             let at = position + consumed as u64;
             let open = || open_since.filter(|_| consumed == 0).unwrap_or(*now);
             self.open_line = (consumed < len && !found.full).then(|| Box::new((at, open())));
-        }
-        if data.capacity() > TURN_BYTES + HEAD_BYTES {
-            *data = Vec::new(); // a long line was here
         }
         self.after_read(len, options.idle, *now)
     }

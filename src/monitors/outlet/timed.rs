@@ -184,8 +184,8 @@ impl Outlet {
             let lines = Lines {
                 origin: stream.origin.clone(),
                 start: range.start,
-                data,
-                ends,
+                data: data.into(),
+                ends: ends.into(),
                 base_ns: 0,
                 first_line: stream.next_line,
                 continues: false,

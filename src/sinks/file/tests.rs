@@ -40,8 +40,8 @@ pub fn lines(origin: &Arc<Origin>, raw: &[&[u8]], base_ns: i64) -> Lines {
     Lines {
         origin: origin.clone(),
         start: 100,
-        data,
-        ends,
+        data: data.into(),
+        ends: ends.into(),
         base_ns,
         first_line: 0,
         continues: false,

@@ -10,7 +10,7 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use super::wire::{Entry, json, protobuf};
 use super::{labels, wire};
@@ -57,6 +57,7 @@ pub struct LokiEncoder {
     runs: Vec<Run>,
     /// The streams of the current batch, by their labels.
     streams: HashMap<Arc<Labels>, u32>,
+    names: LastName,
     /// The body before it is compressed.
     raw: Vec<u8>,
     /// A line whose invalid UTF-8 was replaced.
@@ -72,6 +73,24 @@ struct Run {
     part: u32,
     /// Within the part's records.
     range: Range<u32>,
+}
+
+/// The text of the stream that was written last: batch after batch may be of one stream alone.
+#[derive(Default)]
+struct LastName {
+    /// Weak: keeps no source's labels alive. What it points to is not used again for others as long as it is here.
+    labels: Weak<Labels>,
+    text: String,
+}
+
+impl LastName {
+    fn of(&mut self, labels: &Arc<Labels>, of_the_sink: &Labels) -> &str {
+        if !std::ptr::eq(self.labels.as_ptr(), Arc::as_ptr(labels)) {
+            self.text = labels::text(&labels::stream_labels(labels, of_the_sink));
+            self.labels = Arc::downgrade(labels);
+        }
+        &self.text
+    }
 }
 
 impl Encoder for LokiEncoder {
@@ -117,6 +136,7 @@ impl LokiEncoder {
             long_lines_total: metrics.counter("sink_long_lines_total", help, &[("sink", name)]),
             runs: Vec::new(),
             streams: HashMap::new(),
+            names: LastName::default(),
             raw: Vec::new(),
             clean: String::new(),
             snappy: snap::raw::Encoder::new(),
@@ -183,11 +203,13 @@ impl LokiEncoder {
         let records = |run: &Run| &batch.parts[run.part as usize].0.records;
         for stream in runs.chunk_by(|a, b| a.stream == b.stream) {
             let labels = records(&stream[0]).labels(stream[0].range.start);
-            let pairs = labels::stream_labels(labels, &self.sink_labels);
             let opened = match self.encoding {
-                LokiEncoding::Protobuf => protobuf::open_stream(&mut self.raw, &labels::text(&pairs)),
+                LokiEncoding::Protobuf => {
+                    let name = self.names.of(labels, &self.sink_labels);
+                    protobuf::open_stream(&mut self.raw, name)
+                }
                 LokiEncoding::Json => {
-                    json::open_stream(&mut self.raw, &pairs);
+                    json::open_stream(&mut self.raw, &labels::stream_labels(labels, &self.sink_labels));
                     0
                 }
             };

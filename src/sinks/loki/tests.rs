@@ -121,6 +121,7 @@ fn lines(origin: &Arc<Origin>, base_ns: i64, texts: &[&[u8]]) -> Lines {
     }
     let credit = Budget::new(1 << 30).door().try_take(&Holder::default(), data.len()).unwrap();
     let (origin, start, first_line) = (origin.clone(), 0, 0);
+    let (data, ends) = (data.into(), ends.into());
     Lines { origin, start, data, ends, base_ns, first_line, continues: false, timed: None, credit }
 }
 

@@ -1,10 +1,11 @@
 //! The bare loops: what the bytes themselves cost, with nothing of an agent around them.
 //!
 //! ```text
-//! bare read|newlines|protobuf|snappy FILE       bare post FILE ADDRESS       bare write FILE OUTPUT
+//! bare read|newlines|protobuf|snappy FILE       bare post FILE ADDRESS       bare write|sync FILE OUTPUT
 //! ```
 //!
-//! Each does what the one before it does, and one thing more; `write` reads and writes, and does not look. One
+//! Each does what the one before it does, and one thing more; `write` reads and writes, and does not look;
+//! `sync` makes durable at the end what it wrote, as the agent does, which leaves less of it to the kernel. One
 //! thread, reads of 256 KiB, pushes of 1 MiB: what the agent does by default.
 
 use std::fs::File;
@@ -36,7 +37,12 @@ fn main() -> Result<()> {
     };
     let input = File::open(file)?;
     let depth = match (what, to) {
-        ("write", Some(output)) => return copy(input, File::create(output)?),
+        ("write", Some(output)) => return copy(input, &File::create(output)?),
+        ("sync", Some(output)) => {
+            let output = File::create(output)?;
+            copy(input, &output)?;
+            return output.sync_data();
+        }
         ("read", _) => Depth::Read,
         ("newlines", _) => Depth::Newlines,
         ("protobuf", _) => Depth::Protobuf,
@@ -57,7 +63,7 @@ fn main() -> Result<()> {
     .run(input)
 }
 
-fn copy(mut input: File, mut output: File) -> Result<()> {
+fn copy(mut input: File, mut output: &File) -> Result<()> {
     let mut buffer = vec![0; READ_BYTES];
     loop {
         match input.read(&mut buffer)? {

@@ -416,7 +416,8 @@ fn two_rotations_while_still_in_the_first_file() {
     let mut world = World::new("a.log");
     world.budget = READ_BYTES;
     world.sources[0].max_line_bytes = 64 * 1024;
-    let text = |round: usize| numbered(&format!("{round} "), 0..100_000) + &format!("half {round}");
+    let text =
+        |round: usize| numbered(&format!("{round} is the round "), 0..100_000) + &format!("half {round}");
     world.append("a.log", text(0));
     let mut writer = None;
     let lines = world.live(|world, life| {
