@@ -161,9 +161,8 @@ impl Ledger {
         saved.own_files.iter().for_each(|own| settings.own_files.add(own.file_id(), &own.path.0));
         let mut state = State::new(saved, &settings.sinks, metrics);
         let journal::Opened { mut journal, link, last } = found.read(|record| state.recall(record));
-        if !first_start {
-            state.skip_generations(1 + u64::from(fastrand::u32(..)));
-        }
+        // At a first start too: a power cut may have taken the ledger, and left the journals of outputs.
+        state.skip_generations(1 + u64::from(fastrand::u32(..)));
         journal.begin(id);
         link.pass(slots.passed());
         let ledger = Ledger {

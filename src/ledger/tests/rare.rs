@@ -90,6 +90,13 @@ fn a_life_that_left_no_trace_used_its_numbers_all_the_same() {
     }
 }
 
+/// What the outputs of one say is none of the other's.
+#[test]
+fn two_first_starts_share_no_number() {
+    let first = || open(&ModelDisk::default()).0.restored().next_generation;
+    assert_ne!(first(), first());
+}
+
 /// Whoever counts checkpoints relies on it: see [`Passed`].
 #[test]
 fn a_snapshot_has_all_that_was_sent_before_it_begins() {

@@ -1,11 +1,12 @@
-//! What to do next about a file, from what is known of it. Pure.
+//! What to do next about a file that is followed. Pure.
 //!
-//! Not here: how it is done (`tail.rs`).
+//! Not here: who does it (`tail.rs`).
 
 use std::time::Duration;
 
-/// For so long after its last change a file that no pattern leads to is followed: its writer may not know of it.
-pub(super) const GRACE: Duration = Duration::from_secs(60);
+/// How long a file that no pattern leads to any more is followed after its last change: a writer that was not
+/// told of a rotation writes on for a while.
+const GRACE: Duration = Duration::from_secs(60);
 
 /// What is known of a file at one moment.
 #[derive(Clone, Copy, Debug)]

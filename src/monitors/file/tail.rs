@@ -22,8 +22,7 @@ use super::holes::{Ahead, ahead, text_from};
 use super::identity::{HEAD_BYTES, begins_with, head_of, identity, read_at, stands_before};
 use super::packed::{Form, Unpacked};
 use super::parts::{Found as Framed, arrange, frame_parts, keep_within};
-pub(super) use super::step::Step;
-use super::step::{Look, next_step};
+use super::step::{Look, Step, next_step};
 use crate::ack::GenerationId;
 use crate::budget::Refused;
 use crate::durable::FileId;
@@ -501,7 +500,7 @@ mod tests {
         let check = |what: &str, bytes: usize, most: usize| assert!(bytes <= most, "{what}: {bytes} bytes");
         check("a tail, with its stream", size_of::<Tail>(), 456);
         check("its stream", size_of::<Stream>(), 120);
-        check("where its lines come from", size_of::<crate::record::Origin>(), 64);
+        check("where its lines come from", size_of::<crate::record::Origin>(), 80);
         check("a stamp that is open", size_of::<crate::ledger::KeptStamp>(), 96);
         check("what a sink has of it", size_of::<crate::ledger::Progress>(), 24);
     }
