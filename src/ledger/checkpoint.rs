@@ -56,6 +56,8 @@ pub struct Slots {
     current: Option<usize>,
     /// Of the last frame that was tried: one that failed may stand there all the same.
     sequence: u64,
+    /// The agent stops: a frame is made at once, whatever memory that takes.
+    pub in_haste: bool,
 }
 
 /// The usable part of a slot.
@@ -100,6 +102,7 @@ impl Slots {
             held: [None; 2],
             current: None,
             sequence: 0,
+            in_haste: false,
         };
         let (mut was_there, mut newest) = (false, Vec::new());
         for number in 0..2 {
@@ -222,7 +225,7 @@ impl Slots {
         let salt = fastrand::u32(..);
         self.sequence += 1;
         let sequence = self.sequence;
-        let frame = Frame::new(sequence, saved.journal, salt, saved)?;
+        let frame = Frame::new((sequence, saved.journal), salt, saved, self.in_haste)?;
         let (seal, end) = (frame.seal, HEADER_BYTES as u64 + frame.len());
         // Ruined from here on, until it is whole again.
         self.held[number] = None;
@@ -245,7 +248,7 @@ impl Slots {
         let Some((number, held)) = current else { return Err(Error::new("there is no snapshot to add to")) };
         self.sequence += 1;
         let sequence = self.sequence;
-        let frame = Frame::new(sequence, changes.journal, held.seal, changes)?;
+        let frame = Frame::new((sequence, changes.journal), held.seal, changes, self.in_haste)?;
         let (seal, end) = (frame.seal, held.end + frame.len());
         let path = self.path(number);
         let doing = || format!("could not write {}", path.display());

@@ -311,6 +311,7 @@ impl Ledger {
     /// is not, there is one `sync_interval` later, as ever.
     fn begin_to_stop(&mut self, now: Instant) {
         self.stopping = true;
+        self.slots.in_haste = true;
         self.snapshot_at = None;
         if !self.first_start || self.checkpoints > 0 {
             self.save_at = self.save_at.map(|_| now + self.settings.sync_interval);

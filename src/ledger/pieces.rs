@@ -2,7 +2,8 @@
 //! text, which nobody else needs the memory for.
 //!
 //! Its head tells how long the body is and what it adds up to, so a body that is longer than a piece is made twice:
-//! once to learn that, once to be written. One that is shorter, as nearly all are, is made once and written at once.
+//! once to learn that, once to be written. One that is shorter, as nearly all are, is made once and written at once;
+//! so is any in a stop, which has no time, and whose memory nobody needs any more.
 
 use std::io::{self, Write};
 
@@ -28,12 +29,19 @@ pub struct Frame<'a, B> {
 }
 
 impl<'a, B: Serialize> Frame<'a, B> {
-    /// `before`: the seal before it, or the salt.
-    pub fn new(sequence: u64, mark: Mark, before: u32, body: &'a B) -> Result<Frame<'a, B>> {
-        let mut measured = Pieces { buffer: Vec::new(), sum: Hasher::new(), length: 0, to: None };
+    /// `before`: the seal before it, or the salt. `at_once`: made once, whatever memory that takes.
+    pub fn new(
+        (sequence, mark): (u64, Mark),
+        before: u32,
+        body: &'a B,
+        at_once: bool,
+    ) -> Result<Frame<'a, B>> {
+        let most = if at_once { usize::MAX } else { PIECE_BYTES };
+        let mut measured = Pieces { buffer: Vec::new(), most, sum: Hasher::new(), length: 0, to: None };
         serde_json::to_writer(&mut measured, body).context(doing)?;
-        let text = (measured.length == 0).then(|| measured.buffer.clone());
-        measured.flush().context(doing)?;
+        let text = (measured.length == 0).then(|| std::mem::take(&mut measured.buffer));
+        measured.sum.update(text.as_deref().unwrap_or(&measured.buffer));
+        measured.length += text.as_ref().unwrap_or(&measured.buffer).len();
         let mut head = [0; FRAME_HEAD_BYTES];
         let length = u32::try_from(measured.length).context(|| "the checkpoint is too large".into())?;
         head[..4].copy_from_slice(&length.to_le_bytes());
@@ -60,7 +68,8 @@ impl<'a, B: Serialize> Frame<'a, B> {
             buffer.extend_from_slice(text);
             return file.write_at(&buffer, at);
         }
-        let mut pieces = Pieces { buffer, sum: Hasher::new(), length: 0, to: Some((file, at)) };
+        let to = Some((file, at));
+        let mut pieces = Pieces { buffer, most: PIECE_BYTES, sum: Hasher::new(), length: 0, to };
         serde_json::to_writer(&mut pieces, self.body)?;
         pieces.flush()
     }
@@ -72,6 +81,8 @@ fn doing() -> String {
 
 struct Pieces<'a> {
     buffer: Vec<u8>,
+    /// How long it gets.
+    most: usize,
     sum: Hasher,
     /// Of the pieces that have gone.
     length: usize,
@@ -82,7 +93,7 @@ struct Pieces<'a> {
 impl Write for Pieces<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.buffer.extend_from_slice(bytes);
-        if self.buffer.len() >= PIECE_BYTES {
+        if self.buffer.len() >= self.most {
             self.flush()?;
         }
         Ok(bytes.len())
@@ -113,12 +124,12 @@ mod tests {
 
     #[test]
     fn a_frame_in_pieces_is_the_same_frame() {
-        for lines in [1, 1_000, 100_000] {
+        for (lines, at_once) in [(1, false), (1_000, false), (100_000, false), (100_000, true)] {
             let disk = ModelDisk::default();
             disk.create_folder(Path::new("/data")).unwrap();
             let file = disk.open(Path::new("/data/frame"), Open::OrCreate).unwrap();
             let text = vec!["line"; lines];
-            let frame = Frame::new(7, Mark { sequence: 9, seal: 3 }, 5, &text).unwrap();
+            let frame = Frame::new((7, Mark { sequence: 9, seal: 3 }), 5, &text, at_once).unwrap();
             let (head, seal, len) = (frame.head, frame.seal, frame.len() as usize);
             let before = disk.changes();
             frame.write(&*file, 10, b"first").unwrap();
@@ -128,7 +139,8 @@ mod tests {
             assert_eq!(file.size().unwrap(), written.len() as u64, "{lines}");
             assert!(written[15..] == [&head[..], &body].concat(), "{lines}");
             assert_eq!((seal, seal.to_le_bytes().as_slice()), (seal_of(5, &head[..24], &body), &head[24..]));
-            assert_eq!(disk.changes() - before > 1, body.len() > PIECE_BYTES, "{lines}");
+            let in_pieces = body.len() > PIECE_BYTES && !at_once;
+            assert_eq!(disk.changes() - before > 1, in_pieces, "{lines}");
         }
     }
 }

@@ -31,10 +31,19 @@ fn count(agent: &Agent, what: &str) -> usize {
     entries.count()
 }
 
+/// Descriptors that are sockets: the agent may open and close files of its own meanwhile.
+fn sockets(agent: &Agent) -> usize {
+    let entries = fs::read_dir(format!("/proc/{}/fd", agent.pid())).expect("the agent lives").flatten();
+    let is_socket = |entry: &fs::DirEntry| {
+        fs::read_link(entry.path()).is_ok_and(|target| target.to_string_lossy().starts_with("socket:"))
+    };
+    entries.filter(is_socket).count()
+}
+
 /// `speak`: what the nth client says and no more.
 fn crowd(agent: &Agent, what: &str, speak: impl Fn(usize) -> &'static str) {
     let address = agent.status_address();
-    let held = || (count(agent, "task"), count(agent, "fd"));
+    let held = || (count(agent, "task"), sockets(agent));
     // Once it has stayed the same for a while: the last client takes a moment to be gone.
     let (mut base, mut same) = (held(), 0);
     agent.until("nothing moves", || {
@@ -65,7 +74,7 @@ fn crowd(agent: &Agent, what: &str, speak: impl Fn(usize) -> &'static str) {
     let left = clock.now();
     agent.until("they are gone", || held() == base);
     println!(
-        "{CLIENTS} {what} clients: {} threads as before, {} descriptors more; the slowest of {} answers took {:.1} ms; back at the \
+        "{CLIENTS} {what} clients: {} threads as before, {} sockets more; the slowest of {} answers took {:.1} ms; back at the \
          base {:.1} ms after they had left",
         with_them.0,
         with_them.1 - base.1,

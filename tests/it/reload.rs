@@ -154,7 +154,9 @@ fn a_wrong_configuration_changes_nothing_and_is_told_whole() {
     room.configure(&right.to_string());
     reload(&agent);
     assert_eq!(metric(&agent, "refused"), 2, "counts go through all lives");
-    assert_eq!(agent.stop(), 0);
+    put(&room.path("a/most.log"), b"three\n");
+    agent.until("the next life goes on too", || bytes(&room.path("out.txt")) == b"one\ntwo\nthree\n");
+    assert_eq!(agent.stop(), 0, "{}", agent.stderr());
 }
 
 /// It was right and the world says no: the port is taken, the data folder is another's.
