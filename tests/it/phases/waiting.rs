@@ -6,8 +6,10 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use log_capturer::deadletter::Kept;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt};
@@ -151,6 +153,8 @@ fn say(mut stream: TcpStream, words: &str) -> TcpStream {
 #[test]
 fn with_ten_thousand_files_and_rude_clients() {
     const FILES: u32 = 10_000;
+    /// More than a `sync_interval`.
+    const SAVED: Duration = Duration::from_millis(1_500);
     let start = |case: &Case| {
         let room = room(&case.config(json!([out()])));
         let mut line = Vec::new();
@@ -164,6 +168,13 @@ fn with_ten_thousand_files_and_rude_clients() {
         let lines = |bytes: Vec<u8>| bytes.iter().filter(|byte| **byte == b'\n').count();
         agent.until("everything is delivered", || lines(output()) == FILES as usize);
         agent.until("discovery rests", || doing(&agent, "discovery") == "changes in folders");
+        // Else what is pending is ten thousand positions: a stop writes them, in a debug build for a fifth of a second.
+        let slots = ["data/ledger/checkpoint-0", "data/ledger/checkpoint-1"].map(|slot| room.path(slot));
+        let rests = |slot: &PathBuf| {
+            let written = fs::metadata(slot).and_then(|slot| slot.modified());
+            written.is_ok_and(|written| written.elapsed().is_ok_and(|age| age > SAVED))
+        };
+        agent.until("all of it is saved", || slots.iter().all(rests));
         (room, agent)
     };
     each("nothing pending, 10 000 files", |case| {
