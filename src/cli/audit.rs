@@ -1,8 +1,8 @@
 //! `log-capturer audit`: what the ledger says beside what stands on the disk; what is missing, if anything is.
 //!
 //! Reads the newest checkpoint, the journal behind it, the spools, the heads of the files and, of what was compressed,
-//! all, while an agent runs on the
-//! same `data_dir` or none does; takes no lock, writes nothing. Beside an agent it is as old as its last checkpoint.
+//! all, while an agent runs on the same `data_dir` or none does; takes no lock, writes nothing. Beside an agent it is as
+//! old as its last checkpoint.
 //!
 //! Missing is: what was not read of a file that matches; what was read and a configured sink has not answered for, be
 //! it in a spool; what was given up. A dead letter is an answer, and so is a line that a rule has dropped.

@@ -24,7 +24,7 @@ pub struct Frame<'a, B> {
     pub head: [u8; FRAME_HEAD_BYTES],
     pub seal: u32,
     length: usize,
-    /// If it fits one piece.
+    /// If it was kept: it fits one piece, or was to be made once.
     text: Option<Vec<u8>>,
 }
 
@@ -81,7 +81,7 @@ fn doing() -> String {
 
 struct Pieces<'a> {
     buffer: Vec<u8>,
-    /// How long it gets.
+    /// It goes when it is as long.
     most: usize,
     sum: Hasher,
     /// Of the pieces that have gone.

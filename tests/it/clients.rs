@@ -26,9 +26,8 @@ const PATIENCE: u32 = 10;
 /// They ask for its health, one after the other, while the crowd is there.
 const ASKED: usize = 20;
 
-fn count(agent: &Agent, what: &str) -> usize {
-    let entries = fs::read_dir(format!("/proc/{}/{what}", agent.pid())).expect("the agent lives");
-    entries.count()
+fn threads(agent: &Agent) -> usize {
+    fs::read_dir(format!("/proc/{}/task", agent.pid())).expect("the agent lives").count()
 }
 
 /// Descriptors that are sockets: the agent may open and close files of its own meanwhile.
@@ -43,7 +42,7 @@ fn sockets(agent: &Agent) -> usize {
 /// `speak`: what the nth client says and no more.
 fn crowd(agent: &Agent, what: &str, speak: impl Fn(usize) -> &'static str) {
     let address = agent.status_address();
-    let held = || (count(agent, "task"), sockets(agent));
+    let held = || (threads(agent), sockets(agent));
     // Once it has stayed the same for a while: the last client takes a moment to be gone.
     let (mut base, mut same) = (held(), 0);
     agent.until("nothing moves", || {

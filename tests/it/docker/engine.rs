@@ -19,8 +19,16 @@ pub const PATIENCE: Duration = Duration::from_secs(120);
 /// For a container that works for a minute on a busy machine; an engine that has locked itself up fails the test.
 const PATIENCE_MAX: Duration = Duration::from_secs(600);
 
-pub fn is_full() -> bool {
+fn is_full() -> bool {
     std::env::var_os("LOG_CAPTURER_DOCKER_FULL").is_some()
+}
+
+/// Says that this case was skipped, and why, if this is the short form.
+pub fn is_left_out(case: &str, why: &str) -> bool {
+    if !is_full() {
+        println!("skipped: docker::{case}: {why}, in the full form only");
+    }
+    !is_full()
 }
 
 /// In the full form, and in the short one.
