@@ -61,7 +61,7 @@ pub struct Books {
     pub read: Count,
     pub given_up: u64,
     pub unread: u64,
-    /// Folders that could not be looked into.
+    /// Folders that could not be looked into, and files of an earlier life that were not.
     pub unseen: u64,
     pub sinks: Vec<SinkBooks>,
     pub generations: usize,

@@ -449,7 +449,7 @@ impl Outlet {
         self.tell(Note::Finished { generation }, Some(&Record::Finished { generation: generation.0 }));
     }
 
-    /// At the end: so many folders could not be looked into, so nobody knows what stands there.
+    /// At the end: so many folders and files could not be looked into, so nobody knows what stands there.
     pub fn unseen(&mut self, places: u64) {
         self.supply.book.note(Note::Unseen { places });
     }

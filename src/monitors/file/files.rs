@@ -16,12 +16,13 @@ pub(super) mod opening;
 mod roster;
 
 use std::collections::{HashMap, VecDeque};
+use std::convert::Infallible;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::select;
+use crossbeam_channel::{Receiver, select};
 
 use super::Mailbox;
 use super::discovery::Sweep;
@@ -52,6 +53,7 @@ pub struct Files {
     outlet: Outlet,
     picture: Mailbox<Option<Sweep>>,
     hints: Mailbox<Hints>,
+    heard_out: Receiver<Infallible>, // breaks when `watch` has ended: no hint comes after that
     own: OwnFiles,
     once: bool,
     first_start: bool,
@@ -116,6 +118,7 @@ pub(super) struct Setting {
     pub outlet: Outlet,
     pub picture: Mailbox<Option<Sweep>>,
     pub hints: Mailbox<Hints>,
+    pub heard_out: Receiver<Infallible>,
     pub own: OwnFiles,
     pub once: bool,
     pub first_start: bool,
@@ -142,6 +145,7 @@ impl Files {
             outlet: setting.outlet,
             picture: setting.picture,
             hints: setting.hints,
+            heard_out: setting.heard_out,
             own: setting.own,
             once: setting.once,
             first_start: setting.first_start,
@@ -195,7 +199,7 @@ impl Files {
         }
         task.stopping();
         self.read_deleted_on(task);
-        self.account_for_unread();
+        self.account_for_unread(task);
         Ok(())
     }
 

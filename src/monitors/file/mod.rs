@@ -83,7 +83,7 @@ pub fn wire(settings: Settings, outlet: Outlet, metrics: &Registry) -> Result<Bo
     let (post_hints, hints) = mailbox();
     let (post_picture, picture) = mailbox();
     let (stir, stirred) = bounded(1); // a signal: entries have changed
-    let (watch, watches) = watch::watch(post_hints, stir, stop.clone(), settings.once);
+    let (watch, watches, heard_out) = watch::watch(post_hints, stir, stop.clone(), settings.once);
     let discovery = Discovery::new(
         &settings.sources,
         discovery::Setting {
@@ -101,6 +101,7 @@ pub fn wire(settings: Settings, outlet: Outlet, metrics: &Registry) -> Result<Bo
         outlet,
         picture,
         hints,
+        heard_out,
         own: settings.own_files,
         once: settings.once,
         first_start: settings.first_start,

@@ -200,7 +200,7 @@ fn sweep(
     let (post_hints, _hints) = mailbox();
     let (post_picture, picture) = mailbox();
     let (stir, stirred) = bounded(1);
-    let (_watch, watches) = watch::watch(post_hints, stir, stop.stop.clone(), true);
+    let (_watch, watches, _) = watch::watch(post_hints, stir, stop.stop.clone(), true);
     let setting = Setting { off, outputs, own: own.clone(), once: true, stop: stop.stop };
     let discovery = Discovery::new(sources, setting, watches, stirred, post_picture)?;
     let table = Arc::new(Table::new(Clock::real()));

@@ -112,7 +112,7 @@ fn an_output_of_our_own_is_never_captured() {
     let (_switch, stop) = Switch::new().unwrap();
     let (post, picture) = super::mailbox();
     let (stir, stirred) = bounded(1);
-    let (_watch, watches) = super::watch::watch(super::mailbox().0, stir, stop.stop.clone(), true);
+    let (_watch, watches, _) = super::watch::watch(super::mailbox().0, stir, stop.stop.clone(), true);
     let setting = super::discovery::Setting {
         off: Off::default(),
         outputs: vec![world.path("out-*.log").to_str().unwrap().into()],
@@ -452,4 +452,44 @@ fn a_stop_in_the_middle_says_what_is_unread() {
     let second = world.run_once();
     let all: String = first.iter().chain(&second).map(|line| line.text.clone() + "\n").collect();
     assert_eq!(all, text);
+}
+
+/// What the last life knew and this one had no time to look into may be read to its end, or not: nobody knows.
+#[test]
+fn a_stop_before_a_known_file_was_looked_into() {
+    let mut world = World::new("*.log");
+    world.append("a.log", "a\n");
+    world.live(|world, life| {
+        life.until_lines(1);
+        world.append("b.log", "b\n");
+        life.until_lines(2);
+    });
+    assert_eq!(world.books().generations, 2);
+    world.append("a.log", numbered("a", 0..500_000));
+    (world.open_files_max, world.budget) = (1, 1 << 20); // so that the second is not opened before the first is read
+    world.live(|_, life| life.until_lines(1));
+    let (books, left) = (world.books(), fs::metadata(world.path("a.log")).unwrap().len());
+    assert_eq!((books.generations, books.unseen), (2, 1), "{:?}", books.pages);
+    let read: u64 = books.pages.iter().map(|page| page.read_to).max().unwrap();
+    assert_eq!(books.unread, left - read);
+}
+
+/// Nobody looks at a file again at the stop that was read to its end, but for those that were just reported.
+#[test]
+fn what_is_written_right_before_the_stop_is_known() {
+    let mut world = World::new("*.log");
+    world.append("a.log", "1\n");
+    for round in 0..10 {
+        let lines = world.live(|world, life| {
+            life.until_view("it is at its end", |view| {
+                view.files.len() == 1 && view.files.iter().all(|file| file.position == file.size)
+            });
+            world.append("a.log", "2\n");
+        });
+        let is_read = lines.iter().any(|line| line.offset == 2 * round + 2);
+        assert_eq!(world.books().unread, if is_read { 0 } else { 2 }, "round {round}");
+        if !is_read {
+            assert_eq!(world.live(|_, life| life.until_lines(1)).len(), 1);
+        }
+    }
 }

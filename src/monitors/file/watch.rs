@@ -8,12 +8,13 @@
 //! hints and nothing else changes: polls and sweeps find the same, later.
 
 use std::collections::{HashMap, HashSet};
+use std::convert::Infallible;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::{Sender, select};
+use crossbeam_channel::{Receiver, Sender, bounded, select};
 use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -28,6 +29,9 @@ const HINTS_MAX: usize = 4096;
 
 /// Sixteen kilobytes hold some hundred events, and always at least one: its name is at most 255 bytes.
 const EVENT_BYTES: usize = 16 * 1024;
+
+/// A megabyte, as much as the kernel's queue holds; whoever writes faster than that is looked at anyway.
+const LAST_READS_MAX: usize = 64;
 
 /// How long the events of a busy folder gather before the next look: a writer with a thousand lines a second
 /// wakes us fifty times, and equal events become one in the kernel.
@@ -53,6 +57,13 @@ impl Hints {
             if paths.len() > HINTS_MAX {
                 *self = Hints::Everything;
             }
+        }
+    }
+
+    pub(super) fn tell_of(&self, path: &Path) -> bool {
+        match self {
+            Hints::These(paths) => paths.contains(path),
+            Hints::Everything => true,
         }
     }
 }
@@ -82,6 +93,8 @@ pub struct Watch {
     /// Rings `discovery`: entries have changed.
     stir: Sender<()>,
     stop: Closed,
+    /// Dropped with everything else when it ends, however that happens.
+    _until_heard_out: Sender<Infallible>,
 }
 
 /// Which folders are watched: `discovery`'s end.
@@ -104,9 +117,15 @@ struct Folders {
     by_path: HashMap<PathBuf, (i32, u64)>,
 }
 
-/// Makes both ends. Without inotify there are no hints, which is said once.
+/// Makes both ends, and what breaks when the first of them has ended and put in its last hint. Without inotify there
+/// are no hints, which is said once.
 /// `once`: they are not wanted.
-pub(super) fn watch(hints: Post<Hints>, stir: Sender<()>, stop: Closed, once: bool) -> (Watch, Watches) {
+pub(super) fn watch(
+    hints: Post<Hints>,
+    stir: Sender<()>,
+    stop: Closed,
+    once: bool,
+) -> (Watch, Watches, Receiver<Infallible>) {
     let complain = |cause: &std::io::Error| {
         log::warn!("files: could not use inotify: {cause}; changes are found by polling, a little later");
     };
@@ -120,7 +139,8 @@ pub(super) fn watch(hints: Post<Hints>, stir: Sender<()>, stop: Closed, once: bo
         full: false,
         complained: false,
     };
-    (Watch { inotify, folders, hints, stir, stop }, watches)
+    let (_until_heard_out, heard_out) = bounded(0);
+    (Watch { inotify, folders, hints, stir, stop, _until_heard_out }, watches, heard_out)
 }
 
 impl Watch {
@@ -139,7 +159,21 @@ impl Watch {
                 Err(cause) => return Err(Error::new(format!("could not read inotify events: {cause}"))),
             }
         }
+        self.hear_out(&mut inotify, &mut buffer);
         Ok(())
+    }
+
+    /// What has happened until now: `files` tells by it what needs no look any more.
+    fn hear_out(&self, inotify: &mut Inotify, buffer: &mut [u8]) {
+        for _ in 0..LAST_READS_MAX {
+            match inotify.read_events(buffer) {
+                Ok(events) => self.handle(events),
+                Err(cause) if cause.kind() == ErrorKind::Interrupted => {}
+                Err(cause) if cause.kind() == ErrorKind::WouldBlock => return,
+                Err(_) => break, // nobody knows what it was
+            }
+        }
+        self.hints.put(|hints| *hints = Hints::Everything);
     }
 
     /// Whether there is something to read; `false`: stop.
@@ -323,8 +357,6 @@ fn remove(inotify: &mut inotify::Watches, unwanted: impl IntoIterator<Item = Wat
 mod tests {
     use std::fs;
 
-    use crossbeam_channel::{Receiver, bounded};
-
     use super::super::{Mailbox, mailbox};
     use super::*;
     use crate::clock::Clock;
@@ -335,7 +367,7 @@ mod tests {
         let (mut switch, stop) = Switch::new().unwrap();
         let (post, mail) = mailbox();
         let (ring, stirred) = bounded(1);
-        let (watch, mut watches) = watch(post, ring, stop.stop, false);
+        let (watch, mut watches, _heard_out) = watch(post, ring, stop.stop, false);
         let table = Arc::new(Table::new(Clock::real()));
         tasks::run(table.clone(), |tasks| {
             tasks.spawn(Spec::keeper("watch", Duration::from_secs(5)), |task| watch.run(task)).unwrap();
@@ -369,7 +401,7 @@ mod tests {
     fn without_a_listener_nothing_is_reported() {
         let folder = tempfile::tempdir().unwrap();
         let (_switch, stop) = Switch::new().unwrap();
-        let (watch, mut watches) = watch(mailbox().0, bounded(1).0, stop.stop, false);
+        let (watch, mut watches, _heard_out) = watch(mailbox().0, bounded(1).0, stop.stop, false);
         assert_eq!(watches.add(folder.path()), tells_all(folder.path()));
         assert!(!watches.add(&folder.path().join("missing")));
         assert!(!tells_all(Path::new("/proc")), "others change it");

@@ -8,6 +8,7 @@ use crossbeam_channel::select;
 
 use super::super::identity::identity;
 use super::super::tail::{BLOCK_BYTES, Reading, Tail, Turn};
+use super::super::watch::Hints;
 use super::{Files, file_options};
 use crate::ack::GenerationId;
 use crate::durable::FileId;
@@ -144,17 +145,23 @@ impl Files {
         false
     }
 
-    /// What could not be opened is unread too.
-    pub(super) fn account_for_unread(&mut self) {
+    /// The end. What could not be opened is unread too.
+    pub(super) fn account_for_unread(mut self, task: &Task) {
         // Before the first sweep is over, nobody knows.
-        let unseen = if self.swept { self.unsure } else { 1 };
-        if unseen > 0 {
-            self.outlet.unseen(unseen as u64);
-        }
-        for mut tail in std::mem::take(&mut self.tails).into_values() {
+        let mut unseen = if self.swept { self.unsure } else { 1 };
+        let last_words = self.last_words(task);
+        let mut tails = std::mem::take(&mut self.tails);
+        for tail in tails.values_mut() {
+            // How far the last life was with it, and whether it is the same, is known when it is opened.
+            if tail.stream.is_none() && self.not_met.perhaps(tail.file).is_some() {
+                unseen += 1;
+                continue;
+            }
             // On a slow file system a look at each of thousands is too long: then it is what we saw last.
             let aborted = self.outlet.stop().abort.is_closed();
-            let descriptor = tail.descriptor.as_ref().filter(|_| !aborted && tail.form.is_none());
+            let is_known = tail.can_be_left_alone() && !tail.queued && !last_words.tell_of(&tail.path);
+            let descriptor =
+                tail.descriptor.as_ref().filter(|_| !aborted && !is_known && tail.form.is_none());
             if let Some(metadata) = descriptor.and_then(|file| file.metadata().ok()) {
                 tail.refresh(&metadata, tail.changed);
             }
@@ -162,7 +169,7 @@ impl Files {
             if bytes == 0 {
                 continue;
             }
-            self.open_books(&mut tail);
+            self.open_books(tail);
             let upto = tail.position() + bytes;
             if let Some(stream) = &mut tail.stream {
                 match tail.deleted {
@@ -171,6 +178,22 @@ impl Files {
                     false => self.outlet.unread(stream, bytes),
                 }
             }
+        }
+        if unseen > 0 {
+            self.outlet.unseen(unseen as u64);
+        }
+        drop(self); // the path below ends while thousands of descriptors are closed
+        drop(tails);
+    }
+
+    /// Which files were reported until the stop and not looked at since: `watch` says so before it ends. A file
+    /// that is not among them, was read to its end and is always reported needs no look.
+    fn last_words(&mut self, task: &Task) -> Hints {
+        let abort = self.outlet.stop().abort.clone();
+        task.waits_for("the last changes");
+        select! {
+            recv(self.heard_out) -> _ => self.hints.take(),
+            recv(abort.channel()) -> _ => Hints::Everything,
         }
     }
 }
