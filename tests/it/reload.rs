@@ -79,6 +79,7 @@ fn a_reload_adds_a_source_and_removes_a_sink_under_load() {
     room.configure(&many.to_string());
     reload(&agent);
     a.write(10);
+    b.write(10); // so that the last life has looked into all of them before it is stopped
     let written = BTreeMap::from([a.written(), b.written()]);
     agent.until("everything is there", || receiver.count() >= written.values().sum());
     assert_eq!(agent.stop(), 0, "{}", agent.stderr());
