@@ -58,7 +58,9 @@ pub struct High {
 }
 
 impl Page {
-    pub fn opened(opened: Opened, sinks: usize) -> Page {
+    /// `former`: sinks that left the configuration while they stood in the lineage.
+    pub fn opened(opened: Opened, sinks: usize, former: Vec<Arc<str>>) -> Page {
+        let at_start = |name| (name, Progress::starting_at(opened.start));
         Page {
             source: opened.source,
             filename: opened.filename,
@@ -69,7 +71,7 @@ impl Page {
             known_to: opened.start,
             given_up: Vec::new(),
             sinks: vec![Progress::starting_at(opened.start); sinks],
-            former: Vec::new(),
+            former: former.into_iter().map(at_start).collect(),
             spooled: Vec::new(),
             stamps: Offsets::default(),
             finished: false,
@@ -85,7 +87,7 @@ impl Page {
         let (generation, source) = (GenerationId(0), "".into());
         let opened =
             Opened { generation, source, filename: None, identity: None, lineage: 0, start: 0, cursor: None };
-        Page::opened(opened, sinks)
+        Page::opened(opened, sinks, Vec::new())
     }
 
     /// All of it is read once more.

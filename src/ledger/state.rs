@@ -27,6 +27,8 @@ pub struct State {
     pages: BTreeMap<GenerationId, Box<Page>>,
     /// What outputs and spools have of generations that are not opened yet, and whose numbers are derived.
     foretold: BTreeMap<GenerationId, Box<Page>>,
+    /// By lineage: sinks that left the configuration. What follows in the lineage is theirs too when they return.
+    former: BTreeMap<u64, Vec<Arc<str>>>,
     /// Pages that are not as the last checkpoint has them, and those that it has and that are gone.
     changed: BTreeSet<GenerationId>,
     gone: Vec<GenerationId>,
@@ -63,6 +65,9 @@ impl State {
             (GenerationId(saved.id), Box::new(Page::restored(saved, source, names)))
         };
         let pages: BTreeMap<GenerationId, Box<Page>> = again.into_iter().map(restored).collect();
+        let left = |page: &Page| page.former.iter().map(|(name, _)| name.clone()).collect();
+        let former = pages.values().filter(|page| !page.former.is_empty());
+        let former = former.map(|page| (page.lineage, left(page))).collect(); // of the newest generation
         let sinks = names.iter().map(|name| SinkBooks { name: name.to_string(), ..SinkBooks::default() });
         let meters = Meters::new(names, metrics);
         meters.generations.set(pages.len() as i64);
@@ -71,6 +76,7 @@ impl State {
             id: saved.id,
             pages,
             foretold: BTreeMap::new(),
+            former,
             changed: BTreeSet::new(),
             gone: Vec::new(),
             own_files: Vec::new(),
@@ -140,12 +146,17 @@ impl State {
             self.meters.finished.add(-i64::from(page.finished));
             return page.begin_anew(opened.start);
         }
-        let mut page = Page::opened(opened, self.names.len());
+        let mut page = self.first_page(opened);
         if let Some(foretold) = self.foretold.remove(&generation) {
             (page.sinks, page.spooled) = (foretold.sinks, foretold.spooled);
         }
         self.pages.insert(generation, Box::new(page));
         self.meters.generations.set(self.pages.len() as i64);
+    }
+
+    fn first_page(&self, opened: Opened) -> Page {
+        let former = self.former.get(&opened.lineage).cloned().unwrap_or_default();
+        Page::opened(opened, self.names.len(), former)
     }
 
     /// A chunk of this life: of bytes that nobody has read before, or of those of a kept stamp, or a part of it.
@@ -296,7 +307,9 @@ impl State {
         if let Record::Opened { source, filename, identity, lineage, start, .. } = record {
             let (source, filename) = (source.into(), filename.map(|path| path.0.into()));
             let opened = Opened { generation, source, filename, identity, lineage, start, cursor: None };
-            self.pages.entry(generation).or_insert_with(|| Box::new(Page::opened(opened, self.names.len())));
+            if !self.pages.contains_key(&generation) {
+                self.pages.insert(generation, Box::new(self.first_page(opened)));
+            }
         } else if let Record::Read(read) = &record {
             let stamp = read.stamp();
             self.last_stamp_ns = self.last_stamp_ns.max(stamp.base_ns + stamp.lines as i64);

@@ -194,6 +194,30 @@ fn a_new_sink_begins_where_the_others_are_and_a_former_one_has_no_say() {
 }
 
 #[test]
+fn what_follows_a_file_is_also_for_a_sink_that_was_away_when_it_began() {
+    let mut state = state();
+    state.apply(opened(0), false).unwrap();
+    state.apply(stamp(0, SinkSet::all(2)), false).unwrap();
+    let others: Vec<Arc<str>> = vec!["new".into()];
+    let mut state = State::new(saved(&state), &others, &Registry::default());
+    for (number, lineage) in [(6, 1), (7, 99)] {
+        let generation = GenerationId(number);
+        let (Note::Opened(opened), Note::Read(stamp), Note::Receipt(receipt)) =
+            (opened(0), stamp(0, SinkSet::all(1)), receipt(0, 0, true, false))
+        else {
+            unreachable!("each makes a note of its kind")
+        };
+        let opened = Note::Opened(Box::new(Opened { generation, lineage, ..*opened }));
+        let stamp = Note::Read(Stamp { generation, ..stamp });
+        let receipt = Note::Receipt(Receipt { generation, ..receipt });
+        [opened, stamp, receipt].into_iter().for_each(|note| state.apply(note, false).unwrap());
+    }
+    let state = reload(&state);
+    let lows: Vec<u64> = state.restored(false).known.iter().map(|known| known.progress[0].low()).collect();
+    assert_eq!(lows, [0, 0, 100], "the last one is of another lineage");
+}
+
+#[test]
 fn what_was_given_up_is_asked_of_no_sink_and_stands_in_the_account() {
     let mut state = state();
     state.apply(opened(50), false).unwrap();
