@@ -313,6 +313,29 @@ fn a_log_that_breaks_in_a_frame_is_read_on_where_it_broke() {
     assert_eq!(house.arrived(), numbered("c", 0..1000), "{}", agent.stderr());
 }
 
+/// Its last words come, half lines too (marked as such), and nobody waits for more.
+#[test]
+fn a_log_that_stays_open_after_a_death_is_read_to_its_end_and_closed() {
+    let house = House::new(json!({}));
+    house.daemon.leave_logs_open();
+    house.daemon.run("c");
+    house.say("c", 0..10);
+    let agent = house.room.run();
+    house.until_arrived(&agent, 10);
+    house.daemon.say("c", OUT, T + 10 * MS, "last words");
+    house.daemon.die("c");
+    agent.until("nobody reads it", || readers(&agent) == 0);
+    let mut expected = numbered("c", 0..10);
+    expected.push(line("c", OUT, T + 10 * MS, "last words~"));
+    house.assert_arrived(&agent, &expected);
+    house.daemon.run("c");
+    house.say("c", 11..20);
+    expected.extend(numbered("c", 11..20));
+    house.assert_arrived(&agent, &expected);
+    assert_eq!(readers(&agent), 1);
+    assert_eq!(agent.stop(), 0, "{}", agent.stderr());
+}
+
 #[test]
 fn an_engine_that_refuses_is_asked_again() {
     for mood in [Mood::NoLogs, Mood::NoInspect] {

@@ -14,6 +14,7 @@ mod removal;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::select;
@@ -65,7 +66,8 @@ enum State {
 
 struct Slot {
     facts: Facts,
-    alive: bool,
+    /// Its reader looks at it too: an engine may leave the log of a dead one open.
+    alive: Arc<AtomicBool>,
     state: State,
     /// Where reading begins; `None` while somebody reads.
     next: Option<Begin>,
@@ -77,6 +79,12 @@ struct Slot {
     /// When its log could last be read to where it stood, in wall time.
     read_ns: Option<i64>,
     pause: Duration,
+}
+
+impl Slot {
+    fn is_alive(&self) -> bool {
+        self.alive.load(Ordering::Relaxed)
+    }
 }
 
 /// How a session ended.
@@ -330,7 +338,7 @@ impl Monitor {
                 let facts = Facts::of_event(id, &event.actor.attributes);
                 match self.slots.get_mut(id) {
                     Some(slot) => {
-                        slot.alive = false;
+                        slot.alive.store(false, Ordering::Relaxed);
                         // Its start was missed, or it could not be read: what it said is still there.
                         if !matches!(slot.state, State::Reading) {
                             self.wants_reader(facts, false);
@@ -358,7 +366,7 @@ impl Monitor {
         }
         let fresh = || Slot {
             facts: facts.clone(),
-            alive,
+            alive: Arc::default(),
             state: State::Quiet,
             next: None,
             started: false,
@@ -368,7 +376,7 @@ impl Monitor {
             pause: BROKEN_AGAIN,
         };
         let slot = self.slots.entry(facts.id.clone()).or_insert_with(fresh);
-        slot.alive = alive;
+        slot.alive.store(alive, Ordering::Relaxed);
         slot.read_to_end &= !alive;
         match slot.state {
             State::Reading => slot.started |= alive,
@@ -387,7 +395,7 @@ impl Monitor {
     fn start_waiting(&mut self, task: &Task) {
         let now = task.now();
         let due = |slot: &Slot| match &slot.state {
-            State::Waiting => slot.alive,
+            State::Waiting => slot.is_alive(),
             State::Broken { again, .. } => *again <= now,
             _ => false,
         };
@@ -396,7 +404,7 @@ impl Monitor {
         ids.into_iter().for_each(|id| self.start(&id, task));
         while let Some(id) = self.queue.front() {
             let wants = self.slots.get(id).is_some_and(|slot| matches!(slot.state, State::Waiting));
-            let looks = |slot: &&Slot| matches!(slot.state, State::Reading) && !slot.alive;
+            let looks = |slot: &&Slot| matches!(slot.state, State::Reading) && !slot.is_alive();
             if wants && self.slots.values().filter(looks).count() >= LOOKS_MAX {
                 break;
             }
@@ -419,8 +427,8 @@ impl Monitor {
             facts: slot.facts.clone(),
             outlet: self.supply.outlet(),
             begin: Some(begin),
-            follow: slot.alive && !self.once,
-            alive: slot.alive,
+            follow: slot.is_alive() && !self.once,
+            alive: slot.alive.clone(),
             behind: false,
         };
         slot.state = State::Reading;
@@ -487,7 +495,7 @@ impl Monitor {
             }
         }
         if slot.started {
-            let (facts, alive) = (slot.facts.clone(), slot.alive);
+            let (facts, alive) = (slot.facts.clone(), slot.is_alive());
             self.wants_reader(facts, alive);
         }
     }

@@ -9,6 +9,7 @@
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crossbeam_channel::select;
@@ -40,6 +41,10 @@ const AGAIN_MAX: Duration = Duration::from_secs(2);
 /// An engine that says nothing for so long has nothing left of a log; a shorter silence is its own reading.
 const CAUGHT_UP: Duration = Duration::from_millis(200);
 
+/// There are engines that leave the log of a dead container open. After such a silence it is asked for once more, to its
+/// end. As often a silent reader looks whether its container is dead.
+const DEAD_SILENCE: Duration = Duration::from_secs(5);
+
 /// Of what came instead of a log: a sentence of the engine.
 const SHOWN_BYTES: usize = 200;
 
@@ -70,8 +75,8 @@ pub(super) struct Reader {
     pub begin: Option<Begin>,
     /// Until it dies; else only what is there.
     pub follow: bool,
-    /// As far as is known.
-    pub alive: bool,
+    /// As far as is known; the `containers` thread hears of it.
+    pub alive: Arc<AtomicBool>,
     /// It had to wait for room, and has not seen since that nothing is left, see [`CAUGHT_UP`]. An engine ends the log
     /// of a container that is removed meanwhile, and does not say that there was more.
     pub behind: bool,
@@ -152,6 +157,7 @@ impl Reader {
         task: &Task,
     ) -> std::result::Result<(), How> {
         task.doing("asking for the log");
+        let was_dead = !self.alive.load(Ordering::Relaxed);
         let from = match (&opened, &self.begin) {
             (Some(opened), _) => opened.place.cursor,
             (None, Some(Begin::New(from))) => *from,
@@ -180,6 +186,7 @@ impl Reader {
             },
             place,
             track: Track::new(from),
+            alive: follow.then_some(&*self.alive),
             counts: true,
             credit: None,
             stopped: false,
@@ -199,7 +206,7 @@ impl Reader {
             );
         }
         // Only of a dead container: else the rest of a half line may come, and be taken for what was read.
-        if how.is_ok() && !follow && (self.follow || !self.alive) && self.shared.is_dead(&self.facts.id) {
+        if how.is_ok() && !follow && (self.follow || was_dead) && self.shared.is_dead(&self.facts.id) {
             shipper.counts = parts_share_a_time;
             text.end(&mut shipper);
             shipper.ship();
@@ -313,6 +320,8 @@ struct Shipper<'a> {
     task: &'a Task,
     place: &'a mut Place,
     track: Track,
+    /// Of one that is followed.
+    alive: Option<&'a AtomicBool>,
     gathered: Gathered,
     /// A chunk ends here, as it did in an earlier life.
     edge: Option<u64>,
@@ -327,7 +336,7 @@ struct Shipper<'a> {
 }
 
 impl Shipper<'_> {
-    /// Reads until the engine ends the log.
+    /// Reads until the engine ends the log, or should have.
     fn pump(&mut self, mut log: Log, text: &mut Text) -> std::result::Result<(), How> {
         let stop = self.outlet.stop().stop.clone();
         let mut buffer = vec![0; 16 * 1024];
@@ -369,11 +378,16 @@ impl Shipper<'_> {
                     } else if read == 0 {
                         self.task.waits_for("lines");
                         let began = self.task.now();
-                        if let Err(cause) = log.wait(&[stop.as_fd()], None) {
+                        if let Err(cause) = log.wait(&[stop.as_fd()], self.alive.map(|_| DEAD_SILENCE)) {
                             return Err(How::Broken(format!("could not wait for lines: {cause}")));
                         }
-                        self.behind &= self.task.now().saturating_duration_since(began) < CAUGHT_UP;
+                        let silence = self.task.now().saturating_duration_since(began);
+                        self.behind &= silence < CAUGHT_UP;
                         self.stopped |= stop.is_closed();
+                        let is_dead = self.alive.is_some_and(|alive| !alive.load(Ordering::Relaxed));
+                        if is_dead && silence >= DEAD_SILENCE && !self.stopped {
+                            return Ok(());
+                        }
                     }
                     self.task.beat();
                 }

@@ -61,6 +61,7 @@ struct State {
     connections: Vec<UnixStream>,
     requests: HashMap<String, u64>,
     inspected_env: Vec<String>,
+    leaves_logs_open: bool,
 }
 
 #[derive(Default)]
@@ -147,6 +148,11 @@ impl Daemon {
             self.create(name, false, &[]);
         }
         self.set_running(name, true, "start");
+    }
+
+    /// Whoever follows a log does not hear that its container is dead.
+    pub fn leave_logs_open(&self) {
+        self.change(|state| state.leaves_logs_open = true);
     }
 
     pub fn die(&self, name: &str) {
@@ -331,14 +337,15 @@ fn logs(
     let mut at = 0;
     loop {
         let mut state = inner.state.lock();
-        let container = loop {
+        let (container, is_over) = loop {
             if state.life != life {
                 return Ok(());
             }
             // What is removed can be read to its end by whoever has it open, which is at once here.
             let Some(container) = state.containers.get(id) else { return out.write_all(b"0\r\n\r\n") };
-            if container.log.len() > at || !follow || !container.running {
-                break container.clone();
+            let is_over = !follow || !container.running && !state.leaves_logs_open;
+            if container.log.len() > at || is_over {
+                break (container.clone(), is_over);
             }
             inner.changed.wait_for(&mut state, Duration::from_secs(5));
         };
@@ -360,7 +367,7 @@ fn logs(
             chunk(out, &bytes)?;
         }
         at = container.log.len();
-        if !follow || !container.running {
+        if is_over {
             return out.write_all(b"0\r\n\r\n");
         }
     }
