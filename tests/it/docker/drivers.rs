@@ -146,20 +146,23 @@ fn a_daemon_that_was_stopped_in_its_tracks_is_noticed() {
 
     // A stop waits for no engine: neither one that was lost on the way nor one that never answered.
     engine.run("follows", "echo here; sleep 1000");
-    let agent = room.run();
-    until_count(&agent, &room, 601);
+    let in_its_stream = room.run();
+    until_count(&in_its_stream, &room, 601);
     engine.signal(Signal::STOP);
-    for (agent, when) in [(agent, "in its stream"), (room.run(), "from the start")] {
-        if when == "from the start" {
-            agent.until("it is noticed", || agent.get("/readyz").0 == 503);
-        }
-        let told = clock.now();
-        assert_eq!(agent.stop(), 0, "{}", agent.stderr());
-        let took = clock.now() - told;
-        println!("an engine that hangs {when}: stopped after {took:?}");
-        assert!(took < STOP_MAX, "{took:?}\n{}", agent.stderr());
-    }
+    stops_at_once(in_its_stream, "in its stream");
+    let from_the_start = room.run();
+    from_the_start.until("it is noticed", || from_the_start.get("/readyz").0 == 503);
+    stops_at_once(from_the_start, "from the start");
     engine.signal(Signal::CONT);
+}
+
+fn stops_at_once(agent: Agent, when: &str) {
+    let clock = Clock::real();
+    let told = clock.now();
+    assert_eq!(agent.stop(), 0, "{}", agent.stderr());
+    let took = clock.now() - told;
+    println!("an engine that hangs {when}: stopped after {took:?}");
+    assert!(took < STOP_MAX, "{took:?}\n{}", agent.stderr());
 }
 
 /// What stood there before the agent's first start is not read; what is written from then on is, wherever.
