@@ -76,7 +76,7 @@
 //! | `signals` | - | signals | told so, at the end |
 //! | `watch` | 0 | inotify | stop |
 //! | `discovery` | 1 | time, hints | stop; with `--once` after one sweep |
-//! | `files` | 1 | hints, time, room in the budget; room in an intake | stop; with `--once` when all is read |
+//! | `files` | 1 | hints, time, room in the budget; room in an intake; `watch`, at the end | stop; with `--once` when all is read |
 //! | `containers` | 1 | the engine's events, reports of its readers, time | stop; with `--once` when all is read |
 //! | `c/<id>` | 1 | a container's log; room in the budget or an intake | stop, or the container is dead and read to its end |
 //! | `stdin` | 1 | input; room in the budget or an intake | stop, or end of input |

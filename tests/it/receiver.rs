@@ -301,9 +301,9 @@ impl Shared {
     fn talk(&self, mut stream: &TcpStream) {
         let mut reader = BufReader::new(stream);
         while let Some(head) = read_head(&mut reader) {
-            let mood = self.next_mood();
+            let (mood, changes) = self.next_mood();
             let Some(body) = self.read_body(&mut reader, &head, &mood) else { return };
-            let Some(answer) = self.answer(&head, &body, mood) else {
+            let Some(answer) = self.answer(&head, &body, mood, changes) else {
                 // Lingering for no time turns the close into a reset.
                 let _ = rustix::net::sockopt::set_socket_linger(stream, Some(Duration::ZERO));
                 return;
@@ -315,10 +315,12 @@ impl Shared {
         }
     }
 
-    fn next_mood(&self) -> Mood {
+    /// And how often it had changed: a change while the body is read counts.
+    fn next_mood(&self) -> (Mood, u64) {
         let mut state = self.state.lock();
         state.requests += 1;
-        state.script.pop_front().unwrap_or_else(|| state.steady.clone())
+        let mood = state.script.pop_front().unwrap_or_else(|| state.steady.clone());
+        (mood, state.changes)
     }
 
     /// `None`: the other side gave up, or we close.
@@ -356,7 +358,7 @@ impl Shared {
     }
 
     /// `None`: no answer but a reset.
-    fn answer(&self, head: &Head, body: &[u8], mut mood: Mood) -> Option<Answer> {
+    fn answer(&self, head: &Head, body: &[u8], mut mood: Mood, mut changes: u64) -> Option<Answer> {
         let entries = match decode(head, body) {
             Ok(entries) => entries,
             Err(complaint) => {
@@ -365,7 +367,7 @@ impl Shared {
             }
         };
         while matches!(mood, Mood::Hang | Mood::HangInAccept) {
-            mood = self.wait_for_another_mood()?;
+            (mood, changes) = self.wait_for_another_mood(changes)?;
         }
         let plain = |code, text: String| Some(Answer { code, headers: Vec::new(), text });
         match mood {
@@ -417,13 +419,12 @@ impl Shared {
     }
 
     /// `None`: we close.
-    fn wait_for_another_mood(&self) -> Option<Mood> {
+    fn wait_for_another_mood(&self, before: u64) -> Option<(Mood, u64)> {
         let mut state = self.state.lock();
-        let before = state.changes;
         while !state.closing && state.changes == before {
             self.changed.wait(&mut state);
         }
-        (!state.closing).then(|| state.steady.clone())
+        (!state.closing).then(|| (state.steady.clone(), state.changes))
     }
 
     fn keep(&self, entries: Vec<Entry>) {
