@@ -49,6 +49,16 @@ fn texts(receiver: &Receiver) -> Vec<String> {
     receiver.stored().into_iter().map(|entry| entry.line).collect()
 }
 
+/// All that the engine has was read: the reader has waited for lines for a while, and has not missed any.
+fn until_caught_up(agent: &Agent) {
+    let mut looks = 0;
+    agent.until("the reader has caught up", || {
+        let waits = agent.get("/api/v1/tasks").1.contains("\"lines\"");
+        looks = if waits { looks + 1 } else { 0 };
+        looks > SAME_LOOKS
+    });
+}
+
 /// Nobody reads on: the reader waits for room, and the spool stays as it is.
 fn until_full(agent: &Agent) {
     let (mut last, mut same) = (0.0, 0);
@@ -81,6 +91,7 @@ fn removed_while_its_sink_was_dead() {
         let said = say_long(&daemon, 0..500);
         let agent = room.run();
         agent.until("it is spooled", || metric(&agent, "spooled_lines_total") == 500.0);
+        until_caught_up(&agent);
         daemon.die("c");
         daemon.remove("c");
         agent.until("nobody reads it", || readers(&agent) == 0);
