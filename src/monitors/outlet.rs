@@ -515,6 +515,10 @@ pub mod fixture {
     }
 
     pub fn below_on(disk: Arc<dyn Disk>, state: &Path, sinks: usize, budget: usize) -> Below {
+        below_at(Clock::real(), disk, state, sinks, budget)
+    }
+
+    pub fn below_at(clock: Clock, disk: Arc<dyn Disk>, state: &Path, sinks: usize, budget: usize) -> Below {
         let (switch, stop) = Switch::new().expect("pipes can be made");
         let (metrics, own_files) = (Registry::default(), OwnFiles::default());
         let settings = ledger::Settings {
@@ -532,7 +536,7 @@ pub mod fixture {
         let restored = ledger.restored();
         let (intake, chunks) = bounded(1);
         let budget = Budget::new(budget);
-        let supply = Supply::new(budget, Clock::real(), stop, &restored, sinks, book, vec![intake]);
+        let supply = Supply::new(budget, clock, stop, &restored, sinks, book, vec![intake]);
         Below { switch, ledger, restored, supply, journal, chunks, metrics, own_files }
     }
 }

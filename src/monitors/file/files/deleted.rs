@@ -31,7 +31,7 @@ impl Files {
             self.tails.values_mut().filter(gone).filter_map(|tail| held_bytes(tail)).collect();
         // The longest gone first, and of those the oldest generation.
         held.sort_unstable();
-        self.meters.held.set(held.iter().map(|(_, _, _, bytes)| *bytes as i64).sum());
+        let mut all = 0;
         for source in 0..self.sources.len() {
             let Some(limit) = file_options(&self.sources[source]).map(|file| file.hold_deleted) else {
                 continue;
@@ -49,7 +49,9 @@ impl Files {
                     self.let_go(Held { tail, bytes }, why);
                 }
             }
+            all += sum;
         }
+        self.meters.held.set(all as i64);
     }
 
     fn let_go(&mut self, held: Held, why: &str) {

@@ -258,6 +258,11 @@ impl Files {
         }
         let idle = self.sources[tail.source].idle;
         let over = tail.stream.is_none() || tail.step(idle, now) == Step::Finish;
+        if tail.stream.is_none() && tail.size > tail.start && self.not_met.perhaps(tail.file).is_none() {
+            let (path, bytes) = (tail.path.display(), tail.size - tail.start);
+            log::warn!("files: gave up {bytes} bytes of {path}: it was gone before it could be opened");
+            self.open_books(tail); // what is unread is given up when it is removed
+        }
         if over { Opened::Remove } else { Opened::Rest }
     }
 

@@ -151,6 +151,34 @@ fn files_that_live_shorter_than_the_standstill() {
     assert!(names.iter().all(|name| lines.iter().filter(|line| line.text.starts_with(name)).count() == 300));
 }
 
+/// More new files than descriptors, and a dead sink: those that are gone before their turn were not read, and this
+/// is said.
+#[test]
+fn files_that_are_gone_before_there_is_a_descriptor_for_them() {
+    let mut world = World::new("*.log");
+    (world.budget, world.open_files_max) = (READ_BYTES, 4);
+    world.sources[0].max_line_bytes = 64 * 1024;
+    world.append("a.log", numbered("a line of some length ", 0..100_000));
+    let text = |name: &str| numbered(&format!("{name} "), 0..100);
+    let names: Vec<String> = (0..10).map(|number| format!("new-{number}.log")).collect();
+    let lines = world.live(|world, life| {
+        // It holds all the credit there is: nothing is read until it is answered for.
+        let chunk = life.chunks.recv_timeout(DEADLINE).expect("the first chunk");
+        names.iter().for_each(|name| drop(world.append(name, text(name))));
+        life.until_view_only("all are found", |view| view.followed == 11 && view.open == 3);
+        names.iter().for_each(|name| std::fs::remove_file(world.path(name)).unwrap());
+        life.take(chunk);
+        life.until_view("the others are forgotten", |view| view.followed == 3);
+    });
+    let arrived: usize = lines.iter().map(|line| line.text.len() + 1).sum();
+    let written = numbered("a line of some length ", 0..100_000).len()
+        + names.iter().map(|name| text(name).len()).sum::<usize>();
+    assert!(
+        arrived < written && names.iter().any(|name| lines.iter().any(|line| line.text.starts_with(name)))
+    );
+    assert_eq!(world.books().given_up, (written - arrived) as u64, "of {written}: {:?}", world.books().pages);
+}
+
 /// With a name per day, an entry per day would stay for ever.
 #[test]
 fn the_path_of_a_file_that_was_renamed_while_it_was_closed_is_forgotten() {

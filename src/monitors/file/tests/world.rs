@@ -13,8 +13,10 @@ use super::super::view::{FilesSnapshot, FilesView};
 use super::super::{Bodies, Settings, wire};
 use crate::ack::Verdict;
 use crate::clock::Clock;
+use crate::disk::RealDisk;
 use crate::ledger::Books;
-use crate::monitors::outlet::fixture::{Below, below};
+use crate::metrics::Registry;
+use crate::monitors::outlet::fixture::{Below, below_at};
 use crate::monitors::{Binary, FileSourceOptions, HoldDeleted, Off, SourceKind, SourceOptions, StartAt};
 use crate::record::{Chunk, Labels};
 use crate::tasks::{self, Spec, Table};
@@ -28,6 +30,7 @@ pub struct World {
     pub open_files_max: usize,
     pub budget: usize,
     pub once: bool,
+    pub clock: Clock,
     /// `false`: a file system that reports nothing, and a sweep that is never repeated. Polls are all there is.
     pub events: bool,
     /// Closed by the ledger of the last life.
@@ -49,6 +52,7 @@ pub struct Life {
     pub chunks: Receiver<Chunk>,
     pub lines: Vec<Line>,
     pub view: FilesView,
+    pub metrics: Registry,
 }
 
 pub fn source(name: &str, include: &[PathBuf]) -> SourceOptions {
@@ -81,6 +85,7 @@ impl World {
             open_files_max: 100,
             budget: 8 << 20,
             once: false,
+            clock: Clock::real(),
             events: true,
             books: None,
         }
@@ -103,7 +108,7 @@ impl World {
     /// One life of the agent, from its start to its stop; returns every line of it.
     pub fn live(&mut self, body: impl FnOnce(&World, &mut Life)) -> Vec<Line> {
         let Below { switch, ledger, restored, supply, journal, chunks, metrics, own_files } =
-            below(self.state.path(), 1, self.budget);
+            below_at(self.clock.clone(), Arc::new(RealDisk), self.state.path(), 1, self.budget);
         let view = ledger.view();
         let settings = Settings {
             sources: self.sources.clone(),
@@ -119,11 +124,11 @@ impl World {
         let Bodies { watch, discovery, files } =
             wire(settings, supply.stamping_outlet(journal), &metrics).unwrap();
         drop(supply);
-        let table = Arc::new(Table::new(Clock::real()));
+        let table = Arc::new(Table::new(self.clock.clone()));
         let world = &*self;
         let lines = tasks::run(table.clone(), |tasks| {
             let mut switch = switch; // closes if the test panics
-            let mut life = Life { chunks, lines: Vec::new(), view: files.view() };
+            let mut life = Life { chunks, lines: Vec::new(), view: files.view(), metrics };
             let spec = |name| Spec::carrier(name, Duration::from_secs(10));
             tasks.spawn(spec("ledger"), |task| ledger.run(task)).unwrap();
             if let Some(watch) = watch.filter(|_| world.events) {
