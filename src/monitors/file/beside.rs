@@ -107,12 +107,21 @@ pub(super) fn look_into(path: &Path) -> io::Result<Survey> {
     Ok(survey.unwrap_or(Survey { size, head, ..Survey::default() }))
 }
 
-/// What was rotated and nobody has read, the oldest first. `place`: what is newer than the file that stands there; if
-/// there is none, what was changed after the last line that this agent has read. `may_be`: nobody else has it.
+/// What a file must be newer than to be unseen, by its name; and if the names do not tell, since when it must have been
+/// changed, in nanoseconds since 1970.
+#[derive(Clone, Copy)]
+pub(super) enum After<'a> {
+    /// The file that stands here, whose own time counts if it has one.
+    Path(&'a Path, i64),
+    /// This file, whatever it is called. If it has no such name, what is packed may be what became of it.
+    File(FileId, i64),
+    Time(i64),
+}
+
+/// What was rotated and nobody has read, the oldest first. `may_be`: nobody else has it.
 pub(super) fn unseen(
     original: &Path,
-    place: Option<&Path>,
-    last_stamp_ns: i64,
+    after: After<'_>,
     may_be: impl Fn(FileId) -> bool,
 ) -> Vec<Sibling<Rest>> {
     let Some((folder, name)) = original.parent().zip(original.file_name()) else { return Vec::new() };
@@ -126,7 +135,7 @@ pub(super) fn unseen(
         if !metadata.is_file() {
             continue;
         }
-        let modified_ns = metadata.mtime().saturating_mul(1_000_000_000) + metadata.mtime_nsec();
+        let modified_ns = modified_ns(&metadata);
         let what = Rest { path, file: FileId::of(&metadata), size: metadata.len() };
         let is_plain = rotated.plain == entry_name;
         let plain = rotated.plain.clone();
@@ -140,17 +149,28 @@ pub(super) fn unseen(
     let mut siblings: Vec<Sibling<Rest>> = by_plain_name.into_values().collect();
     oldest_first(&mut siblings);
     let plain_name = |path: &Path| path.file_name().and_then(rotated).map(|rotated| rotated.plain);
-    let here = place.and_then(plain_name);
-    match siblings.iter().position(|sibling| here.as_deref() == Some(sibling.rotated.plain.as_os_str())) {
+    let here = match after {
+        After::Path(path, _) => plain_name(path)
+            .and_then(|plain| siblings.iter().position(|sibling| sibling.rotated.plain == plain)),
+        After::File(file, _) => siblings.iter().position(|sibling| sibling.what.file == file),
+        After::Time(_) => None,
+    };
+    match here {
         Some(at) => drop(siblings.drain(..=at)),
         None => {
-            let since_ns = match place.map(fs::metadata) {
-                Some(Ok(at)) => at.mtime().saturating_mul(1_000_000_000) + at.mtime_nsec(),
-                _ => last_stamp_ns,
+            let since_ns = match after {
+                After::Path(path, otherwise) => fs::metadata(path).map_or(otherwise, |at| modified_ns(&at)),
+                After::File(_, since_ns) | After::Time(since_ns) => since_ns,
             };
-            siblings.retain(|sibling| sibling.modified_ns > since_ns);
+            let is_packed = |path: &Path| path.file_name() != plain_name(path).as_deref();
+            let may_be_it = |path: &Path| matches!(after, After::File(..)) && is_packed(path);
+            siblings.retain(|sibling| sibling.modified_ns > since_ns && !may_be_it(&sibling.what.path));
         }
     }
     siblings.retain(|Sibling { what, .. }| what.size > 0 && may_be(what.file));
     siblings
+}
+
+pub(super) fn modified_ns(metadata: &fs::Metadata) -> i64 {
+    metadata.mtime().saturating_mul(1_000_000_000) + metadata.mtime_nsec()
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use crossbeam_channel::bounded;
 
-use super::beside::{Content, Rest, candidates, content_of, look_into, unseen};
+use super::beside::{After, Content, Rest, candidates, content_of, look_into, unseen};
 use super::discovery::{Discovery, Found, Setting};
 use super::files::opening::open_for_reading;
 use super::identity::{is_known, not_text, read_head, stands_before};
@@ -121,7 +121,8 @@ pub fn survey(
             continue; // it was not rotated
         }
         let may_be = |id| !there.taken.contains(&id) && !own.contains(id);
-        for Sibling { what: Rest { path, file, .. }, .. } in unseen(original, place, last_stamp_ns, may_be) {
+        let after = place.map_or(After::Time(last_stamp_ns), |path| After::Path(path, last_stamp_ns));
+        for Sibling { what: Rest { path, file, .. }, .. } in unseen(original, after, may_be) {
             strangers.retain(|(known, _)| *known != file);
             match look_into(&path) {
                 Ok(inside) => {

@@ -16,6 +16,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::beside::modified_ns;
 use super::discovery::Found;
 use super::framing::{End, frame};
 use super::holes::{Ahead, ahead, text_from};
@@ -218,6 +219,13 @@ impl Tail {
     pub fn looks_like(&self, metadata: &Metadata) -> bool {
         let modified = (metadata.mtime(), metadata.mtime_nsec());
         metadata.len() == self.size && modified == self.modified && (metadata.nlink() == 0) == self.deleted
+    }
+
+    /// When it was last changed, in nanoseconds since 1970. `None`: nobody has looked.
+    pub fn modified_ns(&self) -> Option<i64> {
+        let now = self.descriptor.as_ref().and_then(|file| file.metadata().ok());
+        let seen = || self.modified.0.saturating_mul(1_000_000_000) + self.modified.1;
+        now.map(|metadata| modified_ns(&metadata)).or_else(|| (self.modified != (0, 0)).then(seen))
     }
 
     /// Takes in what the file looks like now, and says whether it looked otherwise before.

@@ -1,5 +1,6 @@
 //! The three threads together, with real files.
 
+mod moments;
 mod outage;
 mod rotation;
 mod trouble;

@@ -10,6 +10,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -151,6 +152,11 @@ impl Files {
 fn is_overwritten(copy: &Tail) -> bool {
     let size = copy.descriptor.as_ref().and_then(|file| file.metadata().ok()).map(|metadata| metadata.len());
     size.is_some_and(|size| size < copy.position()) || copy.was_rewritten()
+}
+
+/// Whether a copy of what was read of it stands here. One that cannot be looked into may be.
+pub(super) fn is_copy_at(tail: &Tail, path: &Path) -> bool {
+    open_for_reading(path).and_then(|file| is_copy(tail, &file)).map_or(true, |copy| copy.is_some())
 }
 
 fn is_copy(tail: &Tail, file: &File) -> io::Result<Option<fs::Metadata>> {

@@ -11,17 +11,19 @@
 //! Always true: what is lined up here is in the ledger before the first byte of it is read, so that a death in
 //! between forgets none.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::super::beside::{Content, Rest, candidates, content_of, unseen};
+use super::super::beside::{After, Content, Rest, candidates, content_of, unseen};
 use super::super::discovery::Found;
 use super::super::identity::{identity, not_text, read_head};
+use super::super::known::inodes;
 use super::super::packed::{Form, Unpacked, form};
 use super::super::tail::Tail;
+use super::copies::is_copy_at;
 use super::opening::open_for_reading;
 use super::{Files, file_options};
 use crate::durable::FileId;
@@ -210,13 +212,53 @@ impl Files {
         }
         let Some((source, original)) = self.source_of(known).zip(known.filename.as_ref()) else { return };
         let may_be = |id| self.is_free(id) && self.not_met.perhaps(id).is_none();
-        for sibling in unseen(original, place, self.last_stamp_ns, may_be) {
+        let last = self.last_stamp_ns;
+        let after = place.map_or(After::Time(last), |path| After::Path(path, last));
+        for sibling in unseen(original, after, may_be) {
             let Rest { path, file, size } = sibling.what;
             let found = Found { path, file, size, source, heard: false };
             if let Err(cause) = self.admit_unseen(found, original, known.lineage, next.as_deref_mut(), now) {
                 log::warn!("files: could not read what was rotated unseen: {}: {cause}", original.display());
             }
         }
+    }
+
+    /// Files that were made and rotated away since the last look, between `older` and the one that `original` leads to
+    /// now, which is `next`.
+    pub(super) fn came_between(&self, older: &Tail, original: &Path, next: FileId) -> Vec<Found> {
+        let since_ns = older.modified_ns().unwrap_or(i64::MAX); // then only the names tell
+        let has_a_place = |tail: &Tail| tail.stream.is_some() || tail.lineage == older.lineage;
+        let may_be = |id| {
+            let is_new = id != next && id != older.file && self.not_met.perhaps(id).is_none();
+            is_new && self.is_free(id) && !self.tails.get(&id).is_some_and(|tail| has_a_place(tail))
+        };
+        let mut unseen = unseen(original, After::File(older.file, since_ns), may_be);
+        let wanted = HashSet::from([older.file.inode]);
+        if original.parent().and_then(|folder| inodes(folder, &wanted)).is_none_or(|beside| beside.is_empty())
+        {
+            // It was deleted, and perhaps copied before that.
+            unseen.retain(|sibling| !is_copy_at(older, &sibling.what.path));
+        }
+        let found =
+            |Rest { path, file, size }| Found { path, file, size, source: older.source, heard: false };
+        unseen.into_iter().map(|sibling| found(sibling.what)).collect()
+    }
+
+    /// To be read before `next`, which waits for the one before them.
+    pub(super) fn line_up_between(
+        &mut self,
+        between: Vec<Found>,
+        original: &Arc<Path>,
+        next: FileId,
+        now: Instant,
+    ) {
+        let Some(mut next) = self.tails.remove(&next) else { return };
+        for found in between {
+            if let Err(cause) = self.admit_unseen(found, original, next.lineage, Some(&mut next), now) {
+                log::warn!("files: could not read what was rotated unseen: {}: {cause}", original.display());
+            }
+        }
+        self.tails.insert(next.file, next);
     }
 
     /// Its generation is in the books from now on, under the name of the file that it was.

@@ -107,7 +107,8 @@ impl Files {
             None => lineage("", path),
         };
         let mut tail = Tail::new(found, lineage, start, now);
-        self.paths.insert(tail.path.clone(), file);
+        let path = tail.path.clone();
+        self.paths.insert(path.clone(), file);
         let older = self.newest.insert(lineage, file).filter(|older| self.tails.contains_key(older));
         tail.after = older;
         tail.queued = true;
@@ -116,6 +117,10 @@ impl Files {
         self.tails.insert(file, tail);
         self.newcomers.push(file);
         self.ready.push_back(file);
+        if let Some(tail) = older.and_then(|older| self.tails.get(&older)).filter(|_| self.swept) {
+            let between = self.came_between(tail, &path, file);
+            self.line_up_between(between, &path, file, now);
+        }
         // Its writer may have gone on in the old file, after our last look, until this one was there.
         older.into_iter().for_each(|older| self.queue(older));
         self.meters.followed.set(self.tails.len() as i64);

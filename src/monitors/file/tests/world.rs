@@ -9,15 +9,20 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 use tempfile::TempDir;
 
+use super::super::discovery::{Found, Sweep};
+use super::super::files::{self, Files};
 use super::super::view::{FilesSnapshot, FilesView};
-use super::super::{Bodies, Settings, wire};
+use super::super::{Bodies, Settings, mailbox, wire};
 use crate::ack::Verdict;
 use crate::clock::Clock;
 use crate::disk::RealDisk;
+use crate::durable::FileId;
 use crate::ledger::Books;
 use crate::metrics::Registry;
 use crate::monitors::outlet::fixture::{Below, below_at};
-use crate::monitors::{Binary, FileSourceOptions, HoldDeleted, Off, SourceKind, SourceOptions, StartAt};
+use crate::monitors::{
+    Binary, FileSourceOptions, HoldDeleted, Off, Outlet, SourceKind, SourceOptions, StartAt,
+};
 use crate::record::{Chunk, Labels};
 use crate::tasks::{self, Spec, Table};
 
@@ -33,6 +38,8 @@ pub struct World {
     pub clock: Clock,
     /// `false`: a file system that reports nothing, and a sweep that is never repeated. Polls are all there is.
     pub events: bool,
+    /// The next life has only this sweep, however old it is, and nobody who sweep or watches.
+    pub sweep: Option<Sweep>,
     /// Closed by the ledger of the last life.
     pub books: Option<Arc<Books>>,
 }
@@ -87,6 +94,7 @@ impl World {
             once: false,
             clock: Clock::real(),
             events: true,
+            sweep: None,
             books: None,
         }
     }
@@ -121,9 +129,15 @@ impl World {
             first_start: restored.first_start,
             open_files_max: self.open_files_max,
         };
-        let Bodies { watch, discovery, files } =
-            wire(settings, supply.stamping_outlet(journal), &metrics).unwrap();
+        let outlet = supply.stamping_outlet(journal);
         drop(supply);
+        let (around, files) = match self.sweep.take() {
+            None => {
+                let Bodies { watch, discovery, files } = wire(settings, outlet, &metrics).unwrap();
+                (Some((watch, discovery)), files)
+            }
+            Some(sweep) => (None, alone(settings, outlet, &metrics, sweep)),
+        };
         let table = Arc::new(Table::new(self.clock.clone()));
         let world = &*self;
         let lines = tasks::run(table.clone(), |tasks| {
@@ -131,10 +145,12 @@ impl World {
             let mut life = Life { chunks, lines: Vec::new(), view: files.view(), metrics };
             let spec = |name| Spec::carrier(name, Duration::from_secs(10));
             tasks.spawn(spec("ledger"), |task| ledger.run(task)).unwrap();
-            if let Some(watch) = watch.filter(|_| world.events) {
-                tasks.spawn(spec("watch"), |task| watch.run(task)).unwrap();
+            if let Some((watch, discovery)) = around {
+                if let Some(watch) = watch.filter(|_| world.events) {
+                    tasks.spawn(spec("watch"), |task| watch.run(task)).unwrap();
+                }
+                tasks.spawn(spec("discovery"), |task| discovery.run(task)).unwrap();
             }
-            tasks.spawn(spec("discovery"), |task| discovery.run(task)).unwrap();
             tasks.spawn(spec("files"), |task| files.run(task)).unwrap();
             body(world, &mut life);
             switch.stop();
@@ -148,6 +164,13 @@ impl World {
         lines
     }
 
+    /// What a sweep says of this file now.
+    pub fn found(&self, name: &str) -> Found {
+        let metadata = std::fs::metadata(self.path(name)).unwrap();
+        let (path, file, size) = (self.path(name), FileId::of(&metadata), metadata.len());
+        Found { path, file, size, source: 0, heard: false }
+    }
+
     /// All that is there, with `once`.
     pub fn run_once(&mut self) -> Vec<Line> {
         self.once = true;
@@ -157,6 +180,25 @@ impl World {
     pub fn books(&self) -> &Books {
         self.books.as_ref().unwrap()
     }
+}
+
+/// The body of `files`, for which a sweep has come.
+fn alone(settings: Settings, outlet: Outlet, metrics: &Registry, sweep: Sweep) -> Files {
+    let (post, picture) = mailbox();
+    post.put(|slot| *slot = Some(sweep));
+    let setting = files::Setting {
+        outlet,
+        picture,
+        hints: mailbox().1,
+        heard_out: crossbeam_channel::bounded(0).1,
+        own: settings.own_files,
+        once: settings.once,
+        first_start: settings.first_start,
+        known: settings.known,
+        last_stamp_ns: settings.last_stamp_ns,
+        open_max: settings.open_files_max,
+    };
+    Files::new(settings.sources.into(), setting, metrics)
 }
 
 impl Life {
