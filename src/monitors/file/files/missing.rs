@@ -11,7 +11,7 @@
 //! Always true: what is lined up here is in the ledger before the first byte of it is read, so that a death in
 //! between forgets none.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -72,6 +72,22 @@ impl Files {
                 } else {
                     self.line_up_one(known, is_newest, "deleted while the agent was down", None, task);
                 }
+            }
+        }
+    }
+
+    /// Adds to `gone` those whose inode one of these files has now, where others of their lineage have to be read in
+    /// their order: else it is soon enough when that file is opened.
+    pub(super) fn add_replaced(&mut self, gone: &mut Vec<Known>, found: &[Found]) {
+        let mut generations: HashMap<u64, usize> = HashMap::new();
+        let all = self.not_met.all().chain(gone.iter());
+        all.for_each(|known| *generations.entry(known.lineage).or_default() += 1);
+        for found in found {
+            let several = |known: &Known| generations.get(&known.lineage).is_some_and(|all| *all > 1);
+            if self.not_met.perhaps(found.file).is_some_and(several) && !self.tails.contains_key(&found.file)
+            {
+                // An error is met again when it is opened.
+                gone.extend(self.others_at(found).unwrap_or_default());
             }
         }
     }

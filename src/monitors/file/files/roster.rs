@@ -29,8 +29,9 @@ impl Files {
         let ids: HashSet<FileId> = found.iter().map(|found| found.file).collect();
         if !self.not_met.is_empty() {
             let mut not_met = std::mem::take(&mut self.not_met);
-            let (mut moved, gone) = not_met.search(&met, |known| self.source_of(known));
+            let (mut moved, mut gone) = not_met.search(&met, |known| self.source_of(known));
             self.not_met = not_met;
+            self.add_replaced(&mut gone, &found);
             // Renamed to where a pattern leads as well.
             let elsewhere = |found: &&Found| {
                 let known = self.not_met.perhaps(found.file);
