@@ -459,7 +459,9 @@ impl Tail {
             if in_parts {
                 let upto = stream.read_limit().map_or(consumed, |limit| (limit - position) as usize);
                 part = (stream.position() - position) as usize..upto.min(consumed);
-                before = before.filter(|_| part.end == consumed);
+                if part.end < consumed {
+                    (before, self.scanned) = (None, position + part.end as u64); // and what follows is read again
+                }
                 keep_within(ends, part.start, part.end);
             }
             if part.is_empty() {

@@ -5,6 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use super::world::{DEADLINE, World, names, numbered, texts};
+use crate::ack::{Count, Verdict};
 use crate::budget::READ_BYTES;
 use crate::monitors::SourceKind;
 
@@ -216,4 +217,27 @@ fn files_that_are_written_by_another_name() {
         life.until_lines(4);
     });
     assert_eq!(texts(&lines)[2..], ["2", "3"]);
+}
+
+/// A sink has the middle of a chunk whose lines may be parts, and the process dies: the next life reads up to there, and
+/// goes on behind it at once.
+#[test]
+fn what_stands_around_a_part_that_was_delivered() {
+    let mut world = World::new("a.log");
+    if let SourceKind::File(file) = &mut world.sources[0].kind {
+        file.in_parts = true;
+    }
+    let lines: Vec<String> = (0..3).map(|number| format!("2026-01-31T12:00:00Z stdout F {number}")).collect();
+    world.append("a.log", lines.join("\n") + "\n");
+    world.live(|_, life| {
+        let chunk = life.chunks.recv_timeout(DEADLINE).expect("the only chunk");
+        let mut share = chunk.ack.into_shares().remove(0);
+        let bytes = lines[0].len() as u64 + 1;
+        let count = Count { lines: 1, bytes };
+        let first = share.split(count, bytes);
+        share.split(count, 2 * bytes).settle(&Verdict::Delivered);
+        first.let_go();
+        share.let_go();
+    });
+    assert_eq!(texts(&world.live(|_, life| life.until_lines(2))), [&*lines[0], &lines[2]]);
 }
