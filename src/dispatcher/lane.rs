@@ -450,6 +450,15 @@ impl Lane {
                 self.recovered(now);
                 self.send_apart(at, apart(batch, &cuts));
             }
+            Guilty::Rest(open) => {
+                self.recovered(now);
+                let mut rest = Vec::new();
+                each_record(batch, &open, |slice, share, is_open| match is_open {
+                    true => rest.push((slice, share)),
+                    false => settle(&mut self.spooling, &slice, share, &Verdict::Delivered),
+                });
+                self.send_apart(at, vec![rest]);
+            }
         }
     }
 

@@ -56,6 +56,8 @@ pub enum Guilty {
     /// The answer may be silent about some, and would be again: what begins at each of these indices, which rise and
     /// are behind the first record, is sent by itself.
     Apart(Vec<usize>),
+    /// Indices, rising, and not all: these have no verdict yet and are sent again by themselves. All others were stored.
+    Rest(Vec<usize>),
 }
 
 /// Records into a payload. Pure: no files, no network, no clock.

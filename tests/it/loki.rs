@@ -243,3 +243,59 @@ fn the_refusal_of_one_stream_says_nothing_of_the_others() {
     dead.sort();
     assert_eq!(dead, ["bad 0", "bad 1", "bad 2", "bad 3", "bad 4"], "{letters:?}");
 }
+
+/// For a push of several streams an ingester is silent about all but the last. What may be refused goes alone, so it is
+/// told; and what was stored is not sent again.
+#[test]
+fn a_stream_that_may_be_refused_is_not_hidden_by_another() {
+    let line = |time: &str, text: &str| format!("{{\"time\":\"2026-01-31T{time}Z\",\"text\":\"{text}\"}}\n");
+    let far_behind = line("10:00:00", "bad");
+    let much = line("12:00:00", "bad") + &line("12:00:00", &"x".repeat(1000)).repeat(300);
+    for (what, suspicious, stores_the_rest) in [
+        ("far behind", &far_behind, true),
+        ("much", &much, true),
+        ("far behind, and nobody is named", &far_behind, false),
+        ("much, and nobody is named", &much, false),
+    ] {
+        let receiver = Receiver::start();
+        receiver.set(Mood::Refuse { guilty: |line| line.contains("bad"), stores_the_rest });
+        let room = Room::new(json!({
+            "sources": [{ "type": "file", "include": ["logs/*.log"] }],
+            "pipeline": [{ "type": "json" }, { "type": "timestamp", "field": "time", "format": "rfc3339" }],
+            "sinks": [{ "type": "loki", "url": receiver.url(), "batch": { "max_wait": "500ms" } }],
+        }));
+        for file in 0..5 {
+            let text = if file == 2 { suspicious.clone() } else { line("12:00:00", &format!("good {file}")) };
+            put(&room.path(&format!("logs/{file}.log")), text);
+        }
+        let (code, said) = room.run_once();
+        assert_eq!(code, 0, "{said}");
+        assert_eq!(dead_letters(&room).len(), 1, "{what}: {said}");
+        let sent = receiver.raw();
+        for file in 0..5 {
+            let times = sent.iter().filter(|entry| entry.line.contains(&format!("good {file}"))).count();
+            assert_eq!(times, usize::from(file != 2), "{what}: {file}");
+        }
+        assert_eq!(receiver.stored().len(), suspicious.lines().count() - 1 + 4, "{what}");
+    }
+}
+
+/// More streams that go alone than a lane waits for at once.
+#[test]
+fn a_crowd_of_old_streams() {
+    let receiver = Receiver::start();
+    let room = Room::new(json!({
+        "sources": [{ "type": "file", "include": ["logs/*.log"] }],
+        "pipeline": [{ "type": "json" }, { "type": "timestamp", "field": "time", "format": "rfc3339" }],
+        "sinks": [{ "type": "loki", "url": receiver.url(), "batch": { "max_wait": "500ms" } }],
+    }));
+    for file in 0..100 {
+        let hour = if file == 50 { 12 } else { 10 };
+        let line = format!("{{\"time\":\"2026-01-31T{hour}:00:00Z\",\"text\":\"{file}\"}}\n");
+        put(&room.path(&format!("logs/{file}.log")), line);
+    }
+    let (code, said) = room.run_once();
+    assert_eq!(code, 0, "{said}");
+    assert_eq!((receiver.stored().len(), receiver.raw().len()), (100, 100), "each once");
+    assert!(receiver.requests() >= 100, "{} requests", receiver.requests());
+}

@@ -14,15 +14,38 @@
 //! sent twice by that, Loki drops. A push of several streams is sent again stream by stream: a half of it that ends
 //! in a good stream would be taken without a word about the others.
 
-use super::encode::LokiPayload;
+use super::encode::{LokiPayload, Push};
 use crate::sinks::Guilty;
 
-/// Who is to blame for a 400.
-pub fn guilty(body: &str, payload: &LokiPayload) -> Guilty {
-    if payload.streams > 1 {
+/// Who is to blame for a 400. `cuts`: of the whole batch.
+pub(super) fn guilty(body: &str, push: &Push, cuts: &[usize]) -> Guilty {
+    if push.streams > 1 {
+        return Guilty::Apart(cuts.to_vec());
+    }
+    named(body, push).map_or(Guilty::Unknown, Guilty::These)
+}
+
+/// Who is to blame in a batch of several pushes, of which some are refused and some wait; all others are stored.
+pub(super) fn of_several(payload: &LokiPayload, refused: &[(&Push, Guilty)], waiting: &[Push]) -> Guilty {
+    let named = |(_, which): &(&Push, Guilty)| match which {
+        Guilty::These(named) => Some(named.clone()),
+        _ => None,
+    };
+    if waiting.is_empty()
+        && let Some(named) = refused.iter().map(named).collect::<Option<Vec<_>>>()
+    {
+        let mut all = named.concat();
+        all.sort_unstable();
+        return Guilty::These(all);
+    }
+    if refused.len() + waiting.len() == payload.pushes.len() {
         return Guilty::Apart(payload.cuts.clone());
     }
-    named(body, payload).map_or(Guilty::Unknown, Guilty::These)
+    let open = refused.iter().map(|(push, _)| *push).chain(waiting);
+    let mut open: Vec<usize> = open.flat_map(|push| &push.sent).map(|sent| sent.record as usize).collect();
+    open.sort_unstable();
+    open.dedup();
+    Guilty::Rest(open)
 }
 
 /// Refused for the time of the lines, not for what they are.
@@ -32,7 +55,7 @@ pub fn is_about_time(body: &str) -> bool {
         .any(|reason| body.contains(reason))
 }
 
-fn named(body: &str, payload: &LokiPayload) -> Option<Vec<usize>> {
+fn named(body: &str, push: &Push) -> Option<Vec<usize>> {
     let (mut named, mut total) = (Vec::new(), None);
     for line in body.lines() {
         if let Some(entry) = line.strip_prefix("entry with timestamp ") {
@@ -48,14 +71,14 @@ fn named(body: &str, payload: &LokiPayload) -> Option<Vec<usize>> {
             return None;
         }
     }
-    let everything = (named.len(), payload.sent.len());
+    let everything = (named.len(), push.sent.len());
     if total != Some(everything) {
         return None;
     }
     named.sort_unstable();
     named.dedup();
     let mut records =
-        named.iter().map(|time_ns| only_record_at(*time_ns, payload)).collect::<Option<Vec<_>>>()?;
+        named.iter().map(|time_ns| only_record_at(*time_ns, push)).collect::<Option<Vec<_>>>()?;
     records.sort_unstable();
     records.dedup();
     Some(records)
@@ -78,8 +101,8 @@ fn time_ns(text: &str) -> Option<i64> {
 }
 
 /// Pieces of one long line share their time; different records with one time cannot be told apart.
-fn only_record_at(time_ns: i64, payload: &LokiPayload) -> Option<usize> {
-    let mut records = payload.sent.iter().filter(|sent| sent.time_ns == time_ns).map(|sent| sent.record);
+fn only_record_at(time_ns: i64, push: &Push) -> Option<usize> {
+    let mut records = push.sent.iter().filter(|sent| sent.time_ns == time_ns).map(|sent| sent.record);
     let record = records.next()?;
     records.all(|other| other == record).then_some(record as usize)
 }

@@ -8,10 +8,12 @@
 //!
 //! Not here: the bytes of the forms (`wire.rs`), the text of labels (`labels.rs`).
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Weak};
 
+use super::alone::{self, Look, Way};
 use super::wire::{Entry, json, protobuf};
 use super::{labels, wire};
 use crate::metrics::{Counter, Registry};
@@ -21,17 +23,25 @@ use crate::sinks::{Encoder, LokiEncoding, LokiOptions, LongLines};
 /// The longest character of UTF-8: a piece must be able to hold one.
 const CHAR_BYTES_MAX: usize = 4;
 
-/// What one request carries.
+/// What the requests of one batch carry: one, or some streams in one and others alone (`alone.rs`).
 #[derive(Default)]
 pub struct LokiPayload {
+    pub(super) pushes: Vec<Push>,
+    /// So many of them are answered for: a retry goes on behind them.
+    pub(super) answered: Cell<usize>,
+    /// Behind the first record: where another stream begins than that of the record before.
+    pub(super) cuts: Vec<usize>,
+}
+
+/// What one request carries.
+#[derive(Default)]
+pub(super) struct Push {
     /// Longer than the body: a compressor wants room for the worst case, and to clear that each time is work.
     buffer: Vec<u8>,
     length: usize,
-    pub(super) streams: usize,
-    /// Behind the first record: where another stream begins than that of the record before.
-    pub(super) cuts: Vec<usize>,
+    pub streams: usize,
     /// One per entry, in the order of the body.
-    pub(super) sent: Vec<Sent>,
+    pub sent: Vec<Sent>,
 }
 
 /// Which record an entry was made from.
@@ -42,7 +52,7 @@ pub(super) struct Sent {
     pub record: u32,
 }
 
-impl LokiPayload {
+impl Push {
     pub fn body(&self) -> &[u8] {
         &self.buffer[..self.length]
     }
@@ -57,6 +67,7 @@ pub struct LokiEncoder {
     runs: Vec<Run>,
     /// The streams of the current batch, by their labels.
     streams: HashMap<Arc<Labels>, u32>,
+    known: alone::Sent,
     names: LastName,
     /// The body before it is compressed.
     raw: Vec<u8>,
@@ -67,6 +78,7 @@ pub struct LokiEncoder {
 
 /// Records that stand next to each other in one part and go into one stream: as a rule, all of a chunk.
 struct Run {
+    way: Way,
     stream: u32,
     /// Index into [`Batch::records`] of the first one.
     record: u32,
@@ -97,24 +109,22 @@ impl Encoder for LokiEncoder {
     type Payload = LokiPayload;
 
     fn encode(&mut self, batch: &Batch, payload: &mut LokiPayload) {
-        payload.sent.clear();
-        payload.streams = self.group(batch);
-        self.cuts(payload.streams, &mut payload.cuts);
-        let runs = std::mem::take(&mut self.runs);
-        self.raw.clear();
-        match self.encoding {
-            LokiEncoding::Protobuf => {
-                self.write(batch, &runs, &mut payload.sent);
-                payload.length = compress(&mut self.snappy, &self.raw, &mut payload.buffer);
-            }
-            LokiEncoding::Json => {
-                json::open(&mut self.raw);
-                self.write(batch, &runs, &mut payload.sent);
-                json::close(&mut self.raw);
-                std::mem::swap(&mut self.raw, &mut payload.buffer);
-                payload.length = payload.buffer.len();
-            }
+        self.known.settle(payload.answered.take());
+        let streams = self.group(batch);
+        self.cuts(streams, &mut payload.cuts);
+        let mut runs = std::mem::take(&mut self.runs);
+        if streams > 1 {
+            self.set_apart(batch, &mut runs);
         }
+        let mut pushes = 0;
+        for runs in runs.chunk_by(|a, b| a.stream == b.stream || a.way.max(b.way) < Way::Alone) {
+            if payload.pushes.len() == pushes {
+                payload.pushes.push(Push::default());
+            }
+            self.fill(batch, runs, pushes, &mut payload.pushes[pushes]);
+            pushes += 1;
+        }
+        payload.pushes.truncate(pushes);
         self.runs = runs;
     }
 
@@ -136,6 +146,7 @@ impl LokiEncoder {
             long_lines_total: metrics.counter("sink_long_lines_total", help, &[("sink", name)]),
             runs: Vec::new(),
             streams: HashMap::new(),
+            known: alone::Sent::default(),
             names: LastName::default(),
             raw: Vec::new(),
             clean: String::new(),
@@ -153,7 +164,7 @@ impl LokiEncoder {
             if slice.records.plain(slice.range.clone()).is_some() {
                 let labels = slice.records.labels(slice.range.start);
                 stream = self.stream_of(labels);
-                self.runs.push(Run { stream, record, part, range: slice.range.clone() });
+                self.runs.push(Run { way: Way::Shared, stream, record, part, range: slice.range.clone() });
                 record += slice.range.end - slice.range.start;
                 last = Some(labels);
                 continue;
@@ -167,7 +178,13 @@ impl LokiEncoder {
                 }
                 match self.runs.last_mut() {
                     Some(run) if is_same && run.part == part => run.range.end = index + 1,
-                    _ => self.runs.push(Run { stream, record, part, range: index..index + 1 }),
+                    _ => self.runs.push(Run {
+                        way: Way::Shared,
+                        stream,
+                        record,
+                        part,
+                        range: index..index + 1,
+                    }),
                 }
                 record += 1;
             }
@@ -191,6 +208,35 @@ impl LokiEncoder {
         }
     }
 
+    /// Orders the runs by the way they go.
+    fn set_apart(&mut self, batch: &Batch, runs: &mut [Run]) {
+        let streams = || runs.chunk_by(|a, b| a.stream == b.stream);
+        let looks: Vec<Look> = streams().map(|stream| look(batch, stream)).collect();
+        looks.iter().for_each(|look| self.known.see(look.newest_ns));
+        let way = |(stream, look)| self.known.way(labels_of(batch, stream), look);
+        let ways: Vec<Way> = streams().zip(&looks).map(way).collect();
+        runs.iter_mut().for_each(|run| run.way = ways[run.stream as usize]);
+        runs.sort_by_key(|run| (run.way, run.stream)); // stable: within a stream they stay as the batch is
+    }
+
+    fn fill(&mut self, batch: &Batch, runs: &[Run], number: usize, push: &mut Push) {
+        push.sent.clear();
+        self.raw.clear();
+        match self.encoding {
+            LokiEncoding::Protobuf => {
+                self.write(batch, runs, number, push);
+                push.length = compress(&mut self.snappy, &self.raw, &mut push.buffer);
+            }
+            LokiEncoding::Json => {
+                json::open(&mut self.raw);
+                self.write(batch, runs, number, push);
+                json::close(&mut self.raw);
+                std::mem::swap(&mut self.raw, &mut push.buffer);
+                push.length = push.buffer.len();
+            }
+        }
+    }
+
     fn stream_of(&mut self, labels: &Arc<Labels>) -> u32 {
         let next = self.streams.len() as u32;
         match self.streams.get(labels) {
@@ -199,10 +245,14 @@ impl LokiEncoder {
         }
     }
 
-    fn write(&mut self, batch: &Batch, runs: &[Run], sent: &mut Vec<Sent>) {
-        let records = |run: &Run| &batch.parts[run.part as usize].0.records;
+    fn write(&mut self, batch: &Batch, runs: &[Run], number: usize, push: &mut Push) {
+        let records = |run: &Run| records_of(batch, run);
+        push.streams = 0;
+        let sent = &mut push.sent;
         for stream in runs.chunk_by(|a, b| a.stream == b.stream) {
-            let labels = records(&stream[0]).labels(stream[0].range.start);
+            push.streams += 1;
+            let first = sent.len();
+            let labels = labels_of(batch, stream);
             let opened = match self.encoding {
                 LokiEncoding::Protobuf => {
                     let name = self.names.of(labels, &self.sink_labels);
@@ -228,6 +278,8 @@ impl LokiEncoder {
                 LokiEncoding::Protobuf => protobuf::close_stream(&mut self.raw, opened),
                 LokiEncoding::Json => json::close_stream(&mut self.raw),
             }
+            let newest_ns = sent[first..].iter().map(|sent| sent.time_ns).max();
+            self.known.note(number, labels, newest_ns.unwrap_or(i64::MIN));
         }
     }
 
@@ -286,6 +338,32 @@ impl LokiEncoder {
         }
         sent(record.time_ns);
     }
+}
+
+fn records_of<'a>(batch: &'a Batch, run: &Run) -> &'a Records {
+    &batch.parts[run.part as usize].0.records
+}
+
+fn labels_of<'a>(batch: &'a Batch, stream: &[Run]) -> &'a Arc<Labels> {
+    records_of(batch, &stream[0]).labels(stream[0].range.start)
+}
+
+fn look(batch: &Batch, stream: &[Run]) -> Look {
+    let mut look = Look { oldest_ns: i64::MAX, newest_ns: i64::MIN, weight: 0 };
+    let mut see = |time_ns: i64| {
+        (look.oldest_ns, look.newest_ns) = (look.oldest_ns.min(time_ns), look.newest_ns.max(time_ns));
+    };
+    for run in stream {
+        let records = records_of(batch, run);
+        match records.plain(run.range.clone()) {
+            Some(plain) => [0, i64::from(run.range.end - run.range.start) - 1]
+                .iter()
+                .for_each(|at| see(plain.time_ns.saturating_add(*at))),
+            None => run.range.clone().for_each(|index| see(records.get(index).time_ns)),
+        }
+    }
+    look.weight = stream.iter().map(|run| records_of(batch, run).weight(run.range.clone())).sum();
+    look
 }
 
 const PARTIAL: (&str, &str) = ("partial", "true");

@@ -5,10 +5,13 @@
 //! A push that repeats stored entries (equal labels, time and text) adds nothing, so a batch whose answer was lost
 //! is simply sent again, and the good half of a batch that was split does no harm.
 //!
-//! Known limit, and Loki's: for a push of several streams its ingester reports only what happened to the last of
-//! them. So a push that it refuses is sent again stream by stream, and each is judged; but if all is well with the last
-//! one, entries of another stream that it finds too far behind go without a word.
+//! For a push of several streams Loki's ingester reports only what happened to the last of them. So a stream that may be
+//! refused goes alone (`alone.rs`), and a push of several that is refused is sent again stream by stream.
+//!
+//! Known limit, and Loki's: where its limits are far below their defaults a shared push may lose entries without a
+//! word all the same, if all is well with its last stream.
 
+mod alone;
 mod answer;
 mod encode;
 mod labels;
@@ -16,6 +19,7 @@ mod wire;
 
 use std::sync::Arc;
 
+use encode::Push;
 pub use encode::{LokiEncoder, LokiPayload};
 use ureq::http::{HeaderName, HeaderValue};
 
@@ -66,6 +70,9 @@ pub fn open(options: &SinkOptions, loki: &LokiOptions, cx: &SinkContext) -> Open
     })
 }
 
+/// Of one batch, before its lane hears of it: a thousand files with old lines are as many pushes.
+const PUSHES_MAX: usize = 64;
+
 struct LokiSender {
     name: String,
     client: Arc<HttpClient>,
@@ -77,15 +84,38 @@ struct LokiSender {
 
 impl Sender<LokiPayload> for LokiSender {
     fn send(&mut self, payload: &LokiPayload) -> Answer {
-        match self.client.post(self.path, self.content_type, &self.headers, payload.body()) {
-            Ok(reply) => self.read(&reply, payload),
-            Err(why) => Answer::Retry { not_before: None, why },
+        let begin = payload.answered.get();
+        let (now, later) = payload.pushes[begin..].split_at(PUSHES_MAX.min(payload.pushes.len() - begin));
+        let (mut refused, mut last) = (Vec::new(), String::new());
+        for push in now {
+            let reply = self.client.post(self.path, self.content_type, &self.headers, push.body());
+            match reply.map(|reply| self.read(&reply, push, &payload.cuts)) {
+                Ok(Answer::Delivered) if refused.is_empty() => {
+                    payload.answered.set(payload.answered.get() + 1)
+                }
+                Ok(Answer::Delivered) => {}
+                Ok(Answer::Refused { which, why }) => {
+                    refused.push((push, which));
+                    last = why;
+                }
+                Ok(answer) => return answer,
+                Err(why) => return Answer::Retry { not_before: None, why },
+            }
+        }
+        payload.answered.set(begin + now.len());
+        match refused.pop() {
+            None if later.is_empty() => Answer::Delivered,
+            Some((_, which)) if payload.pushes.len() == 1 => Answer::Refused { which, why: last },
+            only => {
+                refused.extend(only);
+                Answer::Refused { which: answer::of_several(payload, &refused, later), why: last }
+            }
         }
     }
 }
 
 impl LokiSender {
-    fn read(&self, reply: &HttpReply, payload: &LokiPayload) -> Answer {
+    fn read(&self, reply: &HttpReply, push: &Push, cuts: &[usize]) -> Answer {
         match self.client.answer(reply) {
             Answer::Refused { why, .. } if self.clock_is_to_blame(reply) => Answer::Retry {
                 not_before: None,
@@ -95,7 +125,7 @@ impl LokiSender {
                 )),
             },
             Answer::Refused { why, .. } if reply.status == 400 => {
-                Answer::Refused { which: answer::guilty(&reply.body, payload), why }
+                Answer::Refused { which: answer::guilty(&reply.body, push, cuts), why }
             }
             answer => answer,
         }

@@ -151,10 +151,12 @@ fn encode(batch: &Batch, max_line_bytes: usize, long_lines: LongLines) -> (Strea
         let (mut first, mut again) = (LokiPayload::default(), LokiPayload::default());
         encoder.encode(batch, &mut first);
         encoder.encode(batch, &mut again);
-        assert!(first.body() == again.body() && first.sent == again.sent, "not the same bytes again");
-        let streams = decode(first.body());
-        assert_eq!(first.streams, streams.len());
-        (streams, first.sent)
+        let same = |(a, b): (&Push, &Push)| a.body() == b.body() && a.sent == b.sent;
+        assert!(first.pushes.iter().zip(&again.pushes).all(same), "not the same bytes again");
+        let [push] = &first.pushes[..] else { panic!("{} pushes", first.pushes.len()) };
+        let streams = decode(push.body());
+        assert_eq!(push.streams, streams.len());
+        (streams, first.pushes.remove(0).sent)
     };
     let protobuf = form(LokiEncoding::Protobuf, decode_protobuf);
     assert_eq!(form(LokiEncoding::Json, decode_json), protobuf);
@@ -346,11 +348,11 @@ fn at(ns: i64) -> i64 {
     CLOCK_UNSET_NS + ns
 }
 
-fn payload(streams: usize, sent: &[(i64, u32)]) -> LokiPayload {
-    let mut payload = LokiPayload::default();
-    (payload.streams, payload.cuts) = (streams, (1..streams).map(|stream| stream * 2).collect());
-    payload.sent = sent.iter().map(|(ns, record)| Sent { time_ns: at(*ns), record: *record }).collect();
-    payload
+fn push(streams: usize, sent: &[(i64, u32)]) -> Push {
+    let sent = sent.iter().map(|(ns, record)| Sent { time_ns: at(*ns), record: *record }).collect();
+    let mut push = Push::default();
+    (push.streams, push.sent) = (streams, sent);
+    push
 }
 
 fn entry(time: &str) -> String {
@@ -378,29 +380,29 @@ fn a_push_tells_where_its_streams_change() {
         let mut encoder = LokiEncoder::new("loki", &Labels::default(), &options, &Registry::default());
         let mut payload = LokiPayload::default();
         encoder.encode(&batch(parts), &mut payload);
-        assert_eq!((payload.streams, &payload.cuts), (streams, &cuts));
+        assert_eq!((payload.pushes[0].streams, &payload.cuts), (streams, &cuts));
     }
 }
 
 #[test]
 fn a_refusal_names_the_guilty_only_if_it_accounts_for_all() {
-    let four = || payload(1, &[(0, 0), (1, 1), (2, 2), (3, 3)]);
+    let four = || push(1, &[(0, 0), (1, 1), (2, 2), (3, 3)]);
     let first = entry("2024-01-01 00:00:00 +0000 UTC");
     let second = entry("2024-01-01 00:00:00.000000001 +0000 UTC");
     let third_in_summer = entry("2024-01-01 02:00:00.000000002 +0200 CEST");
     let other = entry("2024-01-01 00:00:09 +0000 UTC");
     let limited = "entry with timestamp 2024-01-01 00:00:00 +0000 UTC ignored, reason: 'Per stream rate limit exceeded (limit: 3MB/sec) while attempting to ingest for stream '{}' totaling 5B, …',\n";
-    let split = || payload(1, &[(0, 0), (0, 0), (0, 0), (1, 1)]);
+    let split = || push(1, &[(0, 0), (0, 0), (0, 0), (1, 1)]);
     let these = |records: &[usize]| Guilty::These(records.to_vec());
-    for (case, body, payload, want) in [
+    for (case, body, push, want) in [
         ("one", format!("{second}{}", total(1, 4)), four(), these(&[1])),
         ("in any order", format!("{second}{first}{}", total(2, 4)), four(), these(&[0, 1])),
         ("another zone", format!("{third_in_summer}{}", total(1, 4)), four(), these(&[2])),
         ("not all are named", format!("{second}{}", total(2, 4)), four(), Guilty::Unknown),
         ("not all were looked at", format!("{second}{}", total(1, 3)), four(), Guilty::Unknown),
         ("a time that is not ours", format!("{other}{}", total(1, 4)), four(), Guilty::Unknown),
-        ("several streams", format!("{second}{}", total(1, 4)), payload(2, &[(0, 0), (1, 1), (2, 2), (3, 3)]), Guilty::Apart(vec![2])),
-        ("two records of one time", format!("{first}{}", total(1, 2)), payload(1, &[(0, 0), (0, 1)]), Guilty::Unknown),
+        ("several streams", format!("{second}{}", total(1, 4)), push(2, &[(0, 0), (1, 1), (2, 2), (3, 3)]), Guilty::Apart(vec![2])),
+        ("two records of one time", format!("{first}{}", total(1, 2)), push(1, &[(0, 0), (0, 1)]), Guilty::Unknown),
         ("pieces of one record", format!("{first}{first}{first}{}", total(3, 4)), split(), these(&[0])),
         ("an ill sink too", format!("{limited}{second}{}", total(2, 4)), four(), Guilty::Unknown),
         ("something else too", format!("{second}{}oops\n", total(1, 4)), four(), Guilty::Unknown),
@@ -410,7 +412,7 @@ fn a_refusal_names_the_guilty_only_if_it_accounts_for_all() {
         ("labels", "Error parsing labels '{' with error: 1:2: parse error".into(), four(), Guilty::Unknown),
         ("nothing", String::new(), four(), Guilty::Unknown),
     ] {
-        assert_eq!(answer::guilty(&body, &payload), want, "{case}");
+        assert_eq!(answer::guilty(&body, &push, &[2]), want, "{case}");
     }
 }
 
@@ -481,7 +483,7 @@ fn a_clock_that_was_never_set_is_an_illness() {
             clock: cx.clock.clone(),
         };
         let reply = HttpReply { status, retry_after: None, body: body.into() };
-        let answer = sender.read(&reply, &payload(1, &[(0, 0)]));
+        let answer = sender.read(&reply, &push(1, &[(0, 0)]), &[]);
         assert_eq!(matches!(answer, Answer::Retry { .. }), ill, "{wall_ns} {status} {answer:?}");
         assert_eq!(matches!(answer, Answer::Refused { .. }), !ill);
     }
