@@ -112,4 +112,7 @@ fn what_a_stream_brought_survives_an_abort() {
         .collect();
     kept.sort_unstable();
     assert!(kept.into_iter().eq(0..LINES as u64));
+    let farewell = "among the dead letters (log-capturer deadletter replay sends them)";
+    assert!(agent.stderr().contains(&format!("stopped with data pending: loki: {LINES} lines (")));
+    assert!(agent.stderr().contains(farewell), "{}", agent.stderr());
 }

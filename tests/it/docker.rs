@@ -1,5 +1,5 @@
 //! Containers, against an engine that does what the test says ([`daemon`]), and against a real one
-//! ([`engine`]): [`real`], [`drivers`], [`followed`]; [`stuck`] against both.
+//! ([`engine`]): [`real`], [`drivers`], [`followed`]; [`stuck`] against both. [`torn`] against the first.
 
 #![expect(clippy::disallowed_methods, reason = "the other side of the socket has threads of its own")]
 
@@ -9,6 +9,7 @@ pub mod engine;
 mod followed;
 mod real;
 mod stuck;
+mod torn;
 
 pub use followed::THREADS_MAX;
 

@@ -1,0 +1,89 @@
+//! A log that breaks in the middle of a line and is taken up again: the line comes once, and whole.
+
+use serde_json::json;
+
+use super::daemon::{ERR, Mood, OUT};
+use super::{House, MS, T, line, readers};
+
+/// A line of three parts, which share a time as Docker's do, with a line of the other stream in between, and the lines
+/// around it; from millisecond `ms` on. What is said, and what has to arrive.
+fn round(house: &House, ms: i64) -> Vec<String> {
+    let at = |more: i64| T + (ms + more) * MS;
+    let part = "p".repeat(100);
+    for (stream, more, text) in [
+        (OUT, 0, "before\n"),
+        (OUT, 1, &*part),
+        (ERR, 2, "between\n"),
+        (OUT, 1, &*part),
+        (OUT, 1, "end\n"),
+        (OUT, 3, "after\n"),
+    ] {
+        house.daemon.say("c", stream, at(more), text);
+    }
+    vec![
+        line("c", OUT, at(0), "before"),
+        line("c", ERR, at(2), "between"),
+        line("c", OUT, at(1), &format!("{part}{part}end")),
+        line("c", OUT, at(3), "after"),
+    ]
+}
+
+/// In a frame's head, a time, a part.
+#[test]
+fn a_line_in_parts_is_whole_wherever_its_log_breaks() {
+    let house = House::new(json!({}));
+    house.daemon.run("c");
+    let agent = house.room.run();
+    agent.until("it is followed", || readers(&agent) == 1);
+    let (mut expected, mut ms) = (Vec::new(), 0);
+    for cut in (1..500).step_by(29) {
+        house.daemon.die("c");
+        agent.until("nobody reads it", || readers(&agent) == 0);
+        expected.extend(round(&house, ms));
+        house.daemon.mood(Mood::CutAfter(cut));
+        house.daemon.run("c");
+        house.until_arrived(&agent, expected.len());
+        assert_eq!(house.arrived(), expected, "cut after {cut}: {}", agent.stderr());
+        agent.until("it is followed again", || readers(&agent) == 1);
+        ms += 4;
+    }
+    assert_eq!(agent.stop(), 0, "{}", agent.stderr());
+}
+
+/// The engine goes, the agent stops, or it dies, while half a line is there.
+#[test]
+fn half_a_line_waits_for_its_rest() {
+    let house = House::new(json!({}));
+    house.daemon.run("c");
+    let mut agent = house.room.run();
+    let mut expected = Vec::new();
+    for (ms, how) in ["the engine goes", "a stop", "a death"].into_iter().enumerate() {
+        let at = |more: i64| T + (4 * ms as i64 + more) * MS;
+        house.daemon.say("c", OUT, at(0), "whole\n");
+        house.daemon.say("c", OUT, at(1), "half ");
+        house.daemon.say("c", ERR, at(2), "other\n");
+        expected.push(line("c", OUT, at(0), "whole"));
+        expected.push(line("c", ERR, at(2), "other"));
+        house.assert_arrived(&agent, &expected);
+        match how {
+            "the engine goes" => {
+                house.daemon.go();
+                agent.until("nobody reads it", || readers(&agent) == 0);
+                house.daemon.come_back();
+            }
+            "a stop" => {
+                assert_eq!(agent.stop(), 0, "{}", agent.stderr());
+                agent = house.room.run();
+            }
+            _ => {
+                agent.kill9();
+                agent = house.room.run();
+            }
+        }
+        house.daemon.say("c", OUT, at(1), "and its rest\n");
+        expected.push(line("c", OUT, at(1), "half and its rest"));
+        house.until_arrived(&agent, expected.len());
+        assert_eq!(house.arrived(), expected, "{how}: {}", agent.stderr());
+    }
+    assert_eq!(agent.stop(), 0, "{}", agent.stderr());
+}
