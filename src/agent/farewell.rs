@@ -22,9 +22,14 @@ pub(super) fn pending(books: &Books) -> String {
 
 fn of_sink(sink: &SinkBooks) -> impl Iterator<Item = String> {
     let kept = sink.kept;
-    let unanswered = (sink.pending + sink.let_go, sink.pending_bytes + sink.let_go_bytes);
+    let lost = sink.lost;
+    let unanswered = (
+        (sink.pending + sink.let_go).saturating_sub(lost.lines),
+        (sink.pending_bytes + sink.let_go_bytes).saturating_sub(lost.bytes),
+    );
     let cases = [
         (unanswered, "unanswered, read again at the next start"),
+        ((lost.lines, lost.bytes), "lost: they came through a stream, and could be kept nowhere"),
         ((sink.spooled.lines, sink.spooled.bytes), "in its spool, sent at the next start"),
         ((kept.lines, kept.bytes), "among the dead letters (log-capturer deadletter replay sends them)"),
     ];
@@ -65,6 +70,14 @@ mod tests {
         check(
             |books| (books.sinks[0].pending, books.sinks[0].pending_bytes) = (1, 4096),
             "loki: 1 line (4 KiB) unanswered, read again at the next start",
+        );
+        check(
+            |books| {
+                (books.sinks[0].let_go, books.sinks[0].let_go_bytes) = (3, 40);
+                books.sinks[0].lost = count;
+            },
+            "loki: 1 line (10 bytes) unanswered, read again at the next start; \
+             loki: 2 lines (30 bytes) lost: they came through a stream, and could be kept nowhere",
         );
         check(
             |books| books.sinks[0].spooled = count,

@@ -29,6 +29,8 @@ pub struct SinkBooks {
     /// Lines that ended without an answer: read again after the next start.
     pub let_go: u64,
     pub let_go_bytes: u64,
+    /// Of those, what nobody can read again: it came through a stream, and could be kept nowhere.
+    pub lost: Count,
     pub pending: u64,
     pub pending_bytes: u64,
 }

@@ -261,11 +261,15 @@ impl State {
             Some(_) => self.page(receipt.generation)?,
             None => self.unchanged_page(receipt.generation)?,
         };
+        let is_lost = page.filename.is_none() && !receipt.generation.is_derived();
         receipt.answered().for_each(|range| page.sinks[sink].add(range));
         if receipt.tally.spooled.lines > 0 {
             receipt.answered().for_each(|range| page.spooled(&name).add(range));
         }
         let over = page.drop_answered_in(receipt.range.clone());
+        if is_lost {
+            self.books.sinks[sink].lost += receipt.not_delivered;
+        }
         self.meters.open_chunks.add(-(over as i64));
         if receipt.fault && !aborting {
             self.meters.faults.add(1);

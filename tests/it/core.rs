@@ -116,3 +116,27 @@ fn what_a_stream_brought_survives_an_abort() {
     assert!(agent.stderr().contains(&format!("stopped with data pending: loki: {LINES} lines (")));
     assert!(agent.stderr().contains(farewell), "{}", agent.stderr());
 }
+
+/// The same, and a letter cannot be written: what is lost is called so, and not promised to the next start.
+#[test]
+fn what_a_stream_brought_and_nothing_could_keep_is_said_to_be_lost() {
+    let receiver = Receiver::start();
+    receiver.set(Mood::Hang);
+    let room = Room::new(json!({
+        "agent": { "stop_timeout": "30s" },
+        "sources": [{ "type": "stdin" }],
+        "sinks": [{ "type": "loki", "url": receiver.url(), "timeout": "5m", "batch": { "max_wait": "20ms" },
+                    "spool": { "enabled": false } }],
+    }));
+    put(&room.path("data/deadletter"), "in the place of the folder");
+    let agent = room.start(room.command(&["run"]).stdin(Stdio::piped()).stdout(Stdio::null()));
+    let mut stdin = agent.take_stdin();
+    std::io::Write::write_all(&mut stdin, b"1\n2\n3\n").expect("the agent takes it");
+    agent.until("all lines are read", || agent.get("/metrics").1.contains("log_capturer_read_lines_total 3"));
+    agent.signal(Signal::TERM);
+    agent.signal(Signal::INT);
+    assert_eq!(agent.wait_exit(DEADLINE), 3, "{}", agent.stderr());
+    let said = agent.stderr();
+    assert!(said.contains("pending: loki: 3 lines (6 bytes) lost"), "{said}");
+    assert!(!said.contains("next start"), "{said}");
+}
