@@ -12,6 +12,7 @@
 //! between forgets none.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -249,9 +250,22 @@ impl Files {
             is_new && self.is_free(id) && !self.tails.get(&id).is_some_and(|tail| has_a_place(tail))
         };
         let mut unseen = unseen(original, After::File(older.file, since_ns), may_be);
+        if unseen.is_empty() {
+            return Vec::new();
+        }
         let wanted = HashSet::from([older.file.inode]);
-        if original.parent().and_then(|folder| inodes(folder, &wanted)).is_none_or(|beside| beside.is_empty())
-        {
+        let beside = original.parent().and_then(|folder| inodes(folder, &wanted)).unwrap_or_default();
+        let beside = beside.get(&older.file.inode);
+        // Times of change tell nothing of a quiet log. Where a file system does not say when a file was made, the
+        // next start reads what it finds.
+        let open = older.descriptor.as_ref().and_then(|file| file.metadata().ok());
+        let metadata = open.or_else(|| fs::metadata(&beside?.path).ok());
+        let Some(made) = metadata.and_then(|metadata| metadata.created().ok()) else { return Vec::new() };
+        let is_younger = |path: &Path| {
+            fs::metadata(path).and_then(|metadata| metadata.created()).is_ok_and(|other| other > made)
+        };
+        unseen.retain(|sibling| is_younger(&sibling.what.path));
+        if beside.is_none() {
             // It was deleted, and perhaps copied before that.
             unseen.retain(|sibling| !is_copy_at(older, &sibling.what.path));
         }

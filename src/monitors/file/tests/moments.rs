@@ -36,8 +36,20 @@ fn rotate(world: &World, rounds: std::ops::RangeInclusive<usize>) {
             world.rename(&format!("a.log.{number}"), &format!("a.log.{}", number + 1));
         }
         world.rename("a.log", "a.log.1");
+        until_later(world, "a.log.1");
         world.append("a.log", format!("{round}\n"));
     }
+}
+
+/// What is made from now on is younger than this file: a file system counts in milliseconds.
+fn until_later(world: &World, name: &str) {
+    let made = |name: &str| fs::metadata(world.path(name)).unwrap().created().unwrap();
+    while {
+        world.append("probe", "");
+        let is_later = made("probe") > made(name);
+        fs::remove_file(world.path("probe")).unwrap();
+        !is_later
+    } {}
 }
 
 #[test]
@@ -87,6 +99,7 @@ fn replaced_between_two_looks_by_what_is_no_news() {
         (
             "compressed",
             |world| {
+                until_later(world, "a.log");
                 world.append("a.log.1.gz", gzip(b"0\n"));
                 fs::remove_file(world.path("a.log")).unwrap();
                 world.append("a.log", "2\n");
@@ -96,6 +109,7 @@ fn replaced_between_two_looks_by_what_is_no_news() {
         (
             "copied, deleted and made anew",
             |world| {
+                until_later(world, "a.log");
                 fs::copy(world.path("a.log"), world.path("a.log.1")).unwrap();
                 fs::remove_file(world.path("a.log")).unwrap();
                 world.append("a.log", "2\n");
@@ -127,4 +141,24 @@ fn replaced_between_two_looks_by_what_is_no_news() {
         assert_eq!(texts(&lines)[..expected.len()], *expected, "{what}");
         assert_eq!(lines.last().unwrap().text, "the last", "{what}");
     }
+}
+
+/// It was read before, or is older than the agent; a late writer, or a tool, has touched it since.
+#[test]
+fn a_rotated_file_that_was_changed_last_is_not_the_newest() {
+    let mut world = World::new("a.log");
+    world.events = false;
+    let older = world.append("a.log.2", "older\n");
+    until_later(&world, "a.log.2");
+    let first = world.append("a.log", "0\n");
+    let lines = world.live(|world, life| {
+        life.until_lines(1);
+        first.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(60)).unwrap();
+        older.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(90)).unwrap();
+        rotate(world, 1..=1);
+        life.until_lines(2);
+        rotate(world, 2..=2);
+        life.until_lines(3);
+    });
+    assert_eq!(texts(&lines), ["0", "1", "2"]);
 }
