@@ -161,6 +161,7 @@ mod tests {
     use crate::ack::Verdict;
     use crate::clock::Clock;
     use crate::record::fixture::{Kept, lines, parcel};
+    use crate::record::{Changed, Entry, Records};
 
     fn limits(max_bytes: usize, max_lines: usize) -> BatchLimits {
         BatchLimits { max_bytes, max_lines, max_wait: Duration::from_secs(1) }
@@ -218,6 +219,55 @@ mod tests {
             batches.into_iter().flat_map(|batch| batch.parts).for_each(|(_, share)| share.settle(&Verdict::Delivered));
             let answered: u64 = kept.0.lock().iter().map(|receipt| receipt.tally.delivered.lines).sum();
             prop_assert_eq!(answered, chunks.iter().map(Vec::len).sum::<usize>() as u64);
+        }
+
+        /// Records that were joined of parts, as `cri` leaves them: whichever batch is the last that arrives, what is read
+        /// again begins with the first part of a record, and is all that did not arrive.
+        #[test]
+        fn a_record_of_many_parts_is_in_one_batch(
+            records in proptest::collection::vec(proptest::collection::vec(0usize..60, 1..6), 1..20),
+            max_bytes in 30usize..600,
+            max_lines in 1usize..6,
+            arrives in 0usize..20,
+        ) {
+            let raw: Vec<String> = records
+                .iter()
+                .map(|parts| parts.iter().map(|length| format!("P {}\n", "x".repeat(*length))).collect())
+                .collect();
+            let raw: Vec<&str> = raw.iter().map(String::as_str).collect();
+            let entry = |(line, raw): (usize, &&str)| {
+                let text = format!("{line} {}", raw.replace("P ", "").replace('\n', ""));
+                let changed = Changed { text: Some(text.into_bytes().into()), ..Changed::default() };
+                Entry { line: line as u32, changed: Some(Box::new(changed)) }
+            };
+            let entries: Vec<Entry> = raw.iter().enumerate().map(entry).collect();
+            let texts: Vec<Vec<u8>> = entries
+                .iter()
+                .filter_map(|entry| Some(entry.changed.as_ref()?.text.as_deref()?.to_vec()))
+                .collect();
+            let kept = Arc::new(Kept::default());
+            let share = parcel(lines(&raw, 0, true), &kept).share;
+            let all = Arc::new(Records::kept(lines(&raw, 0, true), entries));
+            let (mut batcher, mut sealed) = (Batcher::new(limits(max_bytes, max_lines)), Vec::new());
+            batcher.push(Parcel { records: all.clone(), share }, Clock::real().now(), |batch| sealed.push(batch));
+            sealed.extend(batcher.flush());
+            let (mut seen, mut arrived) = (Vec::new(), 0);
+            for (number, parts) in sealed.into_iter().enumerate() {
+                for (slice, share) in parts {
+                    seen.extend(slice.iter().map(|record| record.text.to_vec()));
+                    if number < arrives {
+                        arrived += slice.range.len();
+                        share.settle(&Verdict::Delivered);
+                    } else {
+                        share.let_go();
+                    }
+                }
+            }
+            prop_assert_eq!(seen, texts);
+            let (receipts, upto) = (kept.0.lock(), raw[..arrived].concat().len() as u64);
+            let answered: Vec<Range<u64>> = receipts.iter().flat_map(|receipt| receipt.answered()).collect();
+            prop_assert!(answered.iter().all(|range| range.end <= upto), "{:?}, but {}", answered, upto);
+            prop_assert_eq!(answered.iter().map(|range| range.end - range.start).sum::<u64>(), upto);
         }
 
         /// Cutting loses nothing, keeps the order, and cuts where it was told.
