@@ -251,7 +251,9 @@ impl Files {
                 self.tails.get_mut(&file).filter(|next| is_new && next.lineage == tail.lineage)
             {
                 next.after = next.after.or(beside.map(|_| tail.file));
-                let original = next.path.clone();
+            }
+            let next = self.tails.get(&file).filter(|next| is_new && next.lineage == tail.lineage);
+            if let Some(original) = next.map(|next| next.path.clone()) {
                 let between = self.came_between(tail, &original, file);
                 self.line_up_between(between, &original, file, now);
             }
