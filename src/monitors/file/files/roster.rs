@@ -54,7 +54,7 @@ impl Files {
             match unsure(&tail.path) {
                 true => unseen += 1,
                 false => {
-                    tail.gone_since.get_or_insert(now);
+                    tail.few.gone_since.get_or_insert(now);
                 }
             }
         }
@@ -88,7 +88,8 @@ impl Files {
             return;
         }
         if let Some(tail) = self.tails.get_mut(&file) {
-            (tail.gone_since, tail.heard) = (None, heard);
+            tail.few.clear(|few| few.gone_since = None);
+            tail.heard = heard;
             if *tail.path != **path {
                 if self.paths.get(&tail.path) == Some(&file) {
                     self.paths.remove(&tail.path);
@@ -109,7 +110,9 @@ impl Files {
         let mut tail = Tail::new(found, lineage, start, now);
         self.paths.insert(tail.path.clone(), file);
         let older = self.newest.insert(lineage, file).filter(|older| self.tails.contains_key(older));
-        tail.after = older;
+        if older.is_some() {
+            tail.few.after = older;
+        }
         tail.queued = true;
         tail.is_late = self.swept;
         tail.generation = Some(self.outlet.reserve());
@@ -145,7 +148,7 @@ impl Files {
     /// No path that we know leads to it now.
     pub(super) fn left(&mut self, file: FileId, now: Instant) {
         if let Some(tail) = self.tails.get_mut(&file) {
-            tail.gone_since.get_or_insert(now);
+            tail.few.gone_since.get_or_insert(now);
         }
         self.queue(file);
     }
@@ -189,7 +192,7 @@ impl Files {
                     moved.push(tail.file);
                     false
                 }
-                (Some(Err(cause)), _) if is_missing(&cause) && tail.gone_since.is_none() => {
+                (Some(Err(cause)), _) if is_missing(&cause) && tail.few.gone_since.is_none() => {
                     moved.push(tail.file);
                     false
                 }
@@ -213,7 +216,7 @@ impl Files {
             self.look_at(&path, now);
         } else if closed {
             self.tails.entry(file).and_modify(|tail| {
-                tail.gone_since.get_or_insert(now);
+                tail.few.gone_since.get_or_insert(now);
             });
         }
     }
