@@ -516,8 +516,8 @@ impl Files {
         self.view_is_old = false;
         self.view_at = now + VIEW_EVERY;
         let files = self.tails.values().take(SHOWN_MAX).map(|tail| FileView {
-            path: tail.path.to_string_lossy().into_owned(),
-            source: self.sources[tail.source].name.to_string(),
+            path: tail.path.clone(),
+            source: self.sources[tail.source].name.clone(),
             size: tail.size,
             position: tail.position(),
             state: state(tail),

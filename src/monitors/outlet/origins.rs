@@ -1,8 +1,8 @@
 //! Where the lines of a file come from, and on whose account: made when a chunk needs it, and kept for the files that
 //! were read last. Ten thousand that have nothing to say have no labels and no account.
 //!
-//! Always true: who holds credit stays, so that nobody gets a second account beside the one that is in use. So there
-//! are at most [`KEPT`] and as many as chunks are under way.
+//! Always true: there are at most [`KEPT`] here. What is under way has its own share of what it came from, and a file
+//! that is read again meanwhile gets the same account (`budget.rs`).
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -14,7 +14,7 @@ use crate::budget::{Budget, Holder};
 use crate::monitors::SourceOptions;
 use crate::record::{Labels, Origin};
 
-/// Of files that have nothing under way. A file that is read at full speed is always among them.
+/// A file that is read at full speed is always among them.
 const KEPT: usize = 64;
 
 /// What all files of one source have.
@@ -81,7 +81,9 @@ impl Origins {
                 self.accounts.extend(account);
             }
             None => {
-                self.make_room();
+                if self.accounts.len() == KEPT {
+                    self.accounts.pop_front();
+                }
                 let account = self.make(home, path, stream);
                 self.accounts.push_back(account);
             }
@@ -100,17 +102,6 @@ impl Origins {
         self.accounts.iter().rposition(|account| account.origin.generation == generation)
     }
 
-    /// More go than come, after a time when many were in use.
-    fn make_room(&mut self) {
-        for _ in 0..2 {
-            let idle = self.accounts.iter().position(|account| account.holder.held() == 0);
-            match idle.filter(|_| self.accounts.len() >= KEPT) {
-                Some(at) => drop(self.accounts.remove(at)),
-                None => return,
-            }
-        }
-    }
-
     fn make(&self, home: &Home, path: &Path, stream: &Stream) -> Account {
         let filename: Arc<str> = path.to_string_lossy().into();
         let mut labels = home.labels.clone();
@@ -124,7 +115,7 @@ impl Origins {
             replayable: true,
             stages: Box::default(),
         };
-        let holder = self.budget.holder(&home.source, Some(&filename));
+        let holder = self.budget.holder_of(stream.generation.0, &home.source, &filename);
         Account { origin: Arc::new(origin), holder }
     }
 }
