@@ -67,7 +67,7 @@ pub struct Books {
     pub generations: usize,
     /// Of all of them.
     pub kept_stamps: usize,
-    /// The first thousand, those that somebody is asked for before a hundred of the others.
+    /// The first hundred, those that somebody is asked for before the others.
     pub pages: Vec<GenerationView>,
     /// How many were written in this life.
     pub checkpoints: u64,

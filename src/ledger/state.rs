@@ -41,10 +41,7 @@ pub struct State {
 }
 
 /// Pages that are shown; the totals count them all.
-const PAGES_SHOWN: usize = 1000;
-
-/// Of those that nobody is asked for: nearly all, and one is like the other.
-const SETTLED_SHOWN: usize = 100;
+const PAGES_SHOWN: usize = 100;
 
 impl State {
     /// `names`: the sinks of the configuration, by [`SinkId`]. One that is new here starts at the position of
@@ -401,7 +398,7 @@ impl State {
         books.generations = self.pages.len();
         books.kept_stamps = self.pages.values().map(|page| page.stamps.len()).sum();
         let asked = self.pages.iter().filter(|(_, page)| !page.is_settled());
-        let settled = self.pages.iter().filter(|(_, page)| page.is_settled()).take(SETTLED_SHOWN);
+        let settled = self.pages.iter().filter(|(_, page)| page.is_settled());
         let shown = asked.chain(settled).take(PAGES_SHOWN);
         books.pages = shown.map(|(id, page)| view(*id, page, &self.names)).collect();
         books

@@ -58,6 +58,10 @@ pub const GROUP_LINES: usize = CHUNK_BYTES_LEAST / LINE_BYTES;
 /// What a chunk costs besides its bytes and its shares: its structs, and its line in the ledger.
 pub const CHUNK_OVERHEAD: usize = 768;
 
+/// However small they are, no more of them fit into the budget: what so many pieces leave behind on the heap is of
+/// no use to anybody else, and is never given back. Whoever waits has a larger chunk then.
+const CHUNKS_MOST: usize = 512;
+
 /// What all Outlets of one agent share.
 #[derive(Clone)]
 pub struct Supply {
@@ -74,6 +78,8 @@ pub struct Supply {
     intakes: Arc<[Sender<Chunk>]>,
     /// How many bytes are read at once at most, but for a longer line.
     chunk_bytes: usize,
+    /// What any chunk costs.
+    least_cost: usize,
     data: Pool<u8>,
     ends: Pool<u32>,
 }
@@ -94,6 +100,7 @@ impl Supply {
         let spare_bytes = budget.capacity() / SPARES_IN_BUDGET;
         Supply {
             chunk_bytes,
+            least_cost: budget.capacity() / CHUNKS_MOST,
             data: Pool::new(chunk_bytes, spare_bytes),
             ends: Pool::new(chunk_bytes / LINE_BYTES, spare_bytes / LINE_BYTES),
             stamps: Arc::new(Mutex::new(StampClock::new(restored.last_stamp_ns))),
@@ -107,6 +114,11 @@ impl Supply {
             book,
             intakes: intakes.into(),
         }
+    }
+
+    /// Of a chunk that takes so many bytes.
+    fn cost(&self, bytes: usize) -> usize {
+        bytes.max(self.least_cost)
     }
 
     /// For what gives its lines times of its own, or cannot be read again.
@@ -330,8 +342,8 @@ impl Outlet {
         }
         let Supply { data, ends, sinks, .. } = &self.supply;
         let besides = cost_besides(ends.capacity_for(self.chunk_lines().min(bytes)), *sinks);
-        let holder = &self.origins.of(stream).holder;
-        self.door.try_take(holder, data.capacity_for(bytes) + besides)
+        let cost = self.supply.cost(data.capacity_for(bytes) + besides);
+        self.door.try_take(&self.origins.of(stream).holder, cost)
     }
 
     /// As [`Outlet::send_read`], for bytes that stay where they are.
@@ -398,7 +410,8 @@ impl Outlet {
                 data = self.supply.data.copy_of(&data); // the rest of it is for others
             }
             let ends = self.supply.ends.copy_of(ends);
-            credit.shrink_to(data.capacity() + cost_besides(ends.capacity(), sinks.iter().count()));
+            let besides = cost_besides(ends.capacity(), sinks.iter().count());
+            credit.shrink_to(self.supply.cost(data.capacity() + besides));
             let lines = Lines {
                 origin: self.origins.of(stream).origin.clone(),
                 start: range.start,
