@@ -38,7 +38,7 @@ pub use timed::{Gathered, Timekeeper};
 pub const CHUNK_LINES: usize = CHUNK_BYTES / LINE_BYTES;
 
 /// What is read at once where much waits: what a chunk costs besides its bytes is little then.
-const CHUNK_BYTES: usize = 512 * 1024;
+const CHUNK_BYTES: usize = 1024 * 1024;
 
 /// A small budget has smaller chunks: several are under way, so that nobody waits for the one in front of him.
 const CHUNKS_IN_BUDGET: usize = 4;
