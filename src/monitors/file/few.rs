@@ -50,6 +50,12 @@ impl Few {
             self.0 = None;
         }
     }
+
+    pub fn take_followers(&mut self) -> Vec<FileId> {
+        let mut followers = Vec::new();
+        self.clear(|few| followers = std::mem::take(&mut few.followers));
+        followers
+    }
 }
 
 impl Deref for Few {

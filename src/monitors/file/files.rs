@@ -415,10 +415,8 @@ impl Files {
         if tail.descriptor.is_some() && tail.is_closable() {
             self.rested.push_back((tail.file, self.turns));
         }
-        let mut followers = Vec::new();
-        if tail.unread() == 0 || tail.trouble {
-            tail.few.clear(|few| followers = std::mem::take(&mut few.followers));
-        }
+        let done = tail.unread() == 0 || tail.trouble;
+        let followers = if done { tail.few.take_followers() } else { Vec::new() };
         self.tails.insert(tail.file, tail);
         self.trim_rested();
         while self.open > self.open_max && self.close_one() {}
@@ -481,7 +479,7 @@ impl Files {
         if self.newest.get(&tail.lineage) == Some(&tail.file) {
             self.newest.remove(&tail.lineage);
         }
-        for follower in std::mem::take(&mut tail.few.followers) {
+        for follower in tail.few.take_followers() {
             // It must not wait for a file that comes back under the same inode, and perhaps after it.
             self.tails.entry(follower).and_modify(|follower| follower.few.clear(|few| few.after = None));
             self.queue(follower);
@@ -497,8 +495,7 @@ impl Files {
             }
             self.outlet.finish(stream);
         }
-        (tail.start, tail.scanned, tail.before) = (0, 0, None);
-        tail.few.clear(|few| (few.until, few.first_path) = (None, None));
+        tail.is_of_another_generation();
     }
 
     /// It has been over for longer than it takes to find that out.

@@ -154,6 +154,12 @@ impl Tail {
         })
     }
 
+    /// What was known of the one before says nothing of it; its stream was taken.
+    pub fn is_of_another_generation(&mut self) {
+        (self.start, self.scanned, self.before) = (0, 0, None);
+        self.few.clear(|few| (few.until, few.first_path) = (None, None));
+    }
+
     /// The name of its generation.
     pub fn name(&self) -> &Arc<Path> {
         self.few.first_path.as_ref().unwrap_or(&self.path)

@@ -159,6 +159,7 @@ impl Files {
     pub(super) fn poll_by_turns(&mut self, due: impl Fn(usize) -> bool, now: Instant) {
         self.polls += 1;
         let polls = self.polls;
+        self.ready.shrink_to(4 * self.ready.len() + 64); // at the start every file stands in the line
         let parts = |source: usize| {
             let every = file_options(&self.sources[source]).map_or(SELDOM, |file| file.poll_interval);
             (SELDOM.as_millis() / every.as_millis().max(1)).max(1) as u64
