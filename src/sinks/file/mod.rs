@@ -141,7 +141,7 @@ impl Encoder for FileEncoder {
     }
 
     fn delivered(&mut self, payload: &mut Payload) {
-        payload.give_back();
+        payload.clear();
     }
 
     fn rest(&mut self) {

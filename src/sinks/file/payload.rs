@@ -59,6 +59,7 @@ pub struct Piece<'a> {
 }
 
 impl Payload {
+    /// What was lent is given back.
     pub fn clear(&mut self) {
         let Payload { bytes, paths, pieces, runs, length } = self;
         bytes.clear();
@@ -90,7 +91,7 @@ impl Payload {
         self.pushed(Stands::Here(start), path, record.origin, range, record.continues, (exact, cuts));
     }
 
-    /// All of it, as exact as it is. What is large stays where it is, in the chunk, until [`Payload::give_back`].
+    /// All of it, as exact as it is. What is large stays where it is, in the chunk, until [`Payload::clear`].
     pub fn push_plain(&mut self, path: usize, slice: &Slice, plain: &Plain<'_>) {
         let stands = match plain.bytes.len() {
             LENT_LEAST.. => Stands::Lent(slice.clone()),
@@ -101,11 +102,6 @@ impl Payload {
         };
         let range = plain.offset..plain.offset + plain.bytes.len() as u64;
         self.pushed(stands, path, slice.records.origin(), range, plain.continues, (true, true));
-    }
-
-    /// What was lent. The payload cannot be written any more.
-    pub fn give_back(&mut self) {
-        self.clear();
     }
 
     /// The bytes that stand there stand for that range of the source.
@@ -240,7 +236,7 @@ mod tests {
 
     /// The same slices, so small that they are copied, and so large that they are not.
     #[test]
-    fn what_is_large_stays_in_its_chunk_until_it_is_given_back() {
+    fn what_is_large_stays_in_its_chunk_until_the_payload_is_cleared() {
         for (repeat, pieces) in [(1, 1), (LENT_LEAST, 2)] {
             let line = "x".repeat(repeat) + "\n";
             let records = Arc::new(Records::untouched(lines(&["a\n", &line, &line, "c"], 100, true)));
@@ -262,7 +258,7 @@ mod tests {
             }
             assert!(text == [&line, &line, "c"].concat().as_bytes(), "{repeat}");
             assert_eq!((from, Arc::strong_count(&records)), (102 + text.len() as u64, pieces * 2 - 1));
-            payload.give_back();
+            payload.clear();
             assert_eq!((payload.pieces().count(), Arc::strong_count(&records)), (0, 1));
         }
     }
