@@ -83,20 +83,46 @@ struct Inner {
 /// Everybody who may hold credit.
 #[derive(Default, Debug)]
 struct Holders {
-    list: BTreeMap<u64, Weak<Held>>,
+    list: BTreeMap<Number, Weak<Held>>,
     next: u64,
+}
+
+/// The caller's, or one of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Number {
+    Given(u64),
+    Counted(u64),
+}
+
+impl Holders {
+    fn add(
+        &mut self,
+        number: Number,
+        source: &Arc<str>,
+        filename: Option<&Arc<str>>,
+        this: &Arc<Mutex<Holders>>,
+    ) -> Holder {
+        let listed = Listed { number, holders: this.clone() };
+        let (source, filename) = (Some(source.clone()), filename.cloned());
+        let held = Arc::new(Held { source, filename, _listed: Some(listed), ..Held::default() });
+        self.list.insert(number, Arc::downgrade(&held));
+        Holder(held)
+    }
 }
 
 /// A line of that list, which goes with its holder: a file per minute, for ever, leaves nothing.
 #[derive(Debug)]
 struct Listed {
-    number: u64,
+    number: Number,
     holders: Arc<Mutex<Holders>>,
 }
 
 impl Drop for Listed {
     fn drop(&mut self) {
-        self.holders.lock().list.remove(&self.number);
+        let list = &mut self.holders.lock().list;
+        if list.get(&self.number).is_some_and(|held| held.strong_count() == 0) {
+            list.remove(&self.number); // else somebody has come under this number since
+        }
     }
 }
 
@@ -189,13 +215,16 @@ impl Budget {
     /// A holder that [`Budget::holdings`] lists for as long as it, or credit of it, is alive.
     pub fn holder(&self, source: &Arc<str>, filename: Option<&Arc<str>>) -> Holder {
         let mut holders = self.0.holders.lock();
-        let number = holders.next;
+        let number = Number::Counted(holders.next);
         holders.next += 1;
-        let listed = Listed { number, holders: self.0.holders.clone() };
-        let (source, filename) = (Some(source.clone()), filename.cloned());
-        let held = Arc::new(Held { source, filename, _listed: Some(listed), ..Held::default() });
-        holders.list.insert(number, Arc::downgrade(&held));
-        Holder(held)
+        holders.add(number, source, filename, &self.0.holders)
+    }
+
+    /// The holder that has this number, as long as it, or credit of it, is alive; else a new one.
+    pub fn holder_of(&self, number: u64, source: &Arc<str>, filename: &Arc<str>) -> Holder {
+        let (mut holders, number) = (self.0.holders.lock(), Number::Given(number));
+        let known = holders.list.get(&number).and_then(Weak::upgrade).map(Holder);
+        known.unwrap_or_else(|| holders.add(number, source, Some(filename), &self.0.holders))
     }
 
     /// Who holds most at the moment: at most `top` sources that hold anything, the largest first. Looks at every
@@ -423,6 +452,18 @@ mod tests {
         assert_eq!(budget.holdings(1).len(), 1);
         (0..10).for_each(|number| drop(budget.holder(&source, Some(&name(number)))));
         assert_eq!(budget.holders(), 3, "each goes with its last credit");
+    }
+
+    #[test]
+    fn a_number_has_one_account_while_credit_of_it_is_alive() {
+        let budget = Budget::new(READ_BYTES);
+        let (door, name): (Door, Arc<str>) = (budget.door(), "app".into());
+        let holder = |number| budget.holder_of(number, &name, &name);
+        let credit = door.try_take(&holder(7), 10).unwrap();
+        assert_eq!((holder(7).held(), holder(8).held()), (10, 0));
+        assert_eq!(budget.holders(), 1);
+        drop(credit);
+        assert_eq!((budget.holders(), holder(7).held()), (0, 0));
     }
 
     proptest! {

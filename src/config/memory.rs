@@ -1,9 +1,15 @@
 //! How `agent.memory_budget` is shared out, so that memory is bounded by construction. Pure.
 //!
-//! Half is for chunks, and of it up to a quarter for what comes back out of spools. The other half is for encoded batches: each connection may hold one batch as a payload and
-//! once more compressed. A batch is at most `batch.max_bytes`, or one longer record; so a connection is paid for
-//! the larger of the two. What nobody wrote down shrinks until everything fits; what somebody wrote down
-//! never does: it is refused.
+//! Half is for chunks, and of it up to a quarter for what comes back out of spools. The other half is for encoded
+//! batches: each connection may hold one batch as it was put together and once more compressed (the file sink less:
+//! large stretches stay in their chunk, which is paid for). A batch is at most `batch.max_bytes`, or one longer
+//! record; so a connection is paid for the larger of the two. What nobody wrote down shrinks until everything fits;
+//! what somebody wrote down never does: it is refused.
+//!
+//! Not counted, and bounded where it is made: what a request is sent from (`sinks/http.rs`, at most 512 KiB a
+//! connection), the sixth of a batch that a compressor asks for beyond its length, chunk buffers that wait to be used
+//! again (`monitors/outlet.rs`, a quarter of what chunks may take), and what every followed file takes, whether it has
+//! something to say or not: a kilobyte (`tests/cycles` measures it).
 
 use super::values::{KIB, MIB};
 use crate::budget::READ_BYTES;

@@ -69,7 +69,7 @@ pub struct Books {
     pub generations: usize,
     /// Of all of them.
     pub kept_stamps: usize,
-    /// The first thousand, those that somebody is asked for before the others.
+    /// The first hundred, those that somebody is asked for before the others.
     pub pages: Vec<GenerationView>,
     /// How many were written in this life.
     pub checkpoints: u64,
@@ -208,7 +208,7 @@ pub fn view(id: GenerationId, page: &Page, names: &[Arc<str>]) -> GenerationView
         former,
     };
     let sinks = names.iter().zip(&page.sinks).map(|(name, sink)| progress(name, sink, false));
-    let former = page.former.iter().map(|(name, sink)| progress(name, sink, true));
+    let former = page.apart().former.iter().map(|(name, sink)| progress(name, sink, true));
     GenerationView {
         generation: id.0,
         source: page.source.to_string(),
@@ -217,8 +217,13 @@ pub fn view(id: GenerationId, page: &Page, names: &[Arc<str>]) -> GenerationView
         known_to: page.high.to,
         position: page.position(),
         lines: page.high.line,
-        given_up: page.given_up.iter().map(|(_, bytes)| bytes).sum(),
-        given_up_because: page.given_up.iter().map(|(why, bytes)| (why.to_string(), *bytes)).collect(),
+        given_up: page.apart().given_up.iter().map(|(_, bytes)| bytes).sum(),
+        given_up_because: page
+            .apart()
+            .given_up
+            .iter()
+            .map(|(why, bytes)| (why.to_string(), *bytes))
+            .collect(),
         finished: page.finished,
         sinks: sinks.chain(former).collect(),
         open_stamps: page.stamps.len(),

@@ -27,13 +27,10 @@ pub struct Page {
     pub high: High,
     /// `high` as the last life left it: what is read below was read before.
     pub known_to: u64,
-    pub given_up: Vec<(Arc<str>, u64)>,
     /// Of the sinks of the configuration, by [`crate::ack::SinkId`].
-    pub sinks: Vec<Progress>,
-    /// Of sinks that left the configuration: kept for their return, and without a say.
-    pub former: Vec<(Arc<str>, Progress)>,
-    /// By the name of a sink: what of its answers are frames of its spool, and nothing better yet.
-    pub spooled: Vec<(Arc<str>, Progress)>,
+    pub sinks: Box<[Progress]>,
+    /// What hardly any page has.
+    apart: Option<Box<Apart>>,
     /// That somebody has not answered for, by their start.
     pub stamps: Offsets<KeptStamp>,
     pub finished: bool,
@@ -42,6 +39,25 @@ pub struct Page {
     begun: u64,
     read: u64,
     passed_over: u64,
+}
+
+#[derive(Default)]
+pub struct Apart {
+    /// Why, and how many bytes.
+    pub given_up: Vec<(Arc<str>, u64)>,
+    /// Of sinks that left the configuration: kept for their return, and without a say.
+    pub former: Vec<(Arc<str>, Progress)>,
+    /// By the name of a sink: what of its answers are frames of its spool, and nothing better yet.
+    pub spooled: Vec<(Arc<str>, Progress)>,
+}
+
+impl Apart {
+    const NOTHING: Apart = Apart { given_up: Vec::new(), former: Vec::new(), spooled: Vec::new() };
+
+    fn boxed(self) -> Option<Box<Apart>> {
+        let is_empty = self.given_up.is_empty() && self.former.is_empty() && self.spooled.is_empty();
+        (!is_empty).then(|| Box::new(self))
+    }
 }
 
 /// The end of what was read, and what is known of that place.
@@ -69,10 +85,8 @@ impl Page {
             read_to: opened.start,
             high: High { to: opened.start, line: 0, continues: false, before: None, cursor: opened.cursor },
             known_to: opened.start,
-            given_up: Vec::new(),
-            sinks: vec![Progress::starting_at(opened.start); sinks],
-            former: former.into_iter().map(at_start).collect(),
-            spooled: Vec::new(),
+            sinks: vec![Progress::starting_at(opened.start); sinks].into(),
+            apart: Apart { former: former.into_iter().map(at_start).collect(), ..Apart::default() }.boxed(),
             stamps: Offsets::default(),
             finished: false,
             unread: 0,
@@ -88,6 +102,24 @@ impl Page {
         let opened =
             Opened { generation, source, filename: None, identity: None, lineage: 0, start: 0, cursor: None };
         Page::opened(opened, sinks, Vec::new())
+    }
+
+    pub fn apart(&self) -> &Apart {
+        static NOTHING: Apart = Apart::NOTHING;
+        self.apart.as_deref().unwrap_or(&NOTHING)
+    }
+
+    fn apart_mut(&mut self) -> &mut Apart {
+        self.apart.get_or_insert_default()
+    }
+
+    /// What outputs and spools had of it before it was opened.
+    pub fn take_over(&mut self, foretold: Page) {
+        self.sinks = foretold.sinks;
+        let spooled = foretold.apart.map_or(Vec::new(), |apart| apart.spooled);
+        if !spooled.is_empty() {
+            self.apart_mut().spooled = spooled;
+        }
     }
 
     /// All of it is read once more.
@@ -116,7 +148,12 @@ impl Page {
             let known = sinks.iter().position(|(known, _)| known == name);
             known.map_or_else(|| Progress::starting_at(start), |at| sinks.swap_remove(at).1)
         });
-        let progress: Vec<Progress> = progress.collect();
+        let progress: Box<[Progress]> = progress.collect();
+        let apart = Apart {
+            given_up: saved.given_up.into_iter().map(|(why, bytes)| (why.into(), bytes)).collect(),
+            former: sinks,
+            spooled: saved.spooled.into_iter().map(|(name, ranges)| (name.into(), ranges)).collect(),
+        };
         let mut page = Page {
             source,
             filename: saved.filename.map(|path| path.0.into()),
@@ -125,10 +162,8 @@ impl Page {
             read_to: 0,
             high: saved.high,
             known_to: saved.high.to,
-            given_up: saved.given_up.into_iter().map(|(why, bytes)| (why.into(), bytes)).collect(),
             sinks: progress,
-            former: sinks,
-            spooled: saved.spooled.into_iter().map(|(name, ranges)| (name.into(), ranges)).collect(),
+            apart: apart.boxed(),
             stamps: saved.stamps.into_iter().map(|stamp| (stamp.start, stamp)).collect(),
             finished: false,
             unread: 0,
@@ -143,8 +178,9 @@ impl Page {
     pub fn saved(&self, id: GenerationId, names: &[Arc<str>]) -> SavedGeneration {
         let named =
             names.iter().zip(&self.sinks).map(|(name, progress)| (name.to_string(), progress.clone()));
-        let former = self.former.iter().map(|(name, progress)| (name.to_string(), progress.clone()));
-        let spooled = self.spooled.iter().map(|(name, ranges)| (name.to_string(), ranges.clone()));
+        let apart = self.apart();
+        let former = apart.former.iter().map(|(name, progress)| (name.to_string(), progress.clone()));
+        let spooled = apart.spooled.iter().map(|(name, ranges)| (name.to_string(), ranges.clone()));
         SavedGeneration {
             id: id.0,
             source: self.source.to_string(),
@@ -152,7 +188,7 @@ impl Page {
             identity: self.identity,
             lineage: self.lineage,
             high: self.high,
-            given_up: self.given_up.iter().map(|(why, bytes)| (why.to_string(), *bytes)).collect(),
+            given_up: apart.given_up.iter().map(|(why, bytes)| (why.to_string(), *bytes)).collect(),
             sinks: named.chain(former).collect(),
             spooled: spooled.filter(|(_, ranges)| ranges.ranges().next().is_some()).collect(),
             stamps: self.stamps().copied().collect(),
@@ -181,7 +217,7 @@ impl Page {
             line: at.line,
             continues: at.continues,
             stamps: self.stamps().copied().collect(),
-            progress: self.sinks.clone(),
+            progress: self.sinks.to_vec(),
         }
     }
 
@@ -317,16 +353,20 @@ impl Page {
 
     /// What of a sink's answers are frames of its spool.
     pub fn spooled(&mut self, sink: &Arc<str>) -> &mut Progress {
-        let at = self.spooled.iter().position(|(name, _)| name == sink).unwrap_or_else(|| {
-            self.spooled.push((sink.clone(), Progress::default()));
-            self.spooled.len() - 1
+        let spooled = &mut self.apart_mut().spooled;
+        let at = spooled.iter().position(|(name, _)| name == sink).unwrap_or_else(|| {
+            spooled.push((sink.clone(), Progress::default()));
+            spooled.len() - 1
         });
-        &mut self.spooled[at].1
+        &mut spooled[at].1
     }
 
     /// Before anything is read in this life: of what a sink had spooled only `found` is there, and whether each was
     /// answered for in turn. Says how many bytes have to be read again.
     pub fn spool_has(&mut self, sink: SinkId, name: &Arc<str>, found: &[(Range<u64>, bool)]) -> u64 {
+        if found.is_empty() && self.apart().spooled.is_empty() {
+            return 0;
+        }
         let mut missing = std::mem::take(self.spooled(name));
         found.iter().for_each(|(range, _)| missing.remove(range.clone()));
         let mut bytes = 0;
@@ -352,9 +392,10 @@ impl Page {
             let High { line, .. } = self.high;
             self.high = High { to: range.end, line, continues: false, before: None, cursor: None };
         }
-        match self.given_up.iter_mut().find(|(known, _)| *known == why) {
+        let given_up = &mut self.apart_mut().given_up;
+        match given_up.iter_mut().find(|(known, _)| *known == why) {
             Some((_, sum)) => *sum += bytes,
-            None => self.given_up.push((why, bytes)),
+            None => given_up.push((why, bytes)),
         }
         bytes
     }

@@ -41,7 +41,7 @@ pub struct State {
 }
 
 /// Pages that are shown; the totals count them all.
-const PAGES_SHOWN: usize = 1000;
+const PAGES_SHOWN: usize = 100;
 
 impl State {
     /// `names`: the sinks of the configuration, by [`SinkId`]. One that is new here starts at the position of
@@ -65,8 +65,8 @@ impl State {
             (GenerationId(saved.id), Box::new(Page::restored(saved, source, names)))
         };
         let pages: BTreeMap<GenerationId, Box<Page>> = again.into_iter().map(restored).collect();
-        let left = |page: &Page| page.former.iter().map(|(name, _)| name.clone()).collect();
-        let former = pages.values().filter(|page| !page.former.is_empty());
+        let left = |page: &Page| page.apart().former.iter().map(|(name, _)| name.clone()).collect();
+        let former = pages.values().filter(|page| !page.apart().former.is_empty());
         let former = former.map(|page| (page.lineage, left(page))).collect(); // of the newest generation
         let sinks = names.iter().map(|name| SinkBooks { name: name.to_string(), ..SinkBooks::default() });
         let meters = Meters::new(names, metrics);
@@ -94,7 +94,7 @@ impl State {
             last_stamp_ns: self.last_stamp_ns,
             next_generation: self.next_generation,
             first_start,
-            foretold: Arc::new(self.foretold.iter().map(|(id, page)| (*id, page.sinks.clone())).collect()),
+            foretold: Arc::new(self.foretold.iter().map(|(id, page)| (*id, page.sinks.to_vec())).collect()),
         }
     }
 
@@ -148,7 +148,7 @@ impl State {
         }
         let mut page = self.first_page(opened);
         if let Some(foretold) = self.foretold.remove(&generation) {
-            (page.sinks, page.spooled) = (foretold.sinks, foretold.spooled);
+            page.take_over(*foretold);
         }
         self.pages.insert(generation, Box::new(page));
         self.meters.generations.set(self.pages.len() as i64);

@@ -6,6 +6,7 @@
 //!
 //! Always true: `Stream::position` moves only when a chunk was handed over or given up.
 
+mod origins;
 mod stream;
 mod timed;
 
@@ -20,13 +21,15 @@ use parking_lot::Mutex;
 
 use super::SourceOptions;
 use crate::ack::{Ack, Count, GenerationId, Receipts, SHARE_BYTES};
-use crate::budget::{Budget, Credit, Door, Holder, Refused};
+use crate::budget::{Budget, Credit, Door, Refused};
 use crate::clock::{Clock, StampClock};
 use crate::ledger::{
     BEFORE_BYTES, Book, Head, Identity, Journal, Known, Note, Opened, Progress, Record, Restored, Stamp,
 };
-use crate::record::{Buffer, Chunk, Labels, Lines, Origin, Pool};
+use crate::record::{Buffer, Chunk, Lines, Origin, Pool};
 use crate::tasks::Stop;
+use origins::{Account, Origins, Own, Place};
+use stream::Past;
 pub use stream::Stream;
 
 pub use timed::{Gathered, Timekeeper};
@@ -35,7 +38,7 @@ pub use timed::{Gathered, Timekeeper};
 pub const CHUNK_LINES: usize = CHUNK_BYTES / LINE_BYTES;
 
 /// What is read at once where much waits: what a chunk costs besides its bytes is little then.
-const CHUNK_BYTES: usize = 512 * 1024;
+const CHUNK_BYTES: usize = 1024 * 1024;
 
 /// A small budget has smaller chunks: several are under way, so that nobody waits for the one in front of him.
 const CHUNKS_IN_BUDGET: usize = 4;
@@ -55,6 +58,10 @@ pub const GROUP_LINES: usize = CHUNK_BYTES_LEAST / LINE_BYTES;
 /// What a chunk costs besides its bytes and its shares: its structs, and its line in the ledger.
 pub const CHUNK_OVERHEAD: usize = 768;
 
+/// However small they are, no more of them fit into the budget: what so many pieces leave behind on the heap is of
+/// no use to anybody else, and is never given back. Whoever waits has a larger chunk then.
+const CHUNKS_MOST: usize = 512;
+
 /// What all Outlets of one agent share.
 #[derive(Clone)]
 pub struct Supply {
@@ -71,6 +78,8 @@ pub struct Supply {
     intakes: Arc<[Sender<Chunk>]>,
     /// How many bytes are read at once at most, but for a longer line.
     chunk_bytes: usize,
+    /// What any chunk costs.
+    least_cost: usize,
     data: Pool<u8>,
     ends: Pool<u32>,
 }
@@ -91,6 +100,7 @@ impl Supply {
         let spare_bytes = budget.capacity() / SPARES_IN_BUDGET;
         Supply {
             chunk_bytes,
+            least_cost: budget.capacity() / CHUNKS_MOST,
             data: Pool::new(chunk_bytes, spare_bytes),
             ends: Pool::new(chunk_bytes / LINE_BYTES, spare_bytes / LINE_BYTES),
             stamps: Arc::new(Mutex::new(StampClock::new(restored.last_stamp_ns))),
@@ -106,9 +116,20 @@ impl Supply {
         }
     }
 
+    /// Of a chunk that takes so many bytes.
+    fn cost(&self, bytes: usize) -> usize {
+        bytes.max(self.least_cost)
+    }
+
     /// For what gives its lines times of its own, or cannot be read again.
     pub fn outlet(&self) -> Outlet {
-        Outlet { door: self.budget.door(), supply: self.clone(), stamping: None, until_abort: false }
+        Outlet {
+            door: self.budget.door(),
+            origins: Origins::new(self.budget.clone()),
+            supply: self.clone(),
+            stamping: None,
+            until_abort: false,
+        }
     }
 
     /// For what is read again after a crash: its stamps are in the journal before anything leaves.
@@ -121,6 +142,7 @@ impl Supply {
 pub struct Outlet {
     supply: Supply,
     door: Door,
+    origins: Origins,
     stamping: Option<Stamping>,
     /// Goes on behind the stop.
     until_abort: bool,
@@ -198,24 +220,40 @@ impl Outlet {
         };
         let record = self.stamping.as_ref().map(|_| Record::opened(&opened));
         let written = self.tell(Note::Opened(Box::new(opened)), record.as_ref());
-        let origin = Arc::new(origin(
-            opening.source,
-            opening.filename.map(|path| &**path),
-            generation,
-            opening.lineage,
-        ));
         Stream {
-            holder: self.holder(&origin),
-            origin,
-            filename: opening.filename.cloned(),
+            generation,
+            lineage: opening.lineage,
+            place: self.place(opening.source, opening.filename, generation, opening.lineage),
             position: opening.start,
             next_line: 0,
             continues: false,
-            progress: Vec::new(),
-            stamps: Default::default(),
+            past: None,
             unwritten: record.filter(|_| !written).map(Box::new),
             nameless: false,
         }
+    }
+
+    fn place(
+        &mut self,
+        source: &SourceOptions,
+        path: Option<&Arc<Path>>,
+        generation: GenerationId,
+        lineage: u64,
+    ) -> Place {
+        if let Some(path) = path {
+            return Place::File { home: self.origins.home(source), path: path.clone() };
+        }
+        let origin = Origin {
+            source: source.name.clone(),
+            generation,
+            lineage,
+            labels: Arc::new(source.labels.clone()),
+            filename: None,
+            replayable: false,
+            stages: Box::default(),
+        };
+        let holder = self.supply.budget.holder(&origin.source, None);
+        Place::Own(Box::new(Own { account: Account { origin: Arc::new(origin), holder }, filename: None }))
     }
 
     /// Tells the ledger, and the journal if it can be told: what is missing there costs no line, only work after a
@@ -266,25 +304,19 @@ impl Outlet {
 
     /// Goes on with a generation of an earlier life.
     pub fn reopen(&mut self, source: &SourceOptions, known: &Known) -> Stream {
-        let origin = Arc::new(origin(source, known.filename.as_deref(), known.generation, known.lineage));
         let mut stream = Stream {
-            holder: self.holder(&origin),
-            origin,
-            filename: known.filename.clone(),
+            generation: known.generation,
+            lineage: known.lineage,
+            place: self.place(source, known.filename.as_ref(), known.generation, known.lineage),
             position: known.position,
             next_line: known.line,
             continues: known.continues,
-            progress: known.progress.clone(),
-            stamps: known.stamps.iter().filter(|stamp| stamp.end > known.position).copied().collect(),
+            past: Some(Box::new(Past::of(known))),
             unwritten: None,
             nameless: false,
         };
         stream.forget_what_is_over();
         stream
-    }
-
-    fn holder(&self, origin: &Origin) -> Holder {
-        self.supply.budget.holder(&origin.source, origin.filename.as_ref())
     }
 
     /// How many bytes are worth to be read at once.
@@ -303,14 +335,15 @@ impl Outlet {
     }
 
     /// Credit for reading up to `bytes`: before the read, never after it.
-    pub fn take(&self, stream: &Stream, bytes: usize) -> Result<Credit, Refused> {
+    pub fn take(&mut self, stream: &Stream, bytes: usize) -> Result<Credit, Refused> {
         let ill_until = self.stamping.as_ref().and_then(|stamping| stamping.ill_until);
         if ill_until.is_some_and(|until| self.supply.clock.now() < until) {
             return Err(Refused::Full);
         }
         let Supply { data, ends, sinks, .. } = &self.supply;
         let besides = cost_besides(ends.capacity_for(self.chunk_lines().min(bytes)), *sinks);
-        self.door.try_take(&stream.holder, data.capacity_for(bytes) + besides)
+        let cost = self.supply.cost(data.capacity_for(bytes) + besides);
+        self.door.try_take(&self.origins.of(stream).holder, cost)
     }
 
     /// As [`Outlet::send_read`], for bytes that stay where they are.
@@ -353,7 +386,7 @@ impl Outlet {
             None if sinks.is_empty() => 0, // nobody will see it
             None => self.supply.stamps.lock().reserve(count.lines, self.supply.clock.wall_ns()),
         };
-        let generation = stream.origin.generation;
+        let generation = stream.generation;
         let cut = !data.ends_with(b"\n");
         let stamp = Stamp {
             generation,
@@ -377,9 +410,10 @@ impl Outlet {
                 data = self.supply.data.copy_of(&data); // the rest of it is for others
             }
             let ends = self.supply.ends.copy_of(ends);
-            credit.shrink_to(data.capacity() + cost_besides(ends.capacity(), sinks.iter().count()));
+            let besides = cost_besides(ends.capacity(), sinks.iter().count());
+            credit.shrink_to(self.supply.cost(data.capacity() + besides));
             let lines = Lines {
-                origin: stream.origin.clone(),
+                origin: self.origins.of(stream).origin.clone(),
                 start: range.start,
                 data,
                 ends,
@@ -427,7 +461,7 @@ impl Outlet {
         if stream.nameless {
             return; // nobody has ever heard of it
         }
-        let (generation, from) = (stream.origin.generation, stream.position);
+        let (generation, from) = (stream.generation, stream.position);
         let record = Record::GaveUp { generation: generation.0, from, upto, why: why.into() };
         self.tell(Note::GaveUp { generation, upto, why: why.into() }, Some(&record));
         stream.move_to(stream.position.max(upto), 0, false);
@@ -435,17 +469,18 @@ impl Outlet {
 
     /// The head of the file has grown.
     pub fn identify(&mut self, stream: &Stream, identity: Identity) {
-        let generation = stream.origin.generation;
+        let generation = stream.generation;
         let record = Record::Identified { generation: generation.0, identity };
         self.tell(Note::Identified { generation, identity }, Some(&record));
     }
 
     /// The generation is gone and was read to its end, or given up: forgotten once every sink has answered.
     pub fn finish(&mut self, stream: Stream) {
+        self.origins.forget(&stream);
         if stream.nameless {
             return;
         }
-        let generation = stream.origin.generation;
+        let generation = stream.generation;
         self.tell(Note::Finished { generation }, Some(&Record::Finished { generation: generation.0 }));
     }
 
@@ -456,34 +491,12 @@ impl Outlet {
 
     /// What stands in the source behind the position when the monitor ends.
     pub fn unread(&mut self, stream: &Stream, bytes: u64) {
-        self.supply.book.note(Note::Unread { generation: stream.origin.generation, bytes });
+        self.supply.book.note(Note::Unread { generation: stream.generation, bytes });
     }
 }
 
 fn cost_besides(lines: usize, sinks: usize) -> usize {
     lines * size_of::<u32>() + sinks * SHARE_BYTES + CHUNK_OVERHEAD
-}
-
-thread_local! {
-    /// The name of the label, once for all files.
-    static FILENAME: Arc<str> = "filename".into();
-}
-
-fn origin(source: &SourceOptions, filename: Option<&Path>, generation: GenerationId, lineage: u64) -> Origin {
-    let filename: Option<Arc<str>> = filename.map(|path| path.to_string_lossy().into());
-    let mut labels: Labels = source.labels.clone();
-    if let Some(filename) = &filename {
-        labels.set(FILENAME.with(Arc::clone), filename.clone());
-    }
-    Origin {
-        source: source.name.clone(),
-        generation,
-        lineage,
-        labels: Arc::new(labels),
-        replayable: filename.is_some(),
-        filename,
-        stages: Box::default(),
-    }
 }
 
 /// What stands below a monitor, for the tests of monitors: a ledger, and the test itself in the worker's place.

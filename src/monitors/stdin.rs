@@ -106,7 +106,7 @@ impl Stdin {
         Ok(true)
     }
 
-    fn credit(&self, stream: &Stream, bytes: usize, task: &Task) -> std::result::Result<Credit, Stop> {
+    fn credit(&mut self, stream: &Stream, bytes: usize, task: &Task) -> std::result::Result<Credit, Stop> {
         loop {
             if let Ok(credit) = self.outlet.take(stream, bytes) {
                 task.beat();

@@ -8,6 +8,7 @@
 //!
 //! Not here: what is sent, and what an answer means (`sinks/http.rs`).
 
+mod buffers;
 mod connect;
 mod resolve;
 mod transport;

@@ -19,9 +19,10 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, poll};
 use ureq::unversioned::transport::{
-    Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, ShutdownHandle, Transport,
+    Buffers, ConnectionDetails, Connector, NextTimeout, ShutdownHandle, Transport,
 };
 
+use super::buffers::Growing;
 use super::connect::{connect, connect_local, timespec, wait};
 use crate::clock::Clock;
 use crate::tasks::Closed;
@@ -60,7 +61,7 @@ impl Connector<()> for Connect {
             *tap.0.socket.lock() = Arc::downgrade(&socket);
         }
         let config = details.config;
-        let buffers = LazyBuffers::new(config.input_buffer_size(), config.output_buffer_size());
+        let buffers = Growing::new(config.input_buffer_size(), config.output_buffer_size());
         Ok(Some(Plain {
             socket,
             buffers,
@@ -149,7 +150,7 @@ impl Tap {
 pub(super) struct Plain {
     /// Shared (weakly) with the agent's list of what a shutdown ends.
     socket: Arc<Socket>,
-    buffers: LazyBuffers,
+    buffers: Growing,
     tap: Option<Tap>,
     abort: Closed,
     clock: Clock,
@@ -176,6 +177,7 @@ impl Transport for Plain {
                 Err(error) => return Err(error.into()),
             }
         }
+        self.buffers.sent(amount);
         Ok(())
     }
 

@@ -25,8 +25,8 @@ use crate::sinks::{Answer, Auth, Guilty, HttpOptions, SinkContext, TlsOptions};
 /// More than any error text that is of use; Elasticsearch's answers for a whole batch are the longest.
 const REPLY_MAX: u64 = 64 * 1024;
 
-/// Holds the body of a full batch, compressed, as a rule: then it goes out in one write. Per connection; only what
-/// bodies have filled becomes resident.
+/// Holds the body of a full batch, compressed, as a rule: then it goes out in one write. Per connection, and only once
+/// there were such bodies; with TLS, from the beginning.
 const SEND_BUFFER_BYTES: usize = 512 * 1024;
 
 /// The head of an answer must fit.

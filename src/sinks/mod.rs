@@ -68,6 +68,9 @@ pub trait Encoder: Send {
     /// is brought into a form the sink accepts (invalid UTF-8 becomes U+FFFD).
     fn encode(&mut self, batch: &Batch, payload: &mut Self::Payload);
 
+    /// The sink has it: whatever the payload has of the batch itself is given back.
+    fn delivered(&mut self, _payload: &mut Self::Payload) {}
+
     /// Nothing came for a while: gives back buffers that were kept for the next batch.
     fn rest(&mut self) {}
 }
@@ -128,7 +131,12 @@ impl<E: Encoder, S: Sender<E::Payload>> Connection for Link<E, S> {
             self.encoder.encode(batch, &mut self.payload);
             self.holds = Some(batch.number);
         }
-        self.sender.send(&self.payload)
+        let answer = self.sender.send(&self.payload);
+        if matches!(answer, Answer::Delivered) {
+            self.holds = None; // nobody asks for it again
+            self.encoder.delivered(&mut self.payload);
+        }
+        answer
     }
 
     fn idle(&mut self, now: Instant) -> Option<Instant> {

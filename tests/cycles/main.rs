@@ -8,6 +8,7 @@
 
 mod churn;
 mod house;
+mod idle;
 mod lives;
 mod receiver;
 mod reloads;
@@ -30,6 +31,7 @@ fn amount(variable: &str, short: u64) -> u64 {
 fn nothing_grows() {
     house::listen_to_the_log();
     house::grow_the_parking_lot();
+    idle::an_idle_file_takes_a_kilobyte();
     speed::a_backlog_takes_no_memory_for_its_lines();
     lives::many_lives_in_one_process(amount("LOG_CAPTURER_CYCLES", 150));
     reloads::many_reloads(amount("LOG_CAPTURER_RELOADS", 50));

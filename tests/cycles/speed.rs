@@ -20,11 +20,11 @@ const WARM_LINES: usize = 160_000;
 const LINES: usize = 400_000;
 
 /// Of what a chunk may be at most.
-const CHUNK_BYTES: usize = 512 * 1024;
+const CHUNK_BYTES: usize = 1024 * 1024;
 
 /// The claim and its list, the records, their place in a batch, what the ledger keeps until it is answered for: a
-/// handful, as long as nobody allocates for lines or bytes. Twice that, for chunks that are smaller.
-const PER_CHUNK: usize = 20;
+/// handful, as long as nobody allocates for lines or bytes. Three times that, for there are more batches than full chunks.
+const PER_CHUNK: usize = 30;
 
 pub fn a_backlog_takes_no_memory_for_its_lines() {
     let room = tempfile::tempdir().expect("a temporary folder can be made");

@@ -303,7 +303,7 @@ impl Files {
         if self.is_blocked(&tail) {
             return self.hold_back(tail, task);
         }
-        tail.after = None;
+        tail.few.clear(|few| few.after = None);
         if tail.form.is_some()
             && self.unpacking.is_some_and(|one| one != file && self.tails.contains_key(&one))
         {
@@ -347,7 +347,7 @@ impl Files {
             Turn::NoCredit(Refused::Full) => self.stall(tail, true),
             Turn::Truncated { seen } => {
                 self.meters.truncations.add(1);
-                if tail.is_copy && tail.gone_since.is_some() {
+                if tail.is_copy && tail.few.gone_since.is_some() {
                     // What is in it now is another copy, and belongs to whoever was emptied after it was made.
                     self.begin_anew(&mut tail, seen, "overwritten by another copy");
                     return self.remove(tail);
@@ -379,7 +379,7 @@ impl Files {
     fn is_blocked<'a>(&'a self, mut tail: &'a Tail) -> bool {
         // One that is blocked itself may have grown since it was looked at. Older at each step, so it ends.
         let age = |tail: &Tail| tail.number().map_or(u64::MAX, |number| number.0);
-        while let Some(before) = tail.after.and_then(|before| self.tails.get(&before))
+        while let Some(before) = tail.few.after.and_then(|before| self.tails.get(&before))
             && age(before) < age(tail)
         {
             if (before.queued || before.unread() > 0) && !before.trouble {
@@ -397,13 +397,13 @@ impl Files {
             if let Opened::Remove = self.open(&mut tail, task) {
                 return self.remove(tail);
             }
-        } else if self.open >= self.open_max && !tail.deleted && tail.gone_since.is_none() {
+        } else if self.open >= self.open_max && !tail.deleted && tail.few.gone_since.is_none() {
             self.close(&mut tail);
         }
-        if let Some(before) = tail.after.and_then(|before| self.tails.get_mut(&before))
-            && !before.followers.contains(&tail.file)
+        if let Some(before) = tail.few.after.and_then(|before| self.tails.get_mut(&before))
+            && !before.few.followers.contains(&tail.file)
         {
-            before.followers.push(tail.file);
+            before.few.followers.push(tail.file);
         }
         self.rest(tail);
     }
@@ -415,8 +415,8 @@ impl Files {
         if tail.descriptor.is_some() && tail.is_closable() {
             self.rested.push_back((tail.file, self.turns));
         }
-        let followers =
-            if tail.unread() == 0 || tail.trouble { std::mem::take(&mut tail.followers) } else { Vec::new() };
+        let done = tail.unread() == 0 || tail.trouble;
+        let followers = if done { tail.few.take_followers() } else { Vec::new() };
         self.tails.insert(tail.file, tail);
         self.trim_rested();
         while self.open > self.open_max && self.close_one() {}
@@ -452,7 +452,7 @@ impl Files {
         }
         let there = fs::metadata(&tail.path).is_ok_and(|metadata| FileId::of(&metadata) == tail.file);
         if there && !tail.deleted {
-            tail.gone_since = None;
+            tail.few.clear(|few| few.gone_since = None);
             return self.rest(tail);
         }
         self.remove(tail);
@@ -468,8 +468,8 @@ impl Files {
                 let upto = stream.position() + unread;
                 self.outlet.give_up(&mut stream, upto, "deleted before it was read");
             }
-            if tail.seen > stream.position() {
-                self.outlet.give_up(&mut stream, tail.seen, "truncated");
+            if tail.few.seen > stream.position() {
+                self.outlet.give_up(&mut stream, tail.few.seen, "truncated");
             }
             self.outlet.finish(stream);
         }
@@ -479,9 +479,9 @@ impl Files {
         if self.newest.get(&tail.lineage) == Some(&tail.file) {
             self.newest.remove(&tail.lineage);
         }
-        for follower in std::mem::take(&mut tail.followers) {
+        for follower in tail.few.take_followers() {
             // It must not wait for a file that comes back under the same inode, and perhaps after it.
-            self.tails.entry(follower).and_modify(|follower| follower.after = None);
+            self.tails.entry(follower).and_modify(|follower| follower.few.clear(|few| few.after = None));
             self.queue(follower);
         }
         self.meters.followed.set(self.tails.len() as i64);
@@ -495,7 +495,7 @@ impl Files {
             }
             self.outlet.finish(stream);
         }
-        (tail.start, tail.scanned, tail.until, tail.before, tail.first_path) = (0, 0, None, None, None);
+        tail.is_of_another_generation();
     }
 
     /// It has been over for longer than it takes to find that out.
@@ -513,8 +513,8 @@ impl Files {
         self.view_is_old = false;
         self.view_at = now + VIEW_EVERY;
         let files = self.tails.values().take(SHOWN_MAX).map(|tail| FileView {
-            path: tail.path.to_string_lossy().into_owned(),
-            source: self.sources[tail.source].name.to_string(),
+            path: tail.path.clone(),
+            source: self.sources[tail.source].name.clone(),
             size: tail.size,
             position: tail.position(),
             state: state(tail),
@@ -544,14 +544,14 @@ impl Files {
 
 /// No path leads to it any more.
 fn is_gone(tail: &Tail) -> bool {
-    tail.deleted || tail.gone_since.is_some()
+    tail.deleted || tail.few.gone_since.is_some()
 }
 
 fn state(tail: &Tail) -> &'static str {
     match tail {
         Tail { trouble: true, .. } => "unreadable",
         Tail { deleted: true, .. } => "deleted",
-        Tail { gone_since: Some(_), .. } => "rotated",
+        tail if tail.few.gone_since.is_some() => "rotated",
         tail if !tail.is_at_end() => "reading",
         Tail { descriptor: None, .. } => "closed",
         _ => "at its end",

@@ -14,6 +14,7 @@
 
 mod beside;
 pub mod discovery;
+mod few;
 pub mod files;
 pub mod framing;
 pub mod glob;

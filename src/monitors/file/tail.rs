@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use super::beside::modified_ns;
 use super::discovery::Found;
+use super::few::Few;
 use super::framing::{End, frame};
 use super::holes::{Ahead, ahead, text_from};
 use super::identity::{HEAD_BYTES, begins_with, head_of, identity, read_at, stands_before};
@@ -40,8 +41,6 @@ pub(super) const BLOCK_BYTES: u64 = 512;
 pub(super) struct Tail {
     /// Where it was last seen.
     pub path: Arc<Path>,
-    /// Where it was seen first, if it was renamed before its generation was opened: that is its name.
-    pub first_path: Option<Arc<Path>>,
     /// Reserved when it was admitted, so that those of a lineage are numbered in the order in which they came.
     pub generation: Option<GenerationId>,
     pub file: FileId,
@@ -64,28 +63,17 @@ pub(super) struct Tail {
     pub size: u64,
     /// It has, or seems to have, less on the disk than its size.
     pub has_holes: bool,
-    /// Behind it is nothing but a hole.
-    ends_at: Option<u64>,
     /// Seconds and nanoseconds, by the clock of the file system: only compared.
     modified: (i64, i64),
     pub scanned: u64,
     pub changed: Instant,
     /// When it was found.
     pub since: Instant,
-    pub gone_since: Option<Instant>,
     pub deleted: bool,
-    /// The size it was seen with, if it was larger before: a copy that lacks the last lines of its original.
-    pub seen: u64,
     /// Of another file, which was emptied.
     pub is_copy: bool,
     /// Came after the first sweep.
     pub is_late: bool,
-    /// With `once`: its size when it was opened.
-    pub until: Option<u64>,
-    /// The generation before it, which is read first.
-    pub after: Option<FileId>,
-    /// Who waits for this one.
-    pub followers: Vec<FileId>,
     /// Stands in the line of those who have something to do.
     pub queued: bool,
     /// Could not be opened or read, which was said; tried again with every sweep.
@@ -96,6 +84,7 @@ pub(super) struct Tail {
     pub rested: u64,
     /// Where a line begins that was written in parts and lacks its last one, and since when we know.
     open_line: Option<Box<(u64, Instant)>>,
+    pub few: Few,
 }
 
 /// What a turn needs besides the file.
@@ -137,7 +126,6 @@ impl Tail {
         let Found { path, file, size, source, heard } = found;
         Box::new(Tail {
             path: path.into(),
-            first_path: None,
             generation: None,
             file,
             source,
@@ -151,37 +139,38 @@ impl Tail {
             head: Head::default(),
             size,
             has_holes: false,
-            ends_at: None,
             modified: (0, 0),
             scanned: 0,
             changed: now,
             since: now,
-            gone_since: None,
             deleted: false,
-            seen: 0,
             is_copy: false,
             is_late: false,
-            until: None,
-            after: None,
-            followers: Vec::new(),
             queued: false,
             trouble: false,
             before: None,
             rested: 0,
             open_line: None,
+            few: Few::default(),
         })
+    }
+
+    /// What was known of the one before says nothing of it; its stream was taken.
+    pub fn is_of_another_generation(&mut self) {
+        (self.start, self.scanned, self.before) = (0, 0, None);
+        self.few.clear(|few| (few.until, few.first_path) = (None, None));
     }
 
     /// The name of its generation.
     pub fn name(&self) -> &Arc<Path> {
-        self.first_path.as_ref().unwrap_or(&self.path)
+        self.few.first_path.as_ref().unwrap_or(&self.path)
     }
 
     /// A path that leads to it now.
     pub fn stands_at(&mut self, path: &Path) {
         let before = std::mem::replace(&mut self.path, path.into());
         if self.stream.is_none() {
-            self.first_path.get_or_insert(before);
+            self.few.first_path.get_or_insert(before);
         }
     }
 
@@ -197,7 +186,7 @@ impl Tail {
     /// What is reported or does not change with time alone has to be looked at seldom.
     pub fn can_be_left_alone(&self) -> bool {
         self.heard
-            && self.gone_since.is_none()
+            && self.few.gone_since.is_none()
             && !self.deleted
             && self.stream.is_some()
             && self.unread() == 0
@@ -205,9 +194,9 @@ impl Tail {
 
     /// Its size, as far as it concerns us.
     fn size_to_read(&self) -> u64 {
-        let until = self.until.map_or(u64::MAX, |until| until.max(self.position()));
+        let until = self.few.until.map_or(u64::MAX, |until| until.max(self.position()));
         // Shorter than what was read stays shorter.
-        self.size.min(until).min(self.ends_at.unwrap_or(u64::MAX))
+        self.size.min(until).min(self.few.ends_at.unwrap_or(u64::MAX))
     }
 
     /// Bytes that it has behind the position.
@@ -236,22 +225,22 @@ impl Tail {
             self.modified = (metadata.mtime(), metadata.mtime_nsec());
             self.deleted = metadata.nlink() == 0;
             self.has_holes = metadata.blocks() * BLOCK_BYTES < self.size;
-            self.ends_at = None;
+            self.few.clear(|few| few.ends_at = None);
             self.changed = now;
         }
         changed
     }
 
     pub fn step(&self, idle: Duration, now: Instant) -> Step {
-        let last = self.gone_since.map_or(self.changed, |gone| gone.max(self.changed));
+        let last = self.few.gone_since.map_or(self.changed, |gone| gone.max(self.changed));
         next_step(&Look {
             position: self.position(),
             scanned: self.scanned,
             size: self.size_to_read(),
             quiet: now.saturating_duration_since(last),
-            gone: self.gone_since.is_some(),
+            gone: self.few.gone_since.is_some(),
             deleted: self.deleted,
-            once: self.until.is_some(),
+            once: self.few.until.is_some(),
             idle,
         })
     }
@@ -264,14 +253,14 @@ impl Tail {
     /// Its descriptor can be closed without losing a byte: its path leads to it again, or nothing that comes
     /// later is wanted.
     pub fn is_closable(&self) -> bool {
-        let reachable = !self.deleted && self.gone_since.is_none();
-        self.size_to_read() <= self.position() && !self.queued && (reachable || self.until.is_some())
+        let reachable = !self.deleted && self.few.gone_since.is_none();
+        self.size_to_read() <= self.position() && !self.queued && (reachable || self.few.until.is_some())
     }
 
     /// One turn. The file is open and its stream is there; else there is nothing to do.
     pub fn turn(&mut self, reading: &mut Reading<'_>) -> Turn {
         let (Some(file), Some(_)) = (&self.descriptor, &self.stream) else { return Turn::Rest };
-        let seen = self.size.min(self.ends_at.unwrap_or(u64::MAX));
+        let seen = self.size.min(self.few.ends_at.unwrap_or(u64::MAX));
         if self.form.is_some() {
             return match self.size {
                 size if size <= self.position() => Turn::Finish,
@@ -333,7 +322,7 @@ impl Tail {
                     return Turn::Again;
                 }
                 Ok(Ahead::HoleToEnd) => {
-                    self.ends_at = Some(stream.position());
+                    self.few.ends_at = Some(stream.position());
                     return Turn::Rest;
                 }
                 Err(cause) => return Turn::Failed(cause),
@@ -425,7 +414,7 @@ impl Tail {
                 let text = fresh[..len].iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
                 match text_from(file, position + len as u64) {
                     Ok(Some(_)) => end = End::Final,
-                    Ok(None) => self.ends_at = Some(position + text as u64),
+                    Ok(None) => self.few.ends_at = Some(position + text as u64),
                     Err(cause) => return Turn::Failed(cause),
                 }
                 text
@@ -508,8 +497,8 @@ mod tests {
     #[test]
     fn what_a_file_takes_does_not_grow_unseen() {
         let check = |what: &str, bytes: usize, most: usize| assert!(bytes <= most, "{what}: {bytes} bytes");
-        check("a tail, with its stream", size_of::<Tail>(), 456);
-        check("its stream", size_of::<Stream>(), 120);
+        check("a tail, with its stream", size_of::<Tail>(), 304);
+        check("its stream", size_of::<Stream>(), 80);
         check("where its lines come from", size_of::<crate::record::Origin>(), 80);
         check("a stamp that is open", size_of::<crate::ledger::KeptStamp>(), 96);
         check("what a sink has of it", size_of::<crate::ledger::Progress>(), 24);

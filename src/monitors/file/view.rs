@@ -1,9 +1,11 @@
 //! What the status page sees of the files: a snapshot, replaced at most once a second.
 
+use std::ffi::OsStr;
+use std::path::Path;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 /// Files that are listed; the counts are of all.
 pub const SHOWN_MAX: usize = 1000;
@@ -42,15 +44,22 @@ pub struct Sizes {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct FileView {
-    /// Invalid UTF-8 replaced.
-    pub path: String,
-    pub source: String,
+    /// Shown with invalid UTF-8 replaced.
+    #[serde(serialize_with = "lossy")]
+    pub path: Arc<Path>,
+    #[serde(serialize_with = "lossy")]
+    pub source: Arc<str>,
     pub size: u64,
     /// Handed to the pipeline, in bytes.
     pub position: u64,
     pub state: &'static str,
     /// `None`: nothing was read of it yet.
     pub generation: Option<u64>,
+}
+
+/// Shared with what is followed: there are a thousand, whether somebody looks at them or not.
+fn lossy<T: AsRef<OsStr> + ?Sized, S: Serializer>(text: &Arc<T>, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(&(**text).as_ref().to_string_lossy())
 }
 
 /// Cheap to clone; all clones see the same.

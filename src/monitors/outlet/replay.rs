@@ -14,6 +14,7 @@ use super::*;
 use crate::ack::{Share, Verdict};
 use crate::budget::READ_BYTES;
 use crate::disk::model::ModelDisk;
+use crate::record::Labels;
 
 /// As long as the shortest lines are cut at.
 const LONGEST: usize = 8;

@@ -5,29 +5,41 @@
 
 use std::collections::VecDeque;
 use std::path::Path;
-use std::sync::Arc;
 
+use super::origins::Place;
 use crate::ack::{GenerationId, SinkId, SinkSet};
-use crate::budget::Holder;
-use crate::ledger::{KeptStamp, Progress, Record};
-use crate::record::Origin;
+use crate::ledger::{KeptStamp, Known, Progress, Record};
 
 /// One generation as its monitor reads it.
 pub struct Stream {
-    pub(super) origin: Arc<Origin>,
-    pub(super) filename: Option<Arc<Path>>,
+    pub(super) generation: GenerationId,
+    pub(super) lineage: u64,
+    pub(super) place: Place,
     pub(super) position: u64,
     pub(super) next_line: u64,
     pub(super) continues: bool,
-    pub(super) holder: Holder,
-    /// What each sink had when we began; empty once the position is past all of it.
-    pub(super) progress: Vec<Progress>,
-    /// How an earlier life cut and timed what is read again: those that end behind the position, rising.
-    pub(super) stamps: VecDeque<KeptStamp>,
+    /// `None` once the position is past all of it.
+    pub(super) past: Option<Box<Past>>,
     /// How it began, if that is not in the journal yet.
     pub(super) unwritten: Option<Box<Record>>,
     /// It has no number before its first line tells which one.
     pub(super) nameless: bool,
+}
+
+/// What earlier lives have made of what follows.
+#[derive(Default)]
+pub(super) struct Past {
+    /// What each sink had when we began; empty once the position is past all of it.
+    pub progress: Vec<Progress>,
+    /// How an earlier life cut and timed what is read again: those that end behind the position, rising.
+    pub stamps: VecDeque<KeptStamp>,
+}
+
+impl Past {
+    pub fn of(known: &Known) -> Past {
+        let ahead = known.stamps.iter().filter(|stamp| stamp.end > known.position);
+        Past { progress: known.progress.clone(), stamps: ahead.copied().collect() }
+    }
 }
 
 impl Stream {
@@ -39,13 +51,13 @@ impl Stream {
     /// A chunk must not cross this offset: some sink has what follows, or lacks it, or what follows was cut and
     /// timed by another stamp. What ends here without a line end was cut here before.
     pub fn read_limit(&self) -> Option<u64> {
-        let edges = self.progress.iter().flat_map(|progress| progress.edges(self.position));
+        let edges = self.progress().iter().flat_map(|progress| progress.edges(self.position));
         edges.chain(self.stamp_limit()).min()
     }
 
     /// Where an earlier life began or ended a chunk behind the position.
     pub fn stamp_limit(&self) -> Option<u64> {
-        self.stamps.front().map(|stamp| match self.position < stamp.start {
+        self.next_stamp().map(|stamp| match self.position < stamp.start {
             true => stamp.start,
             false => stamp.end,
         })
@@ -53,12 +65,12 @@ impl Stream {
 
     /// Where an earlier life began the chunk that the position lies in.
     pub fn stamp_start(&self) -> Option<u64> {
-        self.stamps.front().map(|stamp| stamp.start).filter(|start| *start <= self.position)
+        self.next_stamp().map(|stamp| stamp.start).filter(|start| *start <= self.position)
     }
 
     /// Of the line at the position, if an earlier life has given it one.
     pub(super) fn time_again(&self) -> Option<i64> {
-        let stamp = self.stamps.front().filter(|stamp| stamp.start <= self.position)?;
+        let stamp = self.next_stamp().filter(|stamp| stamp.start <= self.position)?;
         Some(stamp.base_ns + self.next_line.saturating_sub(stamp.first_line) as i64)
     }
 
@@ -68,13 +80,13 @@ impl Stream {
         self.position = position;
         self.next_line += lines;
         self.continues = cut;
-        while let Some(stamp) = self.stamps.front().filter(|stamp| stamp.end <= position) {
+        while let Some(stamp) = self.next_stamp().copied().filter(|stamp| stamp.end <= position) {
             if stamp.end == position {
                 (self.next_line, self.continues) = (stamp.first_line + stamp.lines, stamp.cut);
             }
-            self.stamps.pop_front();
+            self.past.as_mut().and_then(|past| past.stamps.pop_front());
         }
-        if let Some(stamp) = self.stamps.front().filter(|stamp| stamp.start == position) {
+        if let Some(stamp) = self.next_stamp().copied().filter(|stamp| stamp.start == position) {
             (self.next_line, self.continues) = (stamp.first_line, stamp.continues);
         }
         self.forget_what_is_over();
@@ -82,29 +94,41 @@ impl Stream {
 
     /// So that an idle file keeps no memory for what earlier lives have made of it.
     pub(super) fn forget_what_is_over(&mut self) {
-        if self.progress.iter().all(|progress| progress.edges(self.position).next().is_none()) {
-            self.progress = Vec::new(); // from here on every sink lacks everything
+        let Some(past) = &mut self.past else { return };
+        if past.progress.iter().all(|progress| progress.edges(self.position).next().is_none()) {
+            past.progress = Vec::new(); // from here on every sink lacks everything
         }
-        if self.stamps.is_empty() {
-            self.stamps = VecDeque::new();
+        if past.progress.is_empty() && past.stamps.is_empty() {
+            self.past = None;
         }
     }
 
+    fn progress(&self) -> &[Progress] {
+        self.past.as_ref().map_or(&[], |past| &past.progress)
+    }
+
+    fn next_stamp(&self) -> Option<&KeptStamp> {
+        self.past.as_ref()?.stamps.front()
+    }
+
     pub fn generation(&self) -> GenerationId {
-        self.origin.generation
+        self.generation
     }
 
     /// The path that matched when it was first seen.
     pub fn filename(&self) -> Option<&Path> {
-        self.filename.as_deref()
+        match &self.place {
+            Place::File { path, .. } => Some(path),
+            Place::Own(own) => own.filename.as_deref(),
+        }
     }
 
     pub(super) fn lacking(&self, sinks: usize) -> SinkSet {
-        if self.progress.is_empty() {
+        if self.progress().is_empty() {
             return SinkSet::all(sinks);
         }
         let mut lacking = SinkSet::EMPTY;
-        for (at, progress) in self.progress.iter().enumerate() {
+        for (at, progress) in self.progress().iter().enumerate() {
             if !progress.contains(self.position) {
                 lacking.insert(SinkId(at as u8));
             }

@@ -4,6 +4,7 @@ use super::super::SourceKind;
 use super::*;
 use crate::budget::READ_BYTES;
 use crate::disk::model::ModelDisk;
+use crate::record::Labels;
 
 fn stdin() -> SourceOptions {
     SourceOptions {

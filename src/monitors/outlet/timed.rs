@@ -10,6 +10,8 @@ use std::sync::Arc;
 
 use xxhash_rust::xxh3::Xxh3;
 
+use super::origins::{Account, Own, Place};
+use super::stream::Past;
 use super::{CHUNK_LINES, NotSent, Outlet, Stream, cost_besides};
 use crate::ack::{Ack, Count, GenerationId};
 use crate::budget::{Credit, Refused};
@@ -55,8 +57,7 @@ impl Stream {
 
     /// What is read now is not what was read before: no sink has any of it.
     pub fn forget_the_past(&mut self) {
-        self.progress.clear();
-        self.stamps.clear();
+        self.past = None;
     }
 }
 
@@ -79,19 +80,21 @@ impl Outlet {
     }
 
     fn name(&mut self, stream: &mut Stream, (kind, ns): (u8, i64), cursor: Option<Cursor>) {
-        let origin = Arc::make_mut(&mut stream.origin);
-        let mut hash = Xxh3::with_seed(origin.lineage);
+        let mut hash = Xxh3::with_seed(stream.lineage);
         hash.update(&[kind]);
         hash.update(&ns.to_le_bytes());
         let generation = GenerationId::derived_from(hash.digest());
-        origin.generation = generation;
-        stream.progress = self.supply.foretold.get(&generation).cloned().unwrap_or_default();
+        let Place::Own(own) = &mut stream.place else { return }; // a file has a number from its beginning
+        let origin = Arc::make_mut(&mut own.account.origin);
+        (origin.generation, stream.generation) = (generation, generation);
+        let progress = self.supply.foretold.get(&generation).cloned();
+        stream.past = progress.map(|progress| Box::new(Past { progress, ..Past::default() }));
         self.supply.book.note(Note::Opened(Box::new(Opened {
             generation,
             source: origin.source.clone(),
-            filename: stream.filename.clone(),
+            filename: own.filename.clone(),
             identity: None,
-            lineage: origin.lineage,
+            lineage: stream.lineage,
             start: 0,
             cursor,
         })));
@@ -103,8 +106,7 @@ impl Outlet {
             position: known.position,
             next_line: known.line,
             continues: known.continues,
-            progress: known.progress.clone(),
-            stamps: known.stamps.iter().filter(|stamp| stamp.end > known.position).copied().collect(),
+            past: Some(Box::new(Past::of(known))),
             ..self.timed_stream(who, known.generation)
         }
     }
@@ -121,25 +123,27 @@ impl Outlet {
             replayable: false,
             stages: who.stages.into(),
         };
+        let holder = self.supply.budget.holder(&origin.source, Some(&place));
+        let account = Account { origin: Arc::new(origin), holder };
+        let own = Own { account, filename: Some(Path::new(who.place).into()) };
         Stream {
-            holder: self.supply.budget.holder(&origin.source, Some(&place)),
-            origin: Arc::new(origin),
-            filename: Some(Path::new(who.place).into()),
+            generation,
+            lineage: who.lineage,
+            place: Place::Own(Box::new(own)),
             position: 0,
             next_line: 0,
             continues: false,
-            progress: Vec::new(),
-            stamps: Default::default(),
+            past: None,
             unwritten: None,
             nameless: false,
         }
     }
 
     /// Credit for reading up to `bytes` as they come, and for the lines that they may be.
-    pub fn take_timed(&self, stream: &Stream, bytes: usize) -> Result<Credit, Refused> {
+    pub fn take_timed(&mut self, stream: &Stream, bytes: usize) -> Result<Credit, Refused> {
         let lines = CHUNK_LINES.min(bytes / WIRE_BYTES_MIN + 1);
         let besides = cost_besides(lines, self.supply.sinks) + lines * TIMED_BYTES;
-        self.door.try_take(&stream.holder, bytes + besides)
+        self.door.try_take(&self.origins.of(stream).holder, bytes + besides)
     }
 
     /// Like [`Outlet::send`]. What was gathered is empty afterwards.
@@ -163,7 +167,7 @@ impl Outlet {
         let count = Count { lines: ends.len() as u64, bytes: data.len() as u64 };
         let range = stream.position..stream.position + count.bytes;
         debug_assert!(stream.read_limit().is_none_or(|limit| range.end <= limit), "read across an edge");
-        let generation = stream.origin.generation;
+        let generation = stream.generation;
         let stamp = Stamp {
             generation,
             start: range.start,
@@ -182,7 +186,7 @@ impl Outlet {
             let besides = cost_besides(ends.len(), sinks.iter().count()) + ends.len() * TIMED_BYTES;
             credit.shrink_to(data.len() + besides);
             let lines = Lines {
-                origin: stream.origin.clone(),
+                origin: self.origins.of(stream).origin.clone(),
                 start: range.start,
                 data: data.into(),
                 ends: ends.into(),

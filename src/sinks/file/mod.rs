@@ -133,11 +133,15 @@ impl Encoder for FileEncoder {
             {
                 let origin = slice.records.origin();
                 let path = self.path(origin, (origin.generation, hours[0]), payload);
-                payload.push_plain(path, origin, &plain);
+                payload.push_plain(path, slice, &plain);
             } else {
                 self.encode_each(slice, payload);
             }
         }
+    }
+
+    fn delivered(&mut self, payload: &mut Payload) {
+        payload.clear();
     }
 
     fn rest(&mut self) {

@@ -5,23 +5,38 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::frame::Part;
-use crate::record::{Origin, Plain, Record};
+use crate::record::{Origin, Plain, Record, Slice};
+
+/// To write it by itself costs less than to copy it.
+const LENT_LEAST: usize = 64 * 1024;
 
 #[derive(Default)]
 pub struct Payload {
+    /// What had to be put together.
     bytes: Vec<u8>,
     paths: Vec<Arc<Path>>,
-    /// Neighbours have different paths.
     pieces: Vec<Stretch>,
-    /// In the order of the bytes, and without gaps; none is in two pieces.
+    /// In the order of the pieces, and without gaps; none is in two pieces.
     runs: Vec<Run>,
+    /// Of all pieces.
+    length: usize,
 }
 
 /// Some bytes for one output.
 struct Stretch {
     path: usize,
+    /// Of all pieces one behind the other.
     bytes: Range<usize>,
     continues: bool,
+    stands: Stands,
+}
+
+/// Where the bytes of a piece are.
+enum Stands {
+    /// In [`Payload::bytes`], from here on.
+    Here(usize),
+    /// In their chunk.
+    Lent(Slice),
 }
 
 /// Bytes that come from one range of one source.
@@ -44,12 +59,14 @@ pub struct Piece<'a> {
 }
 
 impl Payload {
+    /// What was lent is given back.
     pub fn clear(&mut self) {
-        let Payload { bytes, paths, pieces, runs } = self;
+        let Payload { bytes, paths, pieces, runs, length } = self;
         bytes.clear();
         paths.clear();
         pieces.clear();
         runs.clear();
+        *length = 0;
     }
 
     /// Returns what to call it in [`Payload::push`].
@@ -71,35 +88,47 @@ impl Payload {
         let start = self.bytes.len();
         render(&mut self.bytes);
         let range = record.offset..record.offset + record.len;
-        self.pushed(start, path, record.origin, range, record.continues, (exact, cuts));
+        self.pushed(Stands::Here(start), path, record.origin, range, record.continues, (exact, cuts));
     }
 
-    /// All of it, as exact as it is.
-    pub fn push_plain(&mut self, path: usize, origin: &Origin, plain: &Plain<'_>) {
-        let start = self.bytes.len();
-        self.bytes.extend_from_slice(plain.bytes);
+    /// All of it, as exact as it is. What is large stays where it is, in the chunk, until [`Payload::clear`].
+    pub fn push_plain(&mut self, path: usize, slice: &Slice, plain: &Plain<'_>) {
+        let stands = match plain.bytes.len() {
+            LENT_LEAST.. => Stands::Lent(slice.clone()),
+            _ => {
+                self.bytes.extend_from_slice(plain.bytes);
+                Stands::Here(self.bytes.len() - plain.bytes.len())
+            }
+        };
         let range = plain.offset..plain.offset + plain.bytes.len() as u64;
-        self.pushed(start, path, origin, range, plain.continues, (true, true));
+        self.pushed(stands, path, slice.records.origin(), range, plain.continues, (true, true));
     }
 
-    /// The bytes from `start` on were put there, and stand for that range of the source.
+    /// The bytes that stand there stand for that range of the source.
     fn pushed(
         &mut self,
-        start: usize,
+        stands: Stands,
         path: usize,
         origin: &Origin,
         range: Range<u64>,
         continues: bool,
         (exact, cuts): (bool, bool),
     ) {
-        let end = self.bytes.len();
+        let start = self.length;
+        self.length += match stands {
+            Stands::Here(at) => self.bytes.len() - at,
+            Stands::Lent(_) => (range.end - range.start) as usize,
+        };
+        let end = self.length;
+        let is_here = matches!(stands, Stands::Here(_));
         let goes_on = match self.pieces.last_mut() {
-            Some(last) if last.path == path => {
+            Some(last) if last.path == path && is_here && matches!(last.stands, Stands::Here(_)) => {
                 last.bytes.end = end;
                 true
             }
             _ => {
-                self.pieces.push(Stretch { path, bytes: start..end, continues: exact && continues });
+                let continues = exact && continues;
+                self.pieces.push(Stretch { path, bytes: start..end, continues, stands });
                 false
             }
         };
@@ -121,15 +150,25 @@ impl Payload {
         }
     }
 
+    fn bytes_of<'a>(&'a self, piece: &'a Stretch) -> &'a [u8] {
+        match &piece.stands {
+            Stands::Here(at) => &self.bytes[*at..at + piece.bytes.len()],
+            Stands::Lent(slice) => {
+                slice.records.plain(slice.range.clone()).expect("it was when it was lent").bytes
+            }
+        }
+    }
+
     /// In order.
     pub fn pieces(&self) -> impl Iterator<Item = Piece<'_>> {
-        self.pieces.iter().map(|Stretch { path, bytes, continues }| {
+        self.pieces.iter().map(|piece| {
+            let Stretch { path, bytes, continues, .. } = piece;
             let first = self.runs.partition_point(|run| run.end <= bytes.start);
             let behind = self.runs.partition_point(|run| run.end <= bytes.end);
             Piece {
                 path: &self.paths[*path],
                 continues: *continues,
-                bytes: &self.bytes[bytes.clone()],
+                bytes: self.bytes_of(piece),
                 start: bytes.start,
                 runs: &self.runs[first..behind],
             }
@@ -193,6 +232,35 @@ mod tests {
             });
         }
         payload
+    }
+
+    /// The same slices, so small that they are copied, and so large that they are not.
+    #[test]
+    fn what_is_large_stays_in_its_chunk_until_the_payload_is_cleared() {
+        for (repeat, pieces) in [(1, 1), (LENT_LEAST, 2)] {
+            let line = "x".repeat(repeat) + "\n";
+            let records = Arc::new(Records::untouched(lines(&["a\n", &line, &line, "c"], 100, true)));
+            let (mut payload, mut parts) = (Payload::default(), Vec::new());
+            let path = payload.add_path(Path::new("/x").into());
+            for range in [1..2, 2..4] {
+                let slice = Slice { records: records.clone(), range };
+                let plain = slice.records.plain(slice.range.clone()).unwrap();
+                payload.push_plain(path, &slice, &plain);
+            }
+            assert_eq!(payload.pieces().count(), pieces);
+            let (mut text, mut from) = (Vec::new(), 102);
+            for piece in payload.pieces() {
+                piece.parts(0..piece.bytes.len(), &mut parts);
+                assert_eq!((parts.len(), parts[0].range.start), (1, from));
+                assert_eq!(piece.cuts_around(1), (1, 1));
+                text.extend_from_slice(piece.bytes);
+                from = parts[0].range.end;
+            }
+            assert!(text == [&line, &line, "c"].concat().as_bytes(), "{repeat}");
+            assert_eq!((from, Arc::strong_count(&records)), (102 + text.len() as u64, pieces * 2 - 1));
+            payload.clear();
+            assert_eq!((payload.pieces().count(), Arc::strong_count(&records)), (0, 1));
+        }
     }
 
     fn parts(payload: &Payload, bytes: Range<usize>) -> Vec<Range<u64>> {

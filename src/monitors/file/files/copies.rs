@@ -53,19 +53,19 @@ impl Files {
         self.outlet.identify(&stream, identity(id, tail.head));
         copy.scanned = stream.position();
         copy.stream = Some(stream);
-        (copy.head, copy.before, copy.seen, copy.is_copy) = (tail.head, tail.before, seen, true);
-        copy.until = self.once.then_some(metadata.len());
-        copy.gone_since = Some(now);
-        copy.after = tail.after.take();
+        (copy.head, copy.before, copy.few.seen, copy.is_copy) = (tail.head, tail.before, seen, true);
+        copy.few.until = self.once.then_some(metadata.len());
+        copy.few.gone_since = Some(now);
+        copy.few.after = tail.few.after.take();
         if let Some(mut found) = self.tails.remove(&id) {
             // It has waited for this, or it is the copy of the generation before, and overwritten.
             let seen = found.size;
             self.begin_anew(&mut found, seen, "overwritten by another copy");
             self.close(&mut found);
-            (copy.followers, copy.queued) = (std::mem::take(&mut found.followers), found.queued);
+            (copy.few.followers, copy.queued) = (std::mem::take(&mut found.few.followers), found.queued);
         }
         self.hold(&mut copy, file);
-        tail.after = Some(id);
+        tail.few.after = Some(id);
         self.tails.insert(id, copy);
         self.queue(id);
         self.meters.followed.set(self.tails.len() as i64);

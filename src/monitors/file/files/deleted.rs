@@ -25,8 +25,9 @@ struct Held {
 impl Files {
     /// Gives up the oldest beyond what `hold_deleted` of their source allows.
     pub(super) fn limit_deleted(&mut self, now: Instant) {
-        let gone =
-            |tail: &&mut Box<Tail>| (tail.gone_since.is_some() || tail.deleted) && tail.descriptor.is_some();
+        let gone = |tail: &&mut Box<Tail>| {
+            (tail.few.gone_since.is_some() || tail.deleted) && tail.descriptor.is_some()
+        };
         let mut held: Vec<_> =
             self.tails.values_mut().filter(gone).filter_map(|tail| held_bytes(tail)).collect();
         // The longest gone first, and of those the oldest generation.
@@ -90,7 +91,7 @@ impl Files {
     /// life can read. What stays is given up when the account is made.
     pub(super) fn read_deleted_on(&mut self, task: &Task) {
         let mut files = Vec::new();
-        for tail in self.tails.values_mut().filter(|tail| tail.gone_since.is_some() || tail.deleted) {
+        for tail in self.tails.values_mut().filter(|tail| tail.few.gone_since.is_some() || tail.deleted) {
             if let Some(Ok(metadata)) = tail.descriptor.as_ref().map(|file| file.metadata()) {
                 tail.refresh(&metadata, task.now());
             }
@@ -119,7 +120,7 @@ impl Files {
         if tail.stream.is_none() {
             self.open(tail, task);
         }
-        tail.until = Some(tail.size); // so that a half line at the end is shipped at once
+        tail.few.until = Some(tail.size); // so that a half line at the end is shipped at once
         let abort = self.outlet.stop().abort.clone();
         while !abort.is_closed() {
             task.beat();
@@ -211,6 +212,6 @@ fn held_bytes(tail: &mut Tail) -> Option<HeldFile> {
     if tail.form.is_none() {
         tail.size = tail.size.max(metadata.len()); // a look that is no turn: the next turn sees what has changed
     }
-    let since = tail.gone_since.unwrap_or(tail.changed);
+    let since = tail.few.gone_since.unwrap_or(tail.changed);
     Some((since, tail.number(), (tail.file, tail.source), metadata.blocks() * BLOCK_BYTES))
 }

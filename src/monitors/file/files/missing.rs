@@ -66,7 +66,7 @@ impl Files {
                 if let Some(found) = found {
                     let (path, file) = (found.path.clone(), found.file);
                     self.admit(found, now);
-                    self.tails.entry(file).and_modify(|tail| tail.gone_since = Some(now));
+                    self.tails.entry(file).and_modify(|tail| tail.few.gone_since = Some(now));
                     if is_newest {
                         self.line_up_unseen(&known, Some(&path), None, now);
                     }
@@ -336,25 +336,25 @@ impl Files {
     /// Into the line, behind those of its lineage that are there, and before `next`.
     fn put_before(&mut self, mut tail: Box<Tail>, next: Option<&mut Tail>, now: Instant) {
         let file = tail.file;
-        tail.gone_since = Some(now);
-        tail.until = (self.once && tail.form.is_none()).then_some(tail.size);
+        tail.few.gone_since = Some(now);
+        tail.few.until = (self.once && tail.form.is_none()).then_some(tail.size);
         if let Some(mut found) = self.tails.remove(&file) {
             self.close(&mut found); // it matches as well, and nothing was read of it
-            tail.followers = std::mem::take(&mut found.followers);
+            tail.few.followers = std::mem::take(&mut found.few.followers);
             if self.newest.get(&found.lineage) == Some(&file) {
                 self.newest.remove(&found.lineage);
             }
-            (tail.gone_since, tail.queued) = (found.gone_since, found.queued);
+            (tail.few.gone_since, tail.queued) = (found.few.gone_since, found.queued);
         }
         match next {
             Some(next) => {
-                tail.after = next.after.replace(file);
+                tail.few.after = next.few.after.replace(file);
                 // The generations of a lineage are numbered in their order.
                 next.generation = Some(self.outlet.reserve());
             }
             None => {
                 let older = self.newest.insert(tail.lineage, file);
-                tail.after = older.filter(|older| *older != file && self.tails.contains_key(older));
+                tail.few.after = older.filter(|older| *older != file && self.tails.contains_key(older));
             }
         }
         self.tails.insert(file, tail);

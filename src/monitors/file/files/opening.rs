@@ -215,14 +215,16 @@ impl Files {
                 lineage: tail.lineage,
             }));
         }
-        tail.until = self.once.then_some(tail.size);
+        if self.once {
+            tail.few.until = Some(tail.size);
+        }
         tail.scanned = tail.position();
         Opened::Ready
     }
 
     /// Its path leads elsewhere. A sweep may find it under another name.
     pub(super) fn not_there(&mut self, tail: &mut Tail, now: Instant) -> Opened {
-        tail.gone_since.get_or_insert(now);
+        tail.few.gone_since.get_or_insert(now);
         let path = tail.path.clone();
         // Renamed while its descriptor was closed: it is beside where it was, and may have unread bytes.
         let wanted = HashSet::from([tail.file.inode]);
@@ -250,7 +252,7 @@ impl Files {
             if let Some(next) =
                 self.tails.get_mut(&file).filter(|next| is_new && next.lineage == tail.lineage)
             {
-                next.after = next.after.or(beside.map(|_| tail.file));
+                next.few.after = next.few.after.or(beside.map(|_| tail.file));
             }
             let next = self.tails.get(&file).filter(|next| is_new && next.lineage == tail.lineage);
             if let Some(original) = next.map(|next| next.path.clone()) {

@@ -55,7 +55,7 @@ impl Files {
             match unsure(&tail.path) {
                 true => unseen += 1,
                 false => {
-                    tail.gone_since.get_or_insert(now);
+                    tail.few.gone_since.get_or_insert(now);
                 }
             }
         }
@@ -89,7 +89,8 @@ impl Files {
             return;
         }
         if let Some(tail) = self.tails.get_mut(&file) {
-            (tail.gone_since, tail.heard) = (None, heard);
+            tail.few.clear(|few| few.gone_since = None);
+            tail.heard = heard;
             if *tail.path != **path {
                 if self.paths.get(&tail.path) == Some(&file) {
                     self.paths.remove(&tail.path);
@@ -111,7 +112,9 @@ impl Files {
         let path = tail.path.clone();
         self.paths.insert(path.clone(), file);
         let older = self.newest.insert(lineage, file).filter(|older| self.tails.contains_key(older));
-        tail.after = older;
+        if older.is_some() {
+            tail.few.after = older;
+        }
         tail.queued = true;
         tail.is_late = self.swept;
         tail.generation = Some(self.outlet.reserve());
@@ -151,7 +154,7 @@ impl Files {
     /// No path that we know leads to it now.
     pub(super) fn left(&mut self, file: FileId, now: Instant) {
         if let Some(tail) = self.tails.get_mut(&file) {
-            tail.gone_since.get_or_insert(now);
+            tail.few.gone_since.get_or_insert(now);
         }
         self.queue(file);
     }
@@ -162,6 +165,7 @@ impl Files {
     pub(super) fn poll_by_turns(&mut self, due: impl Fn(usize) -> bool, now: Instant) {
         self.polls += 1;
         let polls = self.polls;
+        self.ready.shrink_to(4 * self.ready.len() + 64); // at the start every file stands in the line
         let parts = |source: usize| {
             let every = file_options(&self.sources[source]).map_or(SELDOM, |file| file.poll_interval);
             (SELDOM.as_millis() / every.as_millis().max(1)).max(1) as u64
@@ -195,7 +199,7 @@ impl Files {
                     moved.push(tail.file);
                     false
                 }
-                (Some(Err(cause)), _) if is_missing(&cause) && tail.gone_since.is_none() => {
+                (Some(Err(cause)), _) if is_missing(&cause) && tail.few.gone_since.is_none() => {
                     moved.push(tail.file);
                     false
                 }
@@ -219,7 +223,7 @@ impl Files {
             self.look_at(&path, now);
         } else if closed {
             self.tails.entry(file).and_modify(|tail| {
-                tail.gone_since.get_or_insert(now);
+                tail.few.gone_since.get_or_insert(now);
             });
         }
     }

@@ -318,7 +318,7 @@ fn deleted_files_are_held_within_the_limit() {
             life.until_view_only("it is held", |view| {
                 view.files
                     .iter()
-                    .any(|file| file.path.ends_with(&format!("/{round}.log")) && file.state != "closed")
+                    .any(|file| file.path.ends_with(format!("{round}.log")) && file.state != "closed")
                     && view.open >= 2
             });
             std::fs::remove_file(world.path(&format!("{round}.log"))).unwrap();
