@@ -17,7 +17,7 @@ use log_capturer::disk::{Disk, RealDisk};
 use log_capturer::ledger;
 use serde_json::json;
 
-use crate::house::{Census, Held, Life, ONCE, Tally, append, errors, memory_kib, until};
+use crate::house::{Census, Held, Life, ONCE, Tally, append, descriptors, errors, memory_kib, until};
 use crate::receiver::Receiver;
 
 /// Files that are there at once. Each is deleted when its lines have arrived, since nobody could read it later.
@@ -89,7 +89,11 @@ pub fn files_that_come_and_go(files: u64) {
     for _ in 0..QUIET_POINTS {
         let written = (0..files / QUIET_POINTS / at_once).fold(0, |_, _| come_and_go(at_once));
         until("the ledger has forgotten every file", errors, || forgotten(&life, written));
-        quiet.push(Held::settled());
+        let held = Held::settled();
+        if quiet.last().is_some_and(|last| held.descriptors > last.descriptors) {
+            println!("there are more descriptors than at the last quiet point:\n{}", descriptors());
+        }
+        quiet.push(held);
     }
     let took = clock.now() - began;
     assert_eq!(life.stop(), Exit::Delivered, "{}", errors());

@@ -129,6 +129,14 @@ fn readers(agent: &Agent) -> usize {
     threads(agent).iter().filter(|name| name.starts_with("c/")).count()
 }
 
+/// The names of the containers of which the agent says that something may be lost.
+fn named_as_removed(agent: &Agent) -> BTreeSet<String> {
+    let log = agent.stderr();
+    let said =
+        log.lines().filter_map(|line| line.split_once(" was removed before it could be read to its end"));
+    said.filter_map(|(before, _)| before.rsplit(' ').nth(1).map(str::to_owned)).collect()
+}
+
 #[test]
 fn what_a_log_may_contain_arrives_exactly() {
     let house = House::new(json!({}));

@@ -104,10 +104,14 @@ impl Reader {
         loop {
             let before = opened.as_ref().map(|opened| opened.place.stream.position());
             if self.follow {
-                if let Err(how) = self.round(opened, true, task) {
+                // The log that is followed ends when the container does, and some engines end it before all of it was
+                // sent. What is left is asked for first of all: one that was run with `--rm` is removed at once.
+                if let Err(how) =
+                    self.round(opened, true, task).and_then(|()| self.round(opened, false, task))
+                {
                     return how;
                 }
-                // The log has ended in order: is the container dead?
+                // Is the container dead?
                 match self.shared.engine.inspect(&self.facts.id).map(|found| found.state) {
                     Ok(state) if state.running && !state.restarting => {
                         let after = opened.as_ref().map(|opened| opened.place.stream.position());
