@@ -62,6 +62,8 @@ struct State {
     requests: HashMap<String, u64>,
     inspected_env: Vec<String>,
     leaves_logs_open: bool,
+    /// Whoever follows a log gets so many messages of it.
+    followers_get: Option<usize>,
 }
 
 #[derive(Default)]
@@ -153,6 +155,19 @@ impl Daemon {
     /// Whoever follows a log does not hear that its container is dead.
     pub fn leave_logs_open(&self) {
         self.change(|state| state.leaves_logs_open = true);
+    }
+
+    /// Docker before 23 may end a log that is followed before all of it was sent.
+    pub fn keep_from_followers(&self, more_than: usize) {
+        self.change(|state| state.followers_get = Some(more_than));
+    }
+
+    /// As with `--rm`: nobody can ask for its log once it is dead.
+    pub fn die_removed(&self, name: &str) {
+        self.change(|state| {
+            let container = state.containers.remove(&id_of(name)).unwrap();
+            state.events.extend(["die", "destroy"].map(|action| event(action, name, &container)));
+        });
     }
 
     pub fn die(&self, name: &str) {
@@ -337,20 +352,21 @@ fn logs(
     let mut at = 0;
     loop {
         let mut state = inner.state.lock();
-        let (container, is_over) = loop {
+        let (container, upto, is_over) = loop {
             if state.life != life {
                 return Ok(());
             }
             // What is removed can be read to its end by whoever has it open, which is at once here.
             let Some(container) = state.containers.get(id) else { return out.write_all(b"0\r\n\r\n") };
             let is_over = !follow || !container.running && !state.leaves_logs_open;
-            if container.log.len() > at || is_over {
-                break (container.clone(), is_over);
+            let upto = state.followers_get.filter(|_| follow).unwrap_or(usize::MAX).min(container.log.len());
+            if upto > at || is_over {
+                break (container.clone(), upto, is_over);
             }
             inner.changed.wait_for(&mut state, Duration::from_secs(5));
         };
         drop(state);
-        for message in &container.log[at..] {
+        for message in &container.log[at..upto] {
             if message.ns < since {
                 continue;
             }
@@ -366,7 +382,7 @@ fn logs(
             cut -= bytes.len().min(cut);
             chunk(out, &bytes)?;
         }
-        at = container.log.len();
+        at = upto;
         if is_over {
             return out.write_all(b"0\r\n\r\n");
         }

@@ -1,9 +1,10 @@
-//! A log that breaks in the middle of a line and is taken up again: the line comes once, and whole.
+//! A log that breaks in the middle of a line and is taken up again: the line comes once, and whole. And one that ends
+//! before all of it was sent.
 
 use serde_json::json;
 
 use super::daemon::{ERR, Mood, OUT};
-use super::{House, MS, T, line, readers};
+use super::{House, MS, T, line, named_as_removed, numbered, readers};
 
 /// A line of three parts, which share a time as Docker's do, with a line of the other stream in between, and the lines
 /// around it; from millisecond `ms` on. What is said, and what has to arrive.
@@ -86,4 +87,28 @@ fn half_a_line_waits_for_its_rest() {
         assert_eq!(house.arrived(), expected, "{how}: {}", agent.stderr());
     }
     assert_eq!(agent.stop(), 0, "{}", agent.stderr());
+}
+
+#[test]
+fn a_log_that_ended_too_early_is_asked_for_again_or_said_to_be_lost() {
+    let house = House::new(json!({}));
+    house.daemon.keep_from_followers(10);
+    for name in ["stays", "vanishes"] {
+        house.daemon.run(name);
+        house.say(name, 0..15);
+    }
+    let agent = house.room.run();
+    house.until_arrived(&agent, 20);
+    house.daemon.die("stays");
+    house.daemon.die_removed("vanishes");
+    house.until_arrived(&agent, 25);
+    agent.until("nobody reads", || readers(&agent) == 0);
+    agent.until("it is said", || !named_as_removed(&agent).is_empty());
+    assert_eq!(named_as_removed(&agent), ["vanishes".to_owned()].into(), "{}", agent.stderr());
+    assert_eq!(agent.stop(), 0, "{}", agent.stderr());
+    let (mut arrived, mut expected) = (house.arrived(), numbered("stays", 0..15));
+    expected.extend(numbered("vanishes", 0..10));
+    arrived.sort();
+    expected.sort();
+    assert_eq!(arrived, expected);
 }
