@@ -11,6 +11,7 @@ use super::process::Footprint;
 use crate::budget::READ_BYTES;
 use crate::ledger::{NOTES, SPARE_SEGMENTS};
 use crate::monitors::CHUNK_OVERHEAD;
+use crate::monitors::file::discovery::COMPLAINTS_MAX;
 use crate::pipeline::LABEL_SETS_BYTES_MAX;
 use crate::sinks::file::{JOURNAL_SEGMENTS_MAX, OPEN_MAX, UNSYNCED_MAX};
 
@@ -54,7 +55,7 @@ const BYTES_PER_FILE: u64 = 8 << 10;
 const SERIES: u64 = 75 + 3 * COUNT as u64;
 
 /// How many things there are.
-pub const COUNT: usize = 31;
+pub const COUNT: usize = 34;
 
 /// What the configuration says about sizes.
 #[derive(Clone, Debug, Default)]
@@ -100,6 +101,7 @@ pub struct Sample {
     pub containers_known: Option<u64>,
     /// That the engine has no more.
     pub containers_gone: Option<u64>,
+    pub containers_in_line: Option<u64>,
     /// Of the file monitor: these at the moment of its last view.
     pub files_shown: Option<u64>,
     pub files_matching: Option<u64>,
@@ -113,6 +115,7 @@ pub struct Sample {
     pub not_met: Option<u64>,
     pub folders: Option<u64>,
     pub watches: Option<u64>,
+    pub complaints: Option<u64>,
     /// And these at this one.
     pub files_followed: Option<u64>,
     pub files_open: Option<u64>,
@@ -129,6 +132,7 @@ pub struct Sample {
     pub output_journal_segments: Option<u64>,
     pub spool_files: Option<u64>,
     pub spool_bytes: Option<u64>,
+    pub spool_former: Option<u64>,
     pub outputs_unsynced: Option<u64>,
     pub own_files: Option<u64>,
     pub own_files_room: Option<u64>,
@@ -276,12 +280,26 @@ pub static THINGS: [Thing; COUNT] = [
         value: |sample| sample.watches,
         bound: |_, sample| sample.folders,
     },
+    // Its own rule: no more are named.
+    Thing {
+        what: "folders_complained_of",
+        place: "the thread discovery: folders that it could not look into, and has said so",
+        value: |sample| sample.complaints,
+        bound: |_, _| Some(COMPLAINTS_MAX as u64),
+    },
     // Somebody reads each of them to its end; all others leave at once, and their cursors with them.
     Thing {
         what: "containers_gone",
         place: "the thread containers: places of containers that were removed; see /api/v1/sources",
         value: |sample| sample.containers_gone,
         bound: |_, sample| Some(n(sample.containers_followed) + PASSING_HELPERS),
+    },
+    // A container stands in the line once, and leaves it when it is removed.
+    Thing {
+        what: "containers_in_line",
+        place: "the thread containers: stopped containers whose logs are to be looked through",
+        value: |sample| sample.containers_in_line,
+        bound: |_, sample| sample.containers_known,
     },
     // One per file that is followed, per stream and per container, those of the last life that were not met yet, and those that
     // are finished and not answered for.
@@ -385,12 +403,20 @@ pub static THINGS: [Thing; COUNT] = [
             Some(UNSYNCED_MAX as u64 + scale.file_sinks * (OPEN_MAX as u64 + 2) + 4 + spools)
         },
     },
-    // Their own rule, over which one frame may go.
+    // Their own rule, over which one frame may go. A spool remembers nothing of what is not there: its lists have an
+    // entry for each of its files, and for each frame that is under way.
     Thing {
         what: "spool_bytes",
         place: "the lanes: spools on the disk; see /api/v1/sinks",
         value: |sample| sample.spool_bytes,
         bound: |scale, _| Some(scale.spools_max_bytes? + scale.sinks * 2 * scale.memory_budget),
+    },
+    // At most all that the last life left, for each sink; none any more once its spool is emptied.
+    Thing {
+        what: "spool_former",
+        place: "the lanes: generations of which the sink had some of the spool when the last life died",
+        value: |sample| sample.spool_former,
+        bound: |scale, _| Some(scale.sinks * scale.known),
     },
     // Its own rule: those that are gone are looked for when it is longer.
     Thing {

@@ -9,7 +9,7 @@ use crate::expect::Arrived;
 use crate::files::{Writer, put};
 
 /// Everything that is watched, so that a gauge that was renamed does not silently drop out of the watch.
-const WATCHED: [&str; 29] = [
+const WATCHED: [&str; 30] = [
     "budget_holders",
     "budget_used_bytes",
     "dead_letter_bytes",
@@ -21,6 +21,7 @@ const WATCHED: [&str; 29] = [
     "files_overdue",
     "files_passed_over",
     "files_rested",
+    "folders_complained_of",
     "generations",
     "generations_finished",
     "helpers",

@@ -89,6 +89,7 @@ struct Meters {
     lines: Arc<Gauge>,
     bytes: Arc<Gauge>,
     files: Arc<Gauge>,
+    former: Arc<Gauge>,
     spooled: Arc<Counter>,
 }
 
@@ -191,6 +192,11 @@ impl Spooling {
             lines: metrics.gauge("spool_lines", "Lines in the spool of a sink.", label),
             bytes: metrics.gauge("spool_bytes", "Bytes of the spool of a sink on disk.", label),
             files: metrics.gauge("spool_files", "Files of the spool of a sink.", label),
+            former: metrics.gauge(
+                "spool_former",
+                "Generations of which the sink had some of its spool when the last life died.",
+                label,
+            ),
             spooled: metrics.counter("spooled_lines_total", "Lines that were put into a spool.", label),
         };
         let spooling = Spooling {
@@ -488,5 +494,6 @@ impl Spooling {
         self.meters.lines.set(self.spool.pending().lines as i64);
         self.meters.bytes.set(self.spool.used_bytes() as i64);
         self.meters.files.set(self.spool.files() as i64);
+        self.meters.former.set(self.delivered.len() as i64);
     }
 }

@@ -79,6 +79,8 @@ struct Slot {
     /// When its log could last be read to where it stood, in wall time.
     read_ns: Option<i64>,
     pause: Duration,
+    /// Its log cannot be read, and that was said.
+    said_unreadable: bool,
 }
 
 impl Slot {
@@ -127,7 +129,6 @@ pub struct Monitor {
     /// Why the engine is ill, as it was said.
     ill: Option<String>,
     met: bool,
-    said_unreadable: BTreeSet<String>,
     given_up: u64,
     view: View,
     followed: Arc<Gauge>,
@@ -135,6 +136,7 @@ pub struct Monitor {
     known_gauge: Arc<Gauge>,
     known_here: i64,
     gone: Arc<Gauge>,
+    in_line: Arc<Gauge>,
     lost: Arc<Counter>,
 }
 
@@ -166,6 +168,11 @@ impl Monitor {
             ),
             known_here: 0,
             gone: metrics.gauge("containers_gone", "Removed, and still read.", &[("source", &name)]),
+            in_line: metrics.gauge(
+                "containers_in_line",
+                "Stopped containers whose logs are to be looked through.",
+                &[("source", &name)],
+            ),
             lost: metrics.counter("containers_given_up_total", about_lost, &[("source", &name)]),
             view: Arc::default(),
             shared: Arc::new(shared),
@@ -183,7 +190,6 @@ impl Monitor {
             event_ns: None,
             ill: None,
             met: false,
-            said_unreadable: BTreeSet::new(),
             given_up: 0,
         })
     }
@@ -374,6 +380,7 @@ impl Monitor {
             read_to_end: false,
             read_ns: None,
             pause: BROKEN_AGAIN,
+            said_unreadable: false,
         };
         let slot = self.slots.entry(facts.id.clone()).or_insert_with(fresh);
         slot.alive.store(alive, Ordering::Relaxed);
@@ -479,7 +486,7 @@ impl Monitor {
                 if slot.removed {
                     return self.conclude(&report.id, true);
                 }
-                if self.said_unreadable.insert(report.id.clone()) {
+                if !std::mem::replace(&mut slot.said_unreadable, true) {
                     log::warn!("{}: {called}: its log cannot be read: {said}", self.shared.source.name);
                 }
             }
@@ -512,6 +519,7 @@ impl Monitor {
     fn show(&mut self) {
         let known = (self.slots.len() + self.known.len()) as i64;
         self.known_gauge.add(known - std::mem::replace(&mut self.known_here, known));
+        self.in_line.set(self.queue.len() as i64);
         self.gone.set(self.slots.values().filter(|slot| slot.removed).count() as i64);
         let state = |slot: &Slot| match &slot.state {
             State::Waiting => ("waiting", None),

@@ -41,7 +41,7 @@ const SWEEP_SELDOM: Duration = Duration::from_secs(60);
 const REST: Duration = Duration::from_millis(50);
 
 /// More folders that cannot be read are not named one by one.
-const COMPLAINTS_MAX: usize = 1000;
+pub const COMPLAINTS_MAX: usize = 1000;
 
 /// A folder is entered by so many ways at most, for one pattern: links that lead everywhere have more ways than
 /// anybody can walk.
@@ -71,6 +71,8 @@ pub struct Sweep {
     pub unheard: bool,
     /// Folders that inotify was asked for, and how many are watched now.
     pub folders: usize,
+    /// Folders that could not be looked into, as far as they were named.
+    pub complaints: usize,
     pub watches: usize,
 }
 
@@ -216,6 +218,7 @@ impl Discovery {
             }
         }
         self.complaints.tell(failed);
+        sweep.complaints = self.complaints.folders.len();
         Some(sweep)
     }
 }

@@ -40,6 +40,8 @@ pub struct Sizes {
     /// What the last sweep asked inotify for, and what is watched since.
     pub folders: usize,
     pub watches: usize,
+    /// Folders that could not be looked into, as far as they were named.
+    pub complaints: usize,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

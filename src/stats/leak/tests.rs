@@ -114,6 +114,9 @@ fn bounds_follow_the_configuration_and_the_work() {
     check("kept_stamps", Sample { budget_used: some(7680), ..idle() }, 9 + 10 + 512);
     check("kept_stamps", Sample { budget_used: some(0), open_chunks: some(20), ..idle() }, 9 + 20 + 512);
     check("journal_segments", Sample { journal_segments_needed: some(5), ..idle() }, 5 + 3);
+    check("folders_complained_of", idle(), 1000);
+    check("containers_in_line", Sample { containers_known: some(4), ..idle() }, 4);
+    check("spool_former", idle(), 2 * 7);
     check("containers_gone", Sample { containers_followed: some(4), ..idle() }, 4 + 8);
     let holders = Sample { files_followed: some(5), containers_known: some(6), ..idle() };
     check("budget_holders", Sample { generations: some(20), ..holders }, 5 + 6 + 1 + 20 + 2 + 512);
@@ -125,7 +128,7 @@ fn bounds_follow_the_configuration_and_the_work() {
     check("outputs_unsynced", idle(), 256 + 66 + 4 + 2 * 20);
     check("own_files", Sample { own_files_room: some(256), ..idle() }, 257);
     check("dead_letter_bytes", idle(), 1000);
-    check("metric_series", idle(), 75 + 3 * 31 + 32 + 12);
+    check("metric_series", idle(), 75 + 3 * 34 + 32 + 12);
 }
 
 /// Everything is in use and has some.
@@ -140,6 +143,7 @@ fn in_use() -> Sample {
         containers_followed: some,
         containers_known: some,
         containers_gone: some,
+        containers_in_line: some,
         files_shown: some,
         files_matching: some,
         files_gone: some,
@@ -152,6 +156,7 @@ fn in_use() -> Sample {
         not_met: some,
         folders: some,
         watches: some,
+        complaints: some,
         files_followed: some,
         files_open: some,
         generations: some,
@@ -167,6 +172,7 @@ fn in_use() -> Sample {
         output_journal_segments: some,
         spool_files: some,
         spool_bytes: some,
+        spool_former: some,
         outputs_unsynced: some,
         own_files: some,
         own_files_room: some,
@@ -195,7 +201,9 @@ const ROWS: [Row; COUNT] = [
     ("files_passed_over", |sample| &mut sample.passed_over),
     ("files_not_met", |sample| &mut sample.not_met),
     ("watches", |sample| &mut sample.watches),
+    ("folders_complained_of", |sample| &mut sample.complaints),
     ("containers_gone", |sample| &mut sample.containers_gone),
+    ("containers_in_line", |sample| &mut sample.containers_in_line),
     ("generations", |sample| &mut sample.generations),
     ("generations_finished", |sample| &mut sample.generations_finished),
     ("open_chunks", |sample| &mut sample.open_chunks),
@@ -208,6 +216,7 @@ const ROWS: [Row; COUNT] = [
     ("output_journal_segments", |sample| &mut sample.output_journal_segments),
     ("outputs_unsynced", |sample| &mut sample.outputs_unsynced),
     ("spool_bytes", |sample| &mut sample.spool_bytes),
+    ("spool_former", |sample| &mut sample.spool_former),
     ("own_files", |sample| &mut sample.own_files),
     ("dead_letter_bytes", |sample| &mut sample.dead_letter_bytes),
     ("metric_series", |sample| &mut sample.series),

@@ -33,7 +33,7 @@ impl Monitor {
     /// It is removed and nobody reads it: the ledger may forget it.
     pub(super) fn conclude(&mut self, id: &str, complete: bool) {
         let Some(slot) = self.slots.remove(id) else { return };
-        self.said_unreadable.remove(id);
+        self.queue.retain(|waits| waits != id);
         let mut cursor = None;
         match slot.next {
             Some(Begin::Going(mut place)) => {

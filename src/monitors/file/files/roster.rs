@@ -60,6 +60,7 @@ impl Files {
             }
         }
         (self.sizes.folders, self.sizes.watches) = (sweep.folders, sweep.watches);
+        self.sizes.complaints = sweep.complaints;
         // A folder that can never be looked into must not keep the entries of all the others.
         self.passed_over.retain(|file, (path, _)| {
             let is_found = ids.contains(file);
