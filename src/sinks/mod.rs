@@ -71,8 +71,8 @@ pub trait Encoder: Send {
     /// The sink has it: whatever the payload has of the batch itself is given back.
     fn delivered(&mut self, _payload: &mut Self::Payload) {}
 
-    /// Nothing came for a while: gives back buffers that were kept for the next batch.
-    fn rest(&mut self) {}
+    /// Nothing came for a while: gives back buffers that were kept for the next batch. `payload`: of the last one.
+    fn rest(&mut self, _payload: Self::Payload) {}
 }
 
 /// One connection. `send` may block, as long as its time-outs say; closing `abort` ends it at once.
@@ -144,8 +144,7 @@ impl<E: Encoder, S: Sender<E::Payload>> Connection for Link<E, S> {
             self.rest_at = Some(now + REST_AFTER);
         } else if self.rest_at.take_if(|at| *at <= now).is_some() {
             self.holds = None;
-            self.payload = E::Payload::default();
-            self.encoder.rest();
+            self.encoder.rest(std::mem::take(&mut self.payload));
         }
         self.sender.idle(now).into_iter().chain(self.rest_at).min()
     }
@@ -379,7 +378,7 @@ mod tests {
             (self.0, *payload) = (vec![0; 9], vec![0; 9]);
         }
 
-        fn rest(&mut self) {
+        fn rest(&mut self, _: Vec<u8>) {
             self.0 = Vec::new();
         }
     }

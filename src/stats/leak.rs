@@ -12,6 +12,7 @@ use crate::budget::READ_BYTES;
 use crate::ledger::{NOTES, SPARE_SEGMENTS};
 use crate::monitors::CHUNK_OVERHEAD;
 use crate::monitors::file::discovery::COMPLAINTS_MAX;
+use crate::monitors::file::files::most_rested;
 use crate::pipeline::LABEL_SETS_BYTES_MAX;
 use crate::sinks::file::{JOURNAL_SEGMENTS_MAX, OPEN_MAX, UNSYNCED_MAX};
 
@@ -257,7 +258,7 @@ pub static THINGS: [Thing; COUNT] = [
         what: "files_rested",
         place: "the thread files: files whose descriptor can be closed",
         value: |sample| sample.files_rested,
-        bound: |_, sample| Some(2 * sample.files_shown? + 64),
+        bound: |scale, _| Some(most_rested(scale.open_files_max)),
     },
     // They match, too. Between two sweeps a path may have had several of them.
     Thing {

@@ -27,6 +27,8 @@ pub(super) struct Rest {
     pub until: Option<u64>,
     /// The generation before it, which is read first.
     pub after: Option<FileId>,
+    /// Where a line begins that was written in parts and lacks its last one, and since when we know.
+    pub open_line: Option<(u64, Instant)>,
     /// Who waits for this one.
     pub followers: Vec<FileId>,
 }
@@ -38,6 +40,7 @@ const NOTHING: Rest = Rest {
     seen: 0,
     until: None,
     after: None,
+    open_line: None,
     followers: Vec::new(),
 };
 

@@ -40,6 +40,7 @@ use crate::metrics::{Counter, Gauge, Registry};
 use crate::monitors::{FileSourceOptions, Outlet, SourceKind, SourceOptions};
 use crate::tasks::Task;
 use opening::Opened;
+pub use opening::most_rested;
 
 /// A file that is gone and read leaves at the next look after its grace; this long after it, it has not.
 const OVERDUE_AFTER: Duration = Duration::from_secs(60);
@@ -85,7 +86,8 @@ pub struct Files {
     /// Less than the limit for a while after the system had no more.
     open_max: usize,
     open_limit: usize,
-    /// Files whose descriptor can perhaps be closed, the one that rested longest first.
+    /// Files whose descriptor can perhaps be closed, the one that rested longest first; never more than
+    /// [`most_rested`] of them.
     rested: VecDeque<(FileId, u64)>,
     turns: u64,
     /// When those that are in trouble get another turn.
@@ -423,14 +425,6 @@ impl Files {
         followers.into_iter().for_each(|file| self.queue(file));
     }
 
-    /// Entries of files that have had a turn since are worth nothing; they must not pile up.
-    fn trim_rested(&mut self) {
-        if self.rested.len() > 2 * self.tails.len() + 64 {
-            let tails = &self.tails;
-            self.rested.retain(|(file, turn)| tails.get(file).is_some_and(|tail| tail.rested == *turn));
-        }
-    }
-
     /// It cannot go on for now. `first`: nor can anybody else, and it shall be the first to.
     fn stall(&mut self, mut tail: Box<Tail>, first: bool) {
         tail.queued = true;
@@ -460,7 +454,6 @@ impl Files {
 
     fn remove(&mut self, mut tail: Box<Tail>) {
         self.close(&mut tail);
-        self.trim_rested();
         let unread = tail.unread();
         if let Some(mut stream) = tail.stream.take() {
             // A descriptor that was closed when everything was read, and bytes that came in the moment between.

@@ -63,8 +63,8 @@ pub(super) struct Tail {
     pub size: u64,
     /// It has, or seems to have, less on the disk than its size.
     pub has_holes: bool,
-    /// Seconds and nanoseconds, by the clock of the file system: only compared.
-    modified: (i64, i64),
+    /// When it was last changed, in nanoseconds since 1970 by the clock of the file system. 0: nobody has looked.
+    modified_ns: i64,
     pub scanned: u64,
     pub changed: Instant,
     /// When it was found.
@@ -82,8 +82,6 @@ pub(super) struct Tail {
     pub before: Option<Head>,
     /// When it was last put aside, in turns.
     pub rested: u64,
-    /// Where a line begins that was written in parts and lacks its last one, and since when we know.
-    open_line: Option<Box<(u64, Instant)>>,
     pub few: Few,
 }
 
@@ -139,7 +137,7 @@ impl Tail {
             head: Head::default(),
             size,
             has_holes: false,
-            modified: (0, 0),
+            modified_ns: 0,
             scanned: 0,
             changed: now,
             since: now,
@@ -150,7 +148,6 @@ impl Tail {
             trouble: false,
             before: None,
             rested: 0,
-            open_line: None,
             few: Few::default(),
         })
     }
@@ -206,15 +203,14 @@ impl Tail {
 
     /// Whether the file looks as it did at its last turn.
     pub fn looks_like(&self, metadata: &Metadata) -> bool {
-        let modified = (metadata.mtime(), metadata.mtime_nsec());
-        metadata.len() == self.size && modified == self.modified && (metadata.nlink() == 0) == self.deleted
+        let unchanged = metadata.len() == self.size && modified_ns(metadata) == self.modified_ns;
+        unchanged && (metadata.nlink() == 0) == self.deleted
     }
 
     /// When it was last changed, in nanoseconds since 1970. `None`: nobody has looked.
     pub fn modified_ns(&self) -> Option<i64> {
         let now = self.descriptor.as_ref().and_then(|file| file.metadata().ok());
-        let seen = || self.modified.0.saturating_mul(1_000_000_000) + self.modified.1;
-        now.map(|metadata| modified_ns(&metadata)).or_else(|| (self.modified != (0, 0)).then(seen))
+        now.map(|metadata| modified_ns(&metadata)).or((self.modified_ns != 0).then_some(self.modified_ns))
     }
 
     /// Takes in what the file looks like now, and says whether it looked otherwise before.
@@ -222,7 +218,7 @@ impl Tail {
         let changed = !self.looks_like(metadata);
         if changed {
             self.size = metadata.len();
-            self.modified = (metadata.mtime(), metadata.mtime_nsec());
+            self.modified_ns = modified_ns(metadata);
             self.deleted = metadata.nlink() == 0;
             self.has_holes = metadata.blocks() * BLOCK_BYTES < self.size;
             self.few.clear(|few| few.ends_at = None);
@@ -306,7 +302,7 @@ impl Tail {
     fn read(&mut self, reading: &mut Reading<'_>, end: End) -> Turn {
         let size = self.size_to_read();
         let in_parts = reading.options.is_in_parts();
-        let open_since = self.open_line.as_ref().filter(|open| open.0 == self.position()).map(|open| open.1);
+        let open_since = self.few.open_line.filter(|open| open.0 == self.position()).map(|open| open.1);
         // A half line that is found whole by the next turn needs no look ahead.
         let turn_bytes = reading.outlet.chunk_bytes() - HEAD_BYTES; // one buffer, with what stands before
         let is_long = self.scanned >= self.position() + (turn_bytes / 2) as u64;
@@ -474,7 +470,10 @@ impl Tail {
         if in_parts {
             let at = position + consumed as u64;
             let open = || open_since.filter(|_| consumed == 0).unwrap_or(*now);
-            self.open_line = (consumed < len && !found.full).then(|| Box::new((at, open())));
+            match (consumed < len && !found.full).then(|| (at, open())) {
+                None => self.few.clear(|few| few.open_line = None),
+                some => self.few.open_line = some,
+            }
         }
         self.after_read(len, options.idle, *now)
     }

@@ -144,7 +144,7 @@ impl Encoder for FileEncoder {
         payload.clear();
     }
 
-    fn rest(&mut self) {
+    fn rest(&mut self, _: Payload) {
         (self.places, self.paths) = (HashMap::new(), HashMap::new());
     }
 }

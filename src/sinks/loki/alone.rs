@@ -11,21 +11,23 @@
 //! those that Loki has: where there is room for no more, there is none for the last one either. What the front door
 //! refuses (labels, lines that are too long or too old for any stream) it says for every push.
 
-use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 
 use crate::record::Labels;
 
+const SECOND_NS: i64 = 1_000_000_000;
+
 /// A quarter of what Loki takes behind the newest entry of a stream (half of `max_chunk_age`), and half of the time
 /// after which it forgets one (`chunk_idle_period`), both by default.
-const FAR_NS: i64 = 15 * 60 * 1_000_000_000;
+const FAR_NS: i64 = 15 * 60 * SECOND_NS;
 
 /// A quarter of a full batch: what is less comes near to the limit of a stream (3 MB/s) only in a crowd of such.
 const MUCH: u64 = 256 * 1024;
 
-/// Streams that are remembered, some twenty bytes each. With more of them all begin anew.
-const STREAMS_MAX: usize = 65_536;
+/// Streams that can be remembered, at most: two that want the same place push each other out. That many are 128 KiB,
+/// in pages that the system provides when they are written to.
+const PLACES: usize = 16 * 1024;
 
 /// What a batch brings for one stream.
 #[derive(Clone, Copy)]
@@ -48,28 +50,39 @@ pub(super) enum Way {
 #[derive(Default)]
 pub(super) struct Sent {
     hasher: RandomState,
-    newest_ns: HashMap<u64, i64>,
+    /// Empty, or [`PLACES`], by the hash: whatever comes and goes, it does not grow.
+    known: Box<[Known]>,
     /// Of all streams, whether they were accepted or not.
     newest_of_all_ns: Option<i64>,
     /// By the number of its push, which has no answer yet.
-    pending: Vec<(usize, u64, i64)>,
+    pending: Vec<(usize, Known)>,
 }
+
+/// The hash of a stream's labels, and its newest time in seconds since 1970. Nobody, as long as that is 0. With two
+/// of one hash, the one may go as the other would. (No struct: a list of zeros in pairs costs no page.)
+type Known = (u32, u32);
 
 impl Sent {
     /// The last batch got an answer to so many of its pushes, which was not "try again".
     pub fn settle(&mut self, answered: usize) {
-        for (_, stream, newest_ns) in self.pending.drain(..).filter(|(push, ..)| *push < answered) {
-            if self.newest_ns.len() >= STREAMS_MAX {
-                self.newest_ns.clear();
-            }
-            let newest = self.newest_ns.entry(stream).or_insert(newest_ns);
-            *newest = newest_ns.max(*newest);
+        if self.known.is_empty() {
+            self.known = vec![(0, 0); PLACES].into();
+        }
+        for (_, (hash, newest_s)) in self.pending.drain(..).filter(|(push, _)| *push < answered) {
+            let known = &mut self.known[hash as usize % PLACES];
+            let before_s = if known.0 == hash { known.1 } else { 0 };
+            *known = (hash, newest_s.max(before_s));
         }
     }
 
+    /// As [`Sent::settle`], and no batch follows for a while.
+    pub fn rest(&mut self, answered: usize) {
+        self.settle(answered);
+        self.pending = Vec::new();
+    }
+
     pub fn way(&self, labels: &Labels, look: &Look) -> Way {
-        let known = self.newest_ns.get(&self.hasher.hash_one(labels)).copied();
-        let known = known.filter(|newest_ns| look.oldest_ns <= newest_ns.saturating_add(FAR_NS));
+        let known = self.newest_ns(labels).filter(|newest_ns| look.oldest_ns <= newest_ns + FAR_NS);
         let newest_ns = known.or(self.newest_of_all_ns).unwrap_or(i64::MIN);
         let oldest_safe_ns = newest_ns.saturating_sub(FAR_NS);
         match known {
@@ -86,7 +99,18 @@ impl Sent {
 
     pub fn note(&mut self, push: usize, labels: &Labels, newest_ns: i64) {
         self.see(newest_ns);
-        self.pending.push((push, self.hasher.hash_one(labels), newest_ns));
+        let newest_s = (newest_ns / SECOND_NS).clamp(1, u32::MAX.into()) as u32;
+        self.pending.push((push, (self.hash(labels), newest_s)));
+    }
+
+    fn newest_ns(&self, labels: &Labels) -> Option<i64> {
+        let hash = self.hash(labels);
+        let (of, newest_s) = *self.known.get(hash as usize % PLACES)?;
+        (of == hash && newest_s > 0).then(|| i64::from(newest_s) * SECOND_NS)
+    }
+
+    fn hash(&self, labels: &Labels) -> u32 {
+        self.hasher.hash_one(labels) as u32
     }
 }
 
@@ -107,7 +131,8 @@ mod tests {
         assert_eq!(sent.way(&one, &look(now, 1)), Way::SharedNew, "it was not taken");
         sent.note(0, &one, now);
         sent.note(1, &other, now);
-        sent.settle(1);
+        sent.rest(1);
+        sent.settle(2); // the answers were taken in, and nothing was sent since
         for (stream, oldest_ns, weight, way) in [
             (&one, now, 1, Way::Shared),
             (&one, now - FAR_NS, MUCH - 1, Way::Shared),

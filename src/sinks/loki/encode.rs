@@ -128,7 +128,8 @@ impl Encoder for LokiEncoder {
         self.runs = runs;
     }
 
-    fn rest(&mut self) {
+    fn rest(&mut self, payload: LokiPayload) {
+        self.known.rest(payload.answered.get());
         (self.runs, self.raw, self.streams) = (Vec::new(), Vec::new(), HashMap::new());
         (self.clean, self.snappy) = (String::new(), snap::raw::Encoder::new());
     }

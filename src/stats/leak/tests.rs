@@ -96,7 +96,7 @@ fn bounds_follow_the_configuration_and_the_work() {
     check("paths", files.clone(), 12);
     check("lineages", files.clone(), 12);
     check("files_in_line", files.clone(), 12);
-    check("files_rested", files.clone(), 88);
+    check("files_rested", files.clone(), 512 + 128 + 64);
     check("files_passed_over", files.clone(), 84);
     check("files_not_met", files, 7);
     check("watches", Sample { folders: some(3), ..idle() }, 3);

@@ -30,6 +30,12 @@ use crate::tasks::Task;
 /// A compressed file that ends in the middle is waited for until it was not changed for so long.
 const TORN_PATIENCE: Duration = Duration::from_secs(60);
 
+/// Entries for files whose descriptor can perhaps be closed, while so many are open: one each, and as many as make
+/// sorting out those that do not count any more worth it.
+pub const fn most_rested(open: u64) -> u64 {
+    open + open / 4 + 64
+}
+
 /// What came of opening a file.
 pub(super) enum Opened {
     Ready,
@@ -283,6 +289,18 @@ impl Files {
         if tail.descriptor.take().is_some() {
             self.open -= 1;
             self.meters.open.set(self.open as i64);
+            self.trim_rested();
+        }
+    }
+
+    /// Entries of files that have had a turn since, or are closed, are worth nothing; they must not pile up.
+    pub(super) fn trim_rested(&mut self) {
+        if self.rested.len() > most_rested(self.open as u64) as usize {
+            let tails = &self.tails;
+            let counts = |(file, turn): &(FileId, u64)| {
+                tails.get(file).is_some_and(|tail| tail.rested == *turn && tail.descriptor.is_some())
+            };
+            self.rested.retain(counts);
         }
     }
 
