@@ -27,7 +27,7 @@ pub const SEGMENT_BYTES: u64 = 1 << 20;
 /// Half a minute at full speed without a checkpoint. Beyond it the oldest entries are forgotten.
 pub const SEGMENTS_MAX: usize = 32;
 
-/// Passed segments that stay for the next burst.
+/// Passed segments that stay for the next burst; made with the first one, so that what is open is the same ever after.
 const SPARE: usize = 1;
 
 /// Numbers of a new life begin so far behind the last one that was found: frames that a power cut made
@@ -234,22 +234,32 @@ impl Journal {
         if passed > 0 || self.segments.len() >= SEGMENTS_MAX {
             self.segments.rotate_left(1);
         } else {
-            self.disk.create_folder(&self.folder)?;
-            let path = |number: usize| self.folder.join(format!("journal-{number}"));
-            let is_free = |path: &PathBuf| self.segments.iter().all(|segment| segment.path != *path);
-            let path = (0..).map(path).find(is_free).expect("there are more numbers than segments");
-            let file = self.disk.open(&path, Open::OrCreate)?;
-            if let Err(cause) = file.allocate(SEGMENT_BYTES) {
-                self.disk.remove(&path)?; // else each try on a full disk would leave a file behind
-                return Err(cause);
+            let spares = if self.segments.is_empty() { SPARE } else { 0 };
+            let segment = self.create()?;
+            self.segments.push(segment);
+            for _ in 0..spares {
+                let spare = self.create()?;
+                self.segments.insert(0, spare);
             }
-            for folder in self.folder.ancestors().take(3) {
-                self.unsynced.note(SyncFolder::of(&self.disk, folder)); // up to `data_dir`
-            }
-            self.segments.push(Segment { path, file, last: 0 });
         }
         self.at = 0;
         Ok(())
+    }
+
+    fn create(&self) -> std::io::Result<Segment> {
+        self.disk.create_folder(&self.folder)?;
+        let path = |number: usize| self.folder.join(format!("journal-{number}"));
+        let is_free = |path: &PathBuf| self.segments.iter().all(|segment| segment.path != *path);
+        let path = (0..).map(path).find(is_free).expect("there are more numbers than segments");
+        let file = self.disk.open(&path, Open::OrCreate)?;
+        if let Err(cause) = file.allocate(SEGMENT_BYTES) {
+            self.disk.remove(&path)?; // else each try on a full disk would leave a file behind
+            return Err(cause);
+        }
+        for folder in self.folder.ancestors().take(3) {
+            self.unsynced.note(SyncFolder::of(&self.disk, folder)); // up to `data_dir`
+        }
+        Ok(Segment { path, file, last: 0 })
     }
 }
 
