@@ -223,6 +223,7 @@ fn ways() -> Vec<(&'static str, Format, Option<RotateOptions>)> {
         ("/out/all", Format::Json, None),
         ("/out/{source}", Format::Text, by_size(3000, 1000)),
         ("/out/all", Format::Json, by_size(5000, 1000)),
+        ("/out/{source}", Format::Text, by_size(100, 1000)),
         ("/out/all", Format::Text, by_size(2000, 2)),
     ]
 }
@@ -282,6 +283,24 @@ fn many_lives_that_end_in_a_kill() {
         }
         world.finish();
         world.assert_exact(&format!("seed {seed}: {path} {format:?} {rotate:?}"));
+    }
+}
+
+/// What is beyond the quota goes oldest first: else a kill in between leaves an older file, and a gap in front of it.
+#[test]
+fn a_kill_while_the_quota_is_kept_leaves_no_gap() {
+    for seed in 100..130 {
+        let rotate = RotateOptions { max_bytes: Some(2000), max_age: None, keep: 2 };
+        let mut world = World::new(seed, "/out/all", Format::Text, Some(rotate));
+        for _ in 0..6 {
+            let kill = world.rng.u64(..60);
+            world.disk.fail_after(kill);
+            let steps = world.rng.usize(..40);
+            drop(world.live(steps));
+            world.disk.process_dies();
+        }
+        world.finish();
+        world.assert_exact(&format!("seed {seed}"));
     }
 }
 

@@ -54,13 +54,15 @@ pub fn moves(disk: &dyn Disk, path: &Path) -> Result<Vec<(PathBuf, PathBuf)>> {
     Ok((0..gap).rev().map(|number| (name(number), name(number + 1))).collect())
 }
 
-/// Deletes what is numbered beyond `keep`, without gaps. `before` is told of each.
+/// Deletes what is numbered beyond `keep`, up to the first gap. `before` is told of each. The oldest goes first: what
+/// a crash leaves has no gap either.
 pub fn prune(disk: &dyn Disk, path: &Path, keep: usize, mut before: impl FnMut(&Path)) -> Result<()> {
-    for number in keep + 1.. {
+    let mut gap = keep + 1;
+    while exists(disk, &numbered(path, gap))? {
+        gap += 1;
+    }
+    for number in (keep + 1..gap).rev() {
         let old = numbered(path, number);
-        if !exists(disk, &old)? {
-            break;
-        }
         before(&old);
         disk.remove(&old).context(|| format!("could not delete {}", old.display()))?;
     }
