@@ -7,13 +7,9 @@ use log_capturer::cli::{self, Command};
 
 /// One heap for all threads: with an arena for each, as the C library has it, what one thread frees another cannot
 /// use, and the process stands megabytes above what it holds.
-#[cfg(not(feature = "heap"))]
+#[cfg(not(feature = "heap"))] // else it is the same one, counted: stats/process.rs
 #[global_allocator]
 static HEAP: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
-
-#[cfg(feature = "heap")]
-#[global_allocator]
-static HEAP: &stats_alloc::StatsAlloc<std::alloc::System> = &stats_alloc::INSTRUMENTED_SYSTEM;
 
 fn main() -> ExitCode {
     let (text, exit) = match cli::parse(std::env::args_os()) {

@@ -49,13 +49,15 @@ pub fn open_descriptors() -> Result<u64> {
     Ok(count.saturating_sub(1)) // the one that lists them
 }
 
+/// The allocator of the binary, which counts.
+#[cfg(feature = "heap")]
+#[global_allocator]
+static HEAP: cap::Cap<dlmalloc::GlobalDlmalloc> = cap::Cap::new(dlmalloc::GlobalDlmalloc, usize::MAX);
+
 /// Bytes that were asked for and not given back. `None`: nobody counts them, as in what is shipped.
 pub fn live_heap_bytes() -> Option<u64> {
     #[cfg(feature = "heap")]
-    {
-        let stats = stats_alloc::INSTRUMENTED_SYSTEM.stats();
-        Some(stats.bytes_allocated.saturating_sub(stats.bytes_deallocated) as u64)
-    }
+    return Some(HEAP.allocated() as u64);
     #[cfg(not(feature = "heap"))]
     None
 }
