@@ -80,10 +80,8 @@ fn a_state_deleted_under_the_agent_is_written_again() {
     Arrived::in_file(&room.path("out.txt")).compare(&written).assert_exact();
 }
 
-/// A stop that has no time for the sink, which has no spool: each line is a dead letter, once.
-#[test]
-fn what_a_stream_brought_survives_an_abort() {
-    const LINES: usize = 20_000;
+/// Nothing is delivered, and there is no spool.
+fn a_stream_and_a_sink_that_hangs() -> (Receiver, Room) {
     let receiver = Receiver::start();
     receiver.set(Mood::Hang);
     let room = Room::new(json!({
@@ -92,6 +90,14 @@ fn what_a_stream_brought_survives_an_abort() {
         "sinks": [{ "type": "loki", "url": receiver.url(), "timeout": "5m", "batch": { "max_wait": "20ms" },
                     "spool": { "enabled": false } }],
     }));
+    (receiver, room)
+}
+
+/// A stop that has no time for the sink, which has no spool: each line is a dead letter, once.
+#[test]
+fn what_a_stream_brought_survives_an_abort() {
+    const LINES: usize = 20_000;
+    let (_receiver, room) = a_stream_and_a_sink_that_hangs();
     let agent = room.start(room.command(&["run"]).stdin(Stdio::piped()).stdout(Stdio::null()));
     let lines: String = (0..LINES).map(|number| format!("{number}\n")).collect();
     let mut stdin = agent.take_stdin();
@@ -120,14 +126,7 @@ fn what_a_stream_brought_survives_an_abort() {
 /// The same, and a letter cannot be written: what is lost is called so, and not promised to the next start.
 #[test]
 fn what_a_stream_brought_and_nothing_could_keep_is_said_to_be_lost() {
-    let receiver = Receiver::start();
-    receiver.set(Mood::Hang);
-    let room = Room::new(json!({
-        "agent": { "stop_timeout": "30s" },
-        "sources": [{ "type": "stdin" }],
-        "sinks": [{ "type": "loki", "url": receiver.url(), "timeout": "5m", "batch": { "max_wait": "20ms" },
-                    "spool": { "enabled": false } }],
-    }));
+    let (_receiver, room) = a_stream_and_a_sink_that_hangs();
     put(&room.path("data/deadletter"), "in the place of the folder");
     let agent = room.start(room.command(&["run"]).stdin(Stdio::piped()).stdout(Stdio::null()));
     let mut stdin = agent.take_stdin();

@@ -153,6 +153,16 @@ impl World {
         }
     }
 
+    /// Six of them, each killed at one of its first `changes` of the disk.
+    fn lives_that_end_in_a_kill(&mut self, changes: u64) {
+        for _ in 0..6 {
+            let (kill, steps) = (self.rng.u64(..changes), self.rng.usize(..40));
+            self.disk.fail_after(kill);
+            drop(self.live(steps));
+            self.disk.process_dies();
+        }
+    }
+
     fn owes(&self, source: usize, life: &Life) -> bool {
         (0..self.read[source].len()).any(|at| !life.delivered.contains(&(source, at)))
     }
@@ -258,12 +268,7 @@ fn lives_that_end_in_a_kill_with_outputs_smaller_than_a_line() {
     let rotate = Some(RotateOptions { max_bytes: Some(100), max_age: None, keep: 1000 });
     for seed in 0..40 {
         let mut world = World::new(seed, "/out/{source}", Format::Text, rotate);
-        for _ in 0..6 {
-            let (kill, steps) = (world.rng.u64(..200), world.rng.usize(..40));
-            world.disk.fail_after(kill);
-            drop(world.live(steps));
-            world.disk.process_dies();
-        }
+        world.lives_that_end_in_a_kill(200);
         world.finish();
         world.assert_exact(&format!("seed {seed}"));
     }
@@ -274,13 +279,7 @@ fn many_lives_that_end_in_a_kill() {
     for seed in (0..60).chain([172]) {
         let (path, format, rotate) = ways().swap_remove(seed as usize % ways().len());
         let mut world = World::new(seed, path, format, rotate);
-        for _ in 0..6 {
-            let kill = world.rng.u64(..60);
-            world.disk.fail_after(kill);
-            let steps = world.rng.usize(..40);
-            drop(world.live(steps));
-            world.disk.process_dies();
-        }
+        world.lives_that_end_in_a_kill(60);
         world.finish();
         world.assert_exact(&format!("seed {seed}: {path} {format:?} {rotate:?}"));
     }
@@ -292,13 +291,7 @@ fn a_kill_while_the_quota_is_kept_leaves_no_gap() {
     for seed in 100..130 {
         let rotate = RotateOptions { max_bytes: Some(2000), max_age: None, keep: 2 };
         let mut world = World::new(seed, "/out/all", Format::Text, Some(rotate));
-        for _ in 0..6 {
-            let kill = world.rng.u64(..60);
-            world.disk.fail_after(kill);
-            let steps = world.rng.usize(..40);
-            drop(world.live(steps));
-            world.disk.process_dies();
-        }
+        world.lives_that_end_in_a_kill(60);
         world.finish();
         world.assert_exact(&format!("seed {seed}"));
     }
