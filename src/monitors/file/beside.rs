@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::files::opening::open_for_reading;
+use super::folder::{Beside, Folder};
 use super::identity::{begins_with, goes_on_like, is_enough, read_head};
 use super::names::{Sibling, oldest_first, rotated};
 use super::packed::{Form, Survey, Unpacked, form};
@@ -40,21 +41,18 @@ pub(super) struct Content {
 
 /// Files that may have the content of one that was at `original`, by their names; the newest first, and at
 /// most [`CANDIDATES_MAX`]. `may_be`: nobody else has it.
-pub(super) fn candidates(original: &Path, size_min: u64, may_be: impl Fn(FileId) -> bool) -> Vec<PathBuf> {
-    let mut candidates = Vec::new();
-    // What cannot be read is no candidate.
-    for entry in
-        original.parent().into_iter().filter_map(|folder| fs::read_dir(folder).ok()).flatten().flatten()
-    {
-        let (Ok(metadata), path) = (entry.metadata(), entry.path()) else { continue };
-        if metadata.is_file()
-            && metadata.len() >= size_min
-            && may_be(FileId::of(&metadata))
-            && is_named_after(original, &path)
-        {
-            candidates.push(((metadata.mtime(), metadata.mtime_nsec()), path));
-        }
-    }
+pub(super) fn candidates(
+    folder: &Folder,
+    original: &Path,
+    size_min: u64,
+    may_be: impl Fn(FileId) -> bool,
+) -> Vec<PathBuf> {
+    let stem = original.file_stem().unwrap_or_default().as_encoded_bytes();
+    let named = folder.named(|name| name.as_encoded_bytes().starts_with(stem));
+    let mut candidates: Vec<_> = named
+        .filter(|Beside { file, metadata, .. }| metadata.len() >= size_min && may_be(*file))
+        .map(|Beside { path, metadata, .. }| (modified_ns(&metadata), path))
+        .collect();
     candidates.sort_unstable_by(|a, b| b.cmp(a));
     candidates.into_iter().take(CANDIDATES_MAX).map(|(_, path)| path).collect()
 }
@@ -120,24 +118,18 @@ pub(super) enum After<'a> {
 
 /// What was rotated and nobody has read, the oldest first. `may_be`: nobody else has it.
 pub(super) fn unseen(
+    folder: &Folder,
     original: &Path,
     after: After<'_>,
     may_be: impl Fn(FileId) -> bool,
 ) -> Vec<Sibling<Rest>> {
-    let Some((folder, name)) = original.parent().zip(original.file_name()) else { return Vec::new() };
+    let Some(name) = original.file_name() else { return Vec::new() };
     let mut by_plain_name: BTreeMap<_, Sibling<Rest>> = BTreeMap::new();
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        let (entry_name, path) = (entry.file_name(), entry.path());
-        let Some(rotated) = rotated(&entry_name).filter(|rotated| rotated.original == name) else {
-            continue;
-        };
-        let Ok(metadata) = entry.metadata() else { continue }; // gone again
-        if !metadata.is_file() {
-            continue;
-        }
+    for Beside { path, file, metadata } in folder.rotated_from(name) {
+        let Some(rotated) = path.file_name().and_then(rotated) else { continue };
         let modified_ns = modified_ns(&metadata);
-        let what = Rest { path, file: FileId::of(&metadata), size: metadata.len() };
-        let is_plain = rotated.plain == entry_name;
+        let is_plain = path.file_name() == Some(&*rotated.plain);
+        let what = Rest { path, file, size: metadata.len() };
         let plain = rotated.plain.clone();
         let sibling = Sibling { rotated, modified_ns, what };
         if is_plain {

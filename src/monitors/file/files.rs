@@ -26,6 +26,8 @@ use crossbeam_channel::{Receiver, select};
 
 use super::Mailbox;
 use super::discovery::Sweep;
+use super::folder::Folders;
+use super::kin::Kin;
 use super::known::NotMet;
 use super::names::rotated;
 use super::step::Step;
@@ -69,6 +71,9 @@ pub struct Files {
     /// Files without lines, with path and size when that was found: looked at again under another path or with
     /// another size, since the inode may be another file's by then, and since text may come after zeros.
     passed_over: HashMap<FileId, (Arc<Path>, u64)>,
+    /// Kept ready while many files are rotated at once.
+    folders: Folders,
+    kin: Kin,
     /// Compressed files are read one at a time: each takes memory that no budget knows.
     unpacking: Option<FileId>,
     /// Of the last life.
@@ -144,7 +149,6 @@ impl Files {
     pub(super) fn new(sources: Arc<[SourceOptions]>, setting: Setting, metrics: &Registry) -> Files {
         let now = setting.outlet.clock().now();
         Files {
-            outlet: setting.outlet,
             picture: setting.picture,
             hints: setting.hints,
             heard_out: setting.heard_out,
@@ -158,6 +162,8 @@ impl Files {
             paths: HashMap::new(),
             newest: HashMap::new(),
             passed_over: HashMap::new(),
+            folders: Folders::new(setting.outlet.clock().clone()),
+            kin: Kin::default(),
             unpacking: None,
             last_stamp_ns: setting.last_stamp_ns,
             newcomers: Vec::new(),
@@ -180,6 +186,7 @@ impl Files {
             buffers: Buffers::default(),
             meters: Meters::new(metrics),
             sources,
+            outlet: setting.outlet,
         }
     }
 
@@ -247,8 +254,8 @@ impl Files {
                 }
             }
             Event::Hinted => match self.hints.take() {
-                Hints::Everything => self.poll(now),
-                Hints::These(paths) => paths.iter().for_each(|path| self.look_at(path, now)),
+                Hints::Everything => self.poll(task),
+                Hints::These(paths) => self.look_at(paths, task),
             },
             Event::Poll => {
                 let due: Vec<bool> = self.poll_at.iter().map(|at| *at <= now).collect();
@@ -258,11 +265,13 @@ impl Files {
                     *at = now
                         + file_options(source).map_or(Duration::from_secs(3600), |file| file.poll_interval);
                 }
-                self.poll_by_turns(|source| due[source], now);
+                self.poll_by_turns(|source| due[source], task);
                 if self.try_again_at <= now {
                     self.try_again(now);
                 }
                 self.limit_deleted(now);
+                self.folders.forget_old(now);
+                self.kin.forget_old(now);
                 self.show(now);
             }
             Event::Turn => self.give_turn(task),

@@ -7,10 +7,11 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{DirEntryExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::discovery::Found;
+use super::folder::{Beside, Folder};
 use super::identity::{is_known, read_head, stands_before};
 use crate::durable::FileId;
 use crate::ledger::{Head, Known};
@@ -106,16 +107,13 @@ impl NotMet {
         }
         let (mut found, mut gone) = (Vec::new(), Vec::new());
         for (folder, wanted) in by_folder {
-            let beside = inodes(
-                &folder,
-                &wanted.iter().filter_map(|known| known.identity).map(|id| id.inode).collect(),
-            );
+            let beside = Folder::list(&folder).ok();
             for known in wanted {
                 let inode = known.identity.map_or(0, |identity| identity.inode);
-                match (beside.as_ref().and_then(|beside| beside.get(&inode)), source(known)) {
+                match (beside.as_ref().and_then(|beside| beside.file(inode)), source(known)) {
                     (Some(beside), Some(source)) => {
-                        let Beside { path, file, size } = beside;
-                        let at = Found { path: path.clone(), file: *file, size: *size, source, heard: false };
+                        let Beside { path, file, metadata } = beside;
+                        let at = Found { path, file, size: metadata.len(), source, heard: false };
                         found.push((known.generation, at));
                     }
                     (None, _) if is_gone(known, &folder, beside.is_some()) => gone.push(known.generation),
@@ -131,29 +129,6 @@ impl NotMet {
         });
         (found.into_iter().map(|(_, found)| found).collect(), finished)
     }
-}
-
-/// A file that was looked for by its inode.
-pub(super) struct Beside {
-    pub path: PathBuf,
-    pub file: FileId,
-    pub size: u64,
-}
-
-/// The regular files of a folder that are wanted, by inode. `None`: it cannot be read.
-pub(super) fn inodes(folder: &Path, wanted: &HashSet<u64>) -> Option<HashMap<u64, Beside>> {
-    let mut found = HashMap::new();
-    for entry in fs::read_dir(folder).ok()? {
-        let entry = entry.ok()?;
-        if wanted.contains(&entry.ino())
-            && let Ok(metadata) = fs::symlink_metadata(entry.path())
-            && metadata.is_file()
-        {
-            let beside = Beside { path: entry.path(), file: FileId::of(&metadata), size: metadata.len() };
-            found.insert(metadata.ino(), beside);
-        }
-    }
-    Some(found)
 }
 
 /// Its file system is there, and it is not: deleted, or compressed into another.

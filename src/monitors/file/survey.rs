@@ -16,8 +16,8 @@ use crossbeam_channel::bounded;
 use super::beside::{After, Content, Rest, candidates, content_of, look_into, unseen};
 use super::discovery::{Discovery, Found, Setting};
 use super::files::opening::open_for_reading;
+use super::folder::{Folder, Folders};
 use super::identity::{is_known, not_text, read_head, stands_before};
-use super::known::inodes;
 use super::names::Sibling;
 use super::{mailbox, watch};
 use crate::ack::GenerationId;
@@ -95,11 +95,16 @@ pub fn survey(
             folders.entry(folder).or_default().insert(*inode);
         }
     }
+    let clock = Clock::real();
+    let (mut listings, start) = (Folders::new(clock.clone()), clock.now());
     for (folder, wanted) in folders {
-        for (inode, beside) in inodes(folder, &wanted).unwrap_or_default() {
+        let Some(folder) = listings.since(start, folder) else { continue };
+        for (inode, beside) in wanted.iter().filter_map(|inode| Some((inode, folder.file(*inode)?))) {
             let opened = open_for_reading(&beside.path).and_then(|file| Ok((read_head(&file)?, file)));
-            if let Some(known) = which(&by_inode[&inode], beside.file, beside.size, opened.as_ref().ok()) {
-                there.put_plain(known, beside.path, beside.file, beside.size);
+            if let Some(known) =
+                which(&by_inode[inode], beside.file, beside.metadata.len(), opened.as_ref().ok())
+            {
+                there.put_plain(known, beside.path, beside.file, beside.metadata.len());
             }
         }
     }
@@ -109,7 +114,10 @@ pub fn survey(
     by_age.sort_by_key(|known| known.generation);
     for known in by_age {
         if !there.standing.contains_key(&known.generation) {
-            there.look_inside(known, own, &mut unsure);
+            let folder = known.filename.as_deref().and_then(Path::parent);
+            if let Some(folder) = folder.and_then(|folder| listings.since(start, folder)) {
+                there.look_inside(&folder, known, own, &mut unsure);
+            }
         }
         newest.insert(known.lineage, known);
     }
@@ -120,9 +128,12 @@ pub fn survey(
         if place == Some(original) {
             continue; // it was not rotated
         }
+        let Some(folder) = original.parent().and_then(|folder| listings.since(start, folder)) else {
+            continue;
+        };
         let may_be = |id| !there.taken.contains(&id) && !own.contains(id);
         let after = place.map_or(After::Time(last_stamp_ns), |path| After::Path(path, last_stamp_ns));
-        for Sibling { what: Rest { path, file, .. }, .. } in unseen(original, after, may_be) {
+        for Sibling { what: Rest { path, file, .. }, .. } in unseen(&folder, original, after, may_be) {
             strangers.retain(|(known, _)| *known != file);
             match look_into(&path) {
                 Ok(inside) => {
@@ -156,7 +167,7 @@ impl There {
     }
 
     /// Copied aside, or packed.
-    fn look_inside(&mut self, known: &Known, own: &OwnFiles, unsure: &mut Vec<PathBuf>) {
+    fn look_inside(&mut self, folder: &Folder, known: &Known, own: &OwnFiles, unsure: &mut Vec<PathBuf>) {
         let Some(original) = known.filename.as_deref() else { return };
         if known.identity.is_none_or(|identity| identity.head.len == 0) {
             return;
@@ -168,7 +179,7 @@ impl There {
             Ok(content_of(known, file, &|| true)?.map(|content| (id, content)))
         };
         let mut best: Option<(FileId, Standing)> = None;
-        for path in candidates(original, 0, may_be) {
+        for path in candidates(folder, original, 0, may_be) {
             match look(&path) {
                 // A generation can be there twice for a moment: the plain file is the whole one.
                 Ok(Some((file, Content { size, form, torn }))) => {

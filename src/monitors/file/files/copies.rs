@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use super::super::beside::{candidates, is_named_after};
 use super::super::discovery::Found;
+use super::super::folder::Folder;
 use super::super::identity::{begins_with, goes_on_like, identity, read_head};
 use super::super::tail::Tail;
 use super::opening::open_for_reading;
@@ -49,6 +50,7 @@ impl Files {
             source: tail.source,
             heard: false,
         };
+        self.kin.add(&tail.path, id);
         let mut copy = Tail::new(found, tail.lineage, 0, now);
         self.outlet.identify(&stream, identity(id, tail.head));
         copy.scanned = stream.position();
@@ -71,7 +73,7 @@ impl Files {
         self.meters.followed.set(self.tails.len() as i64);
     }
 
-    fn find_copy(&self, tail: &Tail) -> Option<(Arc<File>, fs::Metadata)> {
+    fn find_copy(&mut self, tail: &Tail) -> Option<(Arc<File>, fs::Metadata)> {
         if tail.head.len == 0 {
             return None;
         }
@@ -85,11 +87,23 @@ impl Files {
             let metadata = is_copy(tail, file).ok()??;
             Some((file.clone(), metadata))
         });
-        held.or_else(|| (0..LOOKS_MAX).find_map(|_| self.find_copy_beside(tail)))
+        if let Some(held) = held {
+            return Some(held);
+        }
+        let folder = tail.path.parent()?;
+        let copy = self.folders.last(folder).and_then(|folder| self.find_copy_in(&folder, tail));
+        copy.or_else(|| {
+            (0..LOOKS_MAX).find_map(|_| {
+                let now = self.outlet.clock().now();
+                let folder = self.folders.since(now, folder)?;
+                self.find_copy_in(&folder, tail)
+            })
+        })
     }
 
-    fn find_copy_beside(&self, tail: &Tail) -> Option<(Arc<File>, fs::Metadata)> {
-        candidates(&tail.path, tail.position(), |id| !self.is_followed(id)).iter().find_map(|path| {
+    fn find_copy_in(&self, folder: &Folder, tail: &Tail) -> Option<(Arc<File>, fs::Metadata)> {
+        let candidates = candidates(folder, &tail.path, tail.position(), |id| !self.is_followed(id));
+        candidates.iter().find_map(|path| {
             let file = open_for_reading(path).ok()?;
             let metadata = is_copy(tail, &file).ok()??;
             // Asked of what was opened: the name may lead elsewhere by now.
@@ -111,7 +125,7 @@ impl Files {
 
     /// A file that begins like one beside it and holds all that we have read of that: it may be a copy of it.
     /// When it was looked at long enough it is not.
-    pub(super) fn may_be_copy(&self, tail: &Tail, file: &File, head: &[u8], now: Instant) -> bool {
+    pub(super) fn may_be_copy(&mut self, tail: &Tail, file: &File, head: &[u8], now: Instant) -> bool {
         let poll = file_options(&self.sources[tail.source]).map_or(Duration::ZERO, |file| file.poll_interval);
         let until = (tail.changed + TRUNCATION_FOLLOWS + 2 * poll).min(tail.since + COPYING_MAX);
         if self.once || !tail.is_late || tail.deleted || now >= until {
@@ -119,7 +133,9 @@ impl Files {
         }
         // Nearly all heads are equally long, and hashing them is what takes time.
         let mut begin = Head::of(head);
-        self.tails.values().any(|other| {
+        let all = self.tails.values().map(|other| (&*other.path, other.file));
+        let kin = self.kin.of(&tail.path, now, all);
+        kin.iter().filter_map(|file| self.tails.get(file)).any(|other| {
             if other.deleted || !is_named_after(&other.path, &tail.path) {
                 return false;
             }

@@ -11,7 +11,7 @@
 //! Always true: what is lined up here is in the ledger before the first byte of it is read, so that a death in
 //! between forgets none.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -20,8 +20,8 @@ use std::time::Instant;
 
 use super::super::beside::{After, Content, Rest, candidates, content_of, unseen};
 use super::super::discovery::Found;
+use super::super::folder::Folder;
 use super::super::identity::{identity, not_text, read_head};
-use super::super::known::inodes;
 use super::super::packed::{Form, Unpacked, form};
 use super::super::tail::Tail;
 use super::copies::is_copy_at;
@@ -71,7 +71,7 @@ impl Files {
                         self.line_up_unseen(&known, Some(&path), None, now);
                     }
                 } else {
-                    self.line_up_one(known, is_newest, "deleted while the agent was down", None, task);
+                    self.line_up_one(known, is_newest, "deleted while the agent was down", None, now, task);
                 }
             }
         }
@@ -111,13 +111,14 @@ impl Files {
         mut next: Option<&mut Tail>,
         task: &Task,
     ) {
+        let now = task.now();
         let named: Vec<_> = others.iter().map(|known| (known.lineage, known.generation)).collect();
         for known in others {
             let newest =
                 named.iter().filter(|(lineage, _)| *lineage == known.lineage).map(|(_, number)| number).max();
             let is_newest = newest == Some(&known.generation);
             let next = next.as_deref_mut().filter(|next| next.lineage == known.lineage);
-            self.line_up_one(known, is_newest, why, next, task);
+            self.line_up_one(known, is_newest, why, next, now, task);
         }
     }
 
@@ -127,12 +128,12 @@ impl Files {
         is_newest: bool,
         why: &str,
         mut next: Option<&mut Tail>,
+        now: Instant,
         task: &Task,
     ) {
-        let now = task.now();
         let path = known.filename.as_deref().unwrap_or(Path::new(""));
         let position = known.position;
-        let Some(place) = self.locate(&known, task) else {
+        let Some(place) = self.locate(&known, now, task) else {
             log::info!(
                 "files: {} is gone or another; {position} bytes of it were read: {why}",
                 path.display()
@@ -161,14 +162,23 @@ impl Files {
     }
 
     /// What has the content of this generation, as far as it was read, beside where it was.
-    fn locate(&self, known: &Known, task: &Task) -> Option<Place> {
+    fn locate(&mut self, known: &Known, seen: Instant, task: &Task) -> Option<Place> {
+        let folder = known.filename.as_deref()?.parent()?;
+        let place = self.folders.last(folder).and_then(|folder| self.locate_in(&folder, known, task));
+        place.or_else(|| {
+            let folder = self.folders.since(seen, folder)?;
+            self.locate_in(&folder, known, task)
+        })
+    }
+
+    fn locate_in(&self, folder: &Folder, known: &Known, task: &Task) -> Option<Place> {
         let source = self.source_of(known)?;
         if known.identity?.head.len == 0 {
             return None;
         }
         // A generation can be there twice for a moment: the plain file is the whole one.
         let mut packed = None;
-        for path in candidates(known.filename.as_deref()?, 0, |id| !self.is_followed(id)) {
+        for path in candidates(folder, known.filename.as_deref()?, 0, |id| !self.is_followed(id)) {
             task.beat();
             match self.has_content_of(known, &path, task) {
                 Ok(Some((file, Content { mut size, form, torn }))) => {
@@ -228,10 +238,13 @@ impl Files {
             return;
         }
         let Some((source, original)) = self.source_of(known).zip(known.filename.as_ref()) else { return };
+        let Some(folder) = original.parent().and_then(|folder| self.folders.since(now, folder)) else {
+            return;
+        };
         let may_be = |id| self.is_free(id) && self.not_met.perhaps(id).is_none();
         let last = self.last_stamp_ns;
         let after = place.map_or(After::Time(last), |path| After::Path(path, last));
-        for sibling in unseen(original, after, may_be) {
+        for sibling in unseen(&folder, original, after, may_be) {
             let Rest { path, file, size } = sibling.what;
             let found = Found { path, file, size, source, heard: false };
             if let Err(cause) = self.admit_unseen(found, original, known.lineage, next.as_deref_mut(), now) {
@@ -241,25 +254,32 @@ impl Files {
     }
 
     /// Files that were made and rotated away since the last look, between `older` and the one that `original` leads to
-    /// now, which is `next`.
-    pub(super) fn came_between(&self, older: &Tail, original: &Path, next: FileId) -> Vec<Found> {
+    /// now, which is `next`: that was seen before `seen`.
+    pub(super) fn came_between(
+        &mut self,
+        older: &Tail,
+        original: &Path,
+        next: FileId,
+        seen: Instant,
+    ) -> Vec<Found> {
+        let Some(folder) = original.parent().and_then(|folder| self.folders.since(seen, folder)) else {
+            return Vec::new();
+        };
         let since_ns = older.modified_ns().unwrap_or(i64::MAX); // then only the names tell
         let has_a_place = |tail: &Tail| tail.stream.is_some() || tail.lineage == older.lineage;
         let may_be = |id| {
             let is_new = id != next && id != older.file && self.not_met.perhaps(id).is_none();
             is_new && self.is_free(id) && !self.tails.get(&id).is_some_and(|tail| has_a_place(tail))
         };
-        let mut unseen = unseen(original, After::File(older.file, since_ns), may_be);
+        let mut unseen = unseen(&folder, original, After::File(older.file, since_ns), may_be);
         if unseen.is_empty() {
             return Vec::new();
         }
-        let wanted = HashSet::from([older.file.inode]);
-        let beside = original.parent().and_then(|folder| inodes(folder, &wanted)).unwrap_or_default();
-        let beside = beside.get(&older.file.inode);
+        let beside = folder.file(older.file.inode);
         // Times of change tell nothing of a quiet log. Where a file system does not say when a file was made, the
         // next start reads what it finds.
         let open = older.descriptor.as_ref().and_then(|file| file.metadata().ok());
-        let metadata = open.or_else(|| fs::metadata(&beside?.path).ok());
+        let metadata = open.or_else(|| beside.as_ref().map(|beside| beside.metadata.clone()));
         let Some(made) = metadata.and_then(|metadata| metadata.created().ok()) else { return Vec::new() };
         let is_younger = |path: &Path| {
             fs::metadata(path).and_then(|metadata| metadata.created()).is_ok_and(|other| other > made)
@@ -274,8 +294,22 @@ impl Files {
         unseen.into_iter().map(|sibling| found(sibling.what)).collect()
     }
 
-    /// To be read before `next`, which waits for the one before them.
+    /// What came between `older` and `next`.
     pub(super) fn line_up_between(
+        &mut self,
+        older: FileId,
+        original: &Arc<Path>,
+        next: FileId,
+        now: Instant,
+    ) {
+        let Some(older) = self.tails.remove(&older) else { return };
+        let between = self.came_between(&older, original, next, now);
+        self.tails.insert(older.file, older);
+        self.line_up_these(between, original, next, now);
+    }
+
+    /// To be read before `next`, which waits for the one before them.
+    pub(super) fn line_up_these(
         &mut self,
         between: Vec<Found>,
         original: &Arc<Path>,
@@ -336,6 +370,7 @@ impl Files {
     /// Into the line, behind those of its lineage that are there, and before `next`.
     fn put_before(&mut self, mut tail: Box<Tail>, next: Option<&mut Tail>, now: Instant) {
         let file = tail.file;
+        self.kin.add(&tail.path, file);
         tail.few.gone_since = Some(now);
         tail.few.until = (self.once && tail.form.is_none()).then_some(tail.size);
         if let Some(mut found) = self.tails.remove(&file) {

@@ -1,12 +1,11 @@
 //! Opening and closing: is it the file we mean, and where is it read on.
 
-use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -17,7 +16,6 @@ use super::super::holes::{Ahead, ahead};
 use super::super::identity::{
     begins_with, head_of, identity, not_text, read_head, read_head_at, stands_before,
 };
-use super::super::known::inodes;
 use super::super::packed::Unpacked;
 use super::super::step::Step;
 use super::super::tail::Tail;
@@ -57,7 +55,7 @@ impl Files {
                 Ok(file) => self.hold(tail, Arc::new(file)),
                 Err(cause) => match Errno::from_io_error(&cause) {
                     Some(Errno::MFILE | Errno::NFILE) => return self.out_of_descriptors(&cause),
-                    Some(Errno::NOENT) => return self.not_there(tail, now),
+                    Some(Errno::NOENT) => return self.not_there(tail, task),
                     _ => {
                         self.complain(tail, "open", &cause);
                         return Opened::Rest;
@@ -75,7 +73,7 @@ impl Files {
         };
         if FileId::of(&metadata) != tail.file || !metadata.is_file() {
             self.close(tail);
-            return self.not_there(tail, now);
+            return self.not_there(tail, task);
         }
         if tail.form.is_some() {
             return Opened::Ready; // what is in it is found out when it is read
@@ -229,19 +227,20 @@ impl Files {
     }
 
     /// Its path leads elsewhere. A sweep may find it under another name.
-    pub(super) fn not_there(&mut self, tail: &mut Tail, now: Instant) -> Opened {
+    fn not_there(&mut self, tail: &mut Tail, task: &Task) -> Opened {
+        let now = task.now();
         tail.few.gone_since.get_or_insert(now);
         let path = tail.path.clone();
         // Renamed while its descriptor was closed: it is beside where it was, and may have unread bytes.
-        let wanted = HashSet::from([tail.file.inode]);
-        let beside = path.parent().and_then(|folder| inodes(folder, &wanted)).unwrap_or_default();
-        let beside =
-            beside.get(&tail.file.inode).filter(|found| found.file == tail.file && *found.path != *path);
-        if let Some(found) = beside {
+        let seen = tail.few.gone_since.unwrap_or(now);
+        let beside = path.parent().and_then(|folder| self.folders.find(tail.file, seen, folder));
+        let beside = beside.filter(|found| *found.path != *path);
+        if let Some(found) = &beside {
             if self.paths.get(&path) == Some(&tail.file) {
                 self.paths.remove(&path); // nobody else would: no file may ever stand there again
             }
             tail.stands_at(&found.path);
+            self.kin.add(&found.path, tail.file);
             if !tail.queued {
                 tail.queued = true; // and read before what stands in its place now
                 self.ready.push_back(tail.file);
@@ -254,16 +253,17 @@ impl Files {
         {
             let (path, file, size) = (path.to_path_buf(), FileId::of(&metadata), metadata.len());
             let is_new = !self.tails.contains_key(&file);
+            let now = task.now(); // it was seen just now
             self.admit(Found { path, file, size, source: tail.source, heard: false }, now);
             if let Some(next) =
                 self.tails.get_mut(&file).filter(|next| is_new && next.lineage == tail.lineage)
             {
-                next.few.after = next.few.after.or(beside.map(|_| tail.file));
+                next.few.after = next.few.after.or(beside.as_ref().map(|_| tail.file));
             }
             let next = self.tails.get(&file).filter(|next| is_new && next.lineage == tail.lineage);
             if let Some(original) = next.map(|next| next.path.clone()) {
-                let between = self.came_between(tail, &original, file);
-                self.line_up_between(between, &original, file, now);
+                let between = self.came_between(tail, &original, file, now);
+                self.line_up_these(between, &original, file, now);
             }
         }
         if beside.is_some() {

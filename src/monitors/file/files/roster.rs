@@ -1,9 +1,9 @@
 //! Which files there are: what sweeps, hints and polls tell about paths and files.
 
 use std::collections::HashSet;
-use std::fs;
+use std::fs::{self, Metadata};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::super::discovery::{Found, Sweep};
@@ -83,7 +83,7 @@ impl Files {
         self.try_more_descriptors();
     }
 
-    /// A path that matches leads to this file.
+    /// A path that matches leads to this file: that was seen before `now`.
     pub(super) fn admit(&mut self, found: Found, now: Instant) {
         let Found { ref path, file, size, source, heard } = found;
         if self.passed_over.get(&file).is_some_and(|(at, seen)| **at == **path && size == *seen) {
@@ -97,6 +97,7 @@ impl Files {
                     self.paths.remove(&tail.path);
                 }
                 tail.stands_at(path);
+                self.kin.add(path, file);
             }
             let path = tail.path.clone();
             self.paths.insert(path, file);
@@ -112,6 +113,7 @@ impl Files {
         let mut tail = Tail::new(found, lineage, start, now);
         let path = tail.path.clone();
         self.paths.insert(path.clone(), file);
+        self.kin.add(&path, file);
         let older = self.newest.insert(lineage, file).filter(|older| self.tails.contains_key(older));
         if older.is_some() {
             tail.few.after = older;
@@ -122,20 +124,31 @@ impl Files {
         self.tails.insert(file, tail);
         self.newcomers.push(file);
         self.ready.push_back(file);
-        if let Some(tail) = older.and_then(|older| self.tails.get(&older)).filter(|_| self.swept) {
-            let between = self.came_between(tail, &path, file);
-            self.line_up_between(between, &path, file, now);
+        if let Some(older) = older.filter(|_| self.swept) {
+            self.line_up_between(older, &path, file, now);
         }
         // Its writer may have gone on in the old file, after our last look, until this one was there.
         older.into_iter().for_each(|older| self.queue(older));
         self.meters.followed.set(self.tails.len() as i64);
     }
 
-    /// Something happened at this path. A path that leads to another file than before is a rotation: the new
-    /// file is taken in at once, without waiting for a sweep.
-    pub(super) fn look_at(&mut self, path: &Path, now: Instant) {
+    /// Something happened at these paths. Each is looked at before any is dealt with, so that one listing of their
+    /// folder says what came between.
+    pub(super) fn look_at(&mut self, paths: HashSet<PathBuf>, task: &Task) {
+        let known = paths.into_iter().filter(|path| self.paths.contains_key(&**path));
+        let seen: Vec<_> = known.map(|path| (fs::metadata(&path), path)).collect();
+        let now = task.now();
+        for (metadata, path) in seen {
+            task.beat();
+            self.deal_with(&path, metadata, now);
+        }
+    }
+
+    /// Where a path leads. If it is to another file than before that is a rotation: the new file is taken in at
+    /// once, without waiting for a sweep.
+    fn deal_with(&mut self, path: &Path, metadata: io::Result<Metadata>, now: Instant) {
         let Some(&file) = self.paths.get(path) else { return };
-        match fs::metadata(path) {
+        match metadata {
             Ok(metadata) if FileId::of(&metadata) == file => self.queue(file),
             Ok(metadata) if metadata.is_file() => {
                 let other = FileId::of(&metadata);
@@ -163,7 +176,7 @@ impl Files {
     /// Puts those in the line that look different from what their last turn saw, or whose time has come. Looks
     /// at paths, so that a rotation is found even if nothing reports it. Those that are reported are left alone,
     /// by turns: each is looked at once in [`SELDOM`], should a report have been missed.
-    pub(super) fn poll_by_turns(&mut self, due: impl Fn(usize) -> bool, now: Instant) {
+    pub(super) fn poll_by_turns(&mut self, due: impl Fn(usize) -> bool, task: &Task) {
         self.polls += 1;
         let polls = self.polls;
         self.ready.shrink_to(4 * self.ready.len() + 64); // at the start every file stands in the line
@@ -177,16 +190,17 @@ impl Files {
                 let its_turn = tail.file.inode % parts[tail.source] == polls % parts[tail.source];
                 due(tail.source) && (its_turn || !tail.can_be_left_alone())
             },
-            now,
+            task,
         );
     }
 
     /// All.
-    pub(super) fn poll(&mut self, now: Instant) {
-        self.poll_those(|_| true, now);
+    pub(super) fn poll(&mut self, task: &Task) {
+        self.poll_those(|_| true, task);
     }
 
-    fn poll_those(&mut self, due: impl Fn(&Tail) -> bool, now: Instant) {
+    fn poll_those(&mut self, due: impl Fn(&Tail) -> bool, task: &Task) {
+        let now = task.now();
         let (mut changed, mut moved) = (Vec::new(), Vec::new());
         for tail in self.tails.values().filter(|tail| due(tail) && !tail.trouble) {
             if self.outlet.stop().stop.is_closed() {
@@ -196,12 +210,12 @@ impl Files {
             let at_path = leads.then(|| fs::metadata(&tail.path));
             let differs = match (at_path, &tail.descriptor) {
                 (Some(Ok(metadata)), _) if FileId::of(&metadata) == tail.file => !tail.looks_like(&metadata),
-                (Some(Ok(_)), _) => {
-                    moved.push(tail.file);
+                (Some(Ok(metadata)), _) => {
+                    moved.push((tail.file, Ok(metadata)));
                     false
                 }
                 (Some(Err(cause)), _) if is_missing(&cause) && tail.few.gone_since.is_none() => {
-                    moved.push(tail.file);
+                    moved.push((tail.file, Err(cause)));
                     false
                 }
                 // Other errors are of the folder, and the sweep tells them.
@@ -213,15 +227,19 @@ impl Files {
             }
         }
         changed.into_iter().for_each(|file| self.queue(file));
-        moved.into_iter().for_each(|file| self.has_moved(file, now));
+        let now = task.now();
+        for (file, metadata) in moved {
+            task.beat();
+            self.has_moved(file, metadata, now);
+        }
     }
 
     /// Its path leads elsewhere, or nowhere.
-    fn has_moved(&mut self, file: FileId, now: Instant) {
+    fn has_moved(&mut self, file: FileId, metadata: io::Result<Metadata>, now: Instant) {
         let Some(tail) = self.tails.get(&file) else { return };
         let (path, closed) = (tail.path.clone(), tail.descriptor.is_none());
         if self.paths.get(&path) == Some(&file) {
-            self.look_at(&path, now);
+            self.deal_with(&path, metadata, now);
         } else if closed {
             self.tails.entry(file).and_modify(|tail| {
                 tail.few.gone_since.get_or_insert(now);
