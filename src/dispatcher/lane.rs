@@ -40,7 +40,7 @@ use crate::ack::{Count, Share, SinkId, Verdict};
 use crate::clock::Alarm;
 use crate::deadletter::{DeadLetters, Letter};
 use crate::error::{Error, Result};
-use crate::record::{Batch, Parcel, Slice};
+use crate::record::{Batch, Parcel, RECORD_WEIGHT, Slice};
 use crate::sinks::{Answer, Guilty, SinkOptions};
 use crate::tasks::{Stop, Task};
 
@@ -564,7 +564,8 @@ impl Lane {
         let mut left = range.clone();
         while !left.is_empty() {
             let most = (left.end - left.start) as usize;
-            let some = left.start..left.start + records.fit(left.start, most, LETTERS_BYTES).max(1);
+            let some =
+                left.start..left.start + records.fit(left.start, most, LETTERS_BYTES, RECORD_WEIGHT).max(1);
             let letter =
                 |at| Letter::of(&records.get(at), &self.options.name, "not delivered when the agent stopped");
             if let Err(cause) = self.dead_letters.put_all(some.clone().map(letter)) {
