@@ -283,7 +283,7 @@ impl Agent {
             let (mut jobs, mut senders) = (Vec::new(), Vec::new());
             for (street, connection) in open.connections.into_iter().enumerate() {
                 let (job, job_end) = wires.room_for_all("jobs", Post::Lane, Post::Sender, 1);
-                let (reports, towards) = (reports.clone(), format!("sending to {}", open.describe));
+                let (reports, towards) = (reports.clone(), format!("sending to {}", open.describe).into());
                 jobs.push(job);
                 senders.push(SenderLoop { street, jobs: job_end, reports, connection, towards });
             }

@@ -14,10 +14,14 @@ use crate::sinks::BatchLimits;
 /// chunk, which costs another write, another answer and another receipt.
 const SCRAP: u64 = 8;
 
+/// A list for more of them, as ten thousand quiet files fill one, is made anew.
+const PARTS_KEPT: usize = 64;
+
 /// The open batch of one connection.
 pub struct Batcher {
     limits: BatchLimits,
-    parts: Vec<(Slice, Share)>,
+    parts: Sealed,
+    spare: Sealed,
     records: usize,
     weight: u64,
     opened: Option<Instant>,
@@ -28,7 +32,7 @@ pub type Sealed = Vec<(Slice, Share)>;
 
 impl Batcher {
     pub fn new(limits: BatchLimits) -> Batcher {
-        Batcher { limits, parts: Vec::new(), records: 0, weight: 0, opened: None }
+        Batcher { limits, parts: Vec::new(), spare: Vec::new(), records: 0, weight: 0, opened: None }
     }
 
     /// Takes a parcel and hands every batch that it filled to `sealed`.
@@ -80,11 +84,19 @@ impl Batcher {
         (!self.parts.is_empty()).then(|| self.seal())
     }
 
+    /// The list of a batch that is over, for the one after the next.
+    pub fn use_again(&mut self, mut parts: Sealed) {
+        parts.clear();
+        if parts.capacity() <= PARTS_KEPT {
+            self.spare = parts;
+        }
+    }
+
     fn seal(&mut self) -> Sealed {
         self.records = 0;
         self.weight = 0;
         self.opened = None;
-        std::mem::take(&mut self.parts)
+        std::mem::replace(&mut self.parts, std::mem::take(&mut self.spare))
     }
 }
 

@@ -364,9 +364,10 @@ impl Lane {
         match answer {
             Answer::Delivered => {
                 self.recovered(now);
-                let spooling = &mut self.spooling;
-                let parts = batch.parts.into_iter();
-                parts.for_each(|(slice, share)| settle(spooling, &slice, share, &Verdict::Delivered));
+                let (spooling, mut parts) = (&mut self.spooling, batch.parts);
+                let all = parts.drain(..);
+                all.for_each(|(slice, share)| settle(spooling, &slice, share, &Verdict::Delivered));
+                self.streets[at].batcher.use_again(parts);
             }
             Answer::Refused { which, why } => self.refused(at, batch, which, &why, now),
             Answer::Retry { .. } | Answer::Gone { .. } if self.giving_up => {

@@ -7,8 +7,10 @@
 //! halves the batch, and the guilty record ends alone among the dead letters.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, at, never, select};
+use crossbeam_channel::{Receiver, Sender, select};
 
 use crate::error::Result;
 use crate::record::Batch;
@@ -29,7 +31,7 @@ pub struct SenderLoop {
     pub reports: Sender<Report>,
     pub connection: Box<dyn Connection>,
     /// For `doing`: `sending to loki at http://…`.
-    pub towards: String,
+    pub towards: Arc<str>,
 }
 
 enum Event {
@@ -43,10 +45,13 @@ impl SenderLoop {
     pub fn run(mut self, task: &Task) -> Result<()> {
         loop {
             task.waits_for("batches");
-            let idle = self.connection.idle(task.now()).map_or(never(), at);
+            let now = task.now();
+            // A time to wait, and not a channel that rings at a time: that takes memory, for each batch.
+            let idle =
+                self.connection.idle(now).map_or(Duration::MAX, |at| at.saturating_duration_since(now));
             let event = select! {
                 recv(self.jobs) -> job => job.map_or(Event::Closed, Event::Job),
-                recv(idle) -> _ => Event::Idle,
+                default(idle) => Event::Idle,
             };
             match event {
                 Event::Job(batch) => {
@@ -63,7 +68,7 @@ impl SenderLoop {
     /// Nothing that is done with a batch stands outside of the net: a lane waits for what is away.
     fn deliver(&mut self, batch: &Batch, task: &Task) -> Answer {
         let deliver = || {
-            task.doing(self.towards.clone());
+            task.doing(&self.towards);
             self.connection.deliver(batch)
         };
         catch_unwind(AssertUnwindSafe(deliver)).unwrap_or_else(|panic| {
