@@ -93,7 +93,7 @@ mod tests {
         }
         let later = now + KEPT_FOR;
         assert_eq!(
-            kin.of(all[4], later, [(all[1], id(1))].into_iter()),
+            kin.of(all[3], later, [(all[1], id(1))].into_iter()),
             [id(1)],
             "those that have gone are forgotten"
         );
