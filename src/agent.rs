@@ -381,6 +381,7 @@ impl Agent {
             };
             containers.push((name, monitors::container::wire(settings)?));
         }
+        let pools = supply.pools();
         drop((supply, resolve));
 
         // Who watches, and who tells the world.
@@ -389,6 +390,7 @@ impl Agent {
             metrics: metrics.clone(),
             table: table.clone(),
             budget: budget.clone(),
+            pools,
             unsynced,
             own_files,
             dead_letters,

@@ -38,6 +38,7 @@ use crate::deadletter::DeadLetters;
 use crate::durable::{OwnFiles, Unsynced};
 use crate::error::Result;
 use crate::metrics::{Gauge, Registry};
+use crate::monitors::Pools;
 use crate::monitors::file::view::{FilesSnapshot, FilesView};
 use crate::tasks::{Closed, Table, Task};
 
@@ -53,6 +54,7 @@ pub struct Rooms {
     pub metrics: Arc<Registry>,
     pub table: Arc<Table>,
     pub budget: Budget,
+    pub pools: Pools,
     pub unsynced: Unsynced,
     pub own_files: OwnFiles,
     pub dead_letters: DeadLetters,
@@ -168,11 +170,13 @@ impl Stats {
     }
 
     fn sample(&self, process: Option<Footprint>) -> Sample {
-        let Rooms { metrics, table, budget, unsynced, own_files, dead_letters, files, .. } = &self.rooms;
+        let Rooms { metrics, table, budget, pools, unsynced, own_files, dead_letters, files, .. } =
+            &self.rooms;
         let gauge = |name: &str| metrics.sum(name);
         let files = files.as_ref().map(FilesView::get);
         let of_files = |size: fn(&FilesSnapshot) -> usize| files.as_ref().map(|files| size(files) as u64);
         let (own, own_room) = own_files.len_and_room();
+        let (spare, spare_most) = pools.spare_bytes_and_most();
         Sample {
             threads: process.map(|process| process.threads),
             descriptors: process.map(|process| process.descriptors),
@@ -206,6 +210,8 @@ impl Stats {
             journal_segments_needed: gauge("journal_segments_needed"),
             budget_used: Some(budget.used() as u64),
             budget_holders: Some(budget.holders() as u64),
+            buffers_spare_bytes: Some(spare as u64),
+            buffers_spare_most: Some(spare_most as u64),
             label_sets_bytes: gauge("label_sets_bytes"),
             outputs_open: gauge("outputs_open"),
             output_journal_segments: gauge("output_journal_segments"),
@@ -345,7 +351,12 @@ impl StatsView {
             .filter_map(|(thing, (reading, _))| Some((thing.what, reading?)))
             .collect();
         known.sort_by_key(|(_, reading)| std::cmp::Reverse(reading.value));
-        let _ = writeln!(text, "\n{:>12}  {:>12}  what, the largest first", "now", "bound");
+        let every = SAMPLE_EVERY.as_secs();
+        let _ = writeln!(
+            text,
+            "\n{:>12}  {:>12}  what, the largest first; a sample every {every} s",
+            "sampled", "bound"
+        );
         for (what, Reading { value, bound }) in known {
             let _ = writeln!(text, "{value:>12}  {bound:>12}  {what}");
         }

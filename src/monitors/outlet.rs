@@ -7,6 +7,7 @@
 //! Always true: `Stream::position` moves only when a chunk was handed over or given up.
 
 mod origins;
+mod pools;
 mod stream;
 mod timed;
 
@@ -26,9 +27,10 @@ use crate::clock::{Clock, StampClock};
 use crate::ledger::{
     BEFORE_BYTES, Book, Head, Identity, Journal, Known, Note, Opened, Progress, Record, Restored, Stamp,
 };
-use crate::record::{Buffer, Chunk, Lines, Origin, Pool};
+use crate::record::{Buffer, Chunk, Lines, Origin};
 use crate::tasks::Stop;
 use origins::{Account, Origins, Own, Place};
+pub use pools::Pools;
 use stream::Past;
 pub use stream::Stream;
 
@@ -42,9 +44,6 @@ const CHUNK_BYTES: usize = 1024 * 1024;
 
 /// A small budget has smaller chunks: several are under way, so that nobody waits for the one in front of him.
 const CHUNKS_IN_BUDGET: usize = 4;
-
-/// Of those that wait to be used again, as many lie about.
-const SPARES_IN_BUDGET: usize = 4;
 
 const CHUNK_BYTES_LEAST: usize = 128 * 1024;
 
@@ -80,8 +79,7 @@ pub struct Supply {
     chunk_bytes: usize,
     /// What any chunk costs.
     least_cost: usize,
-    data: Pool<u8>,
-    ends: Pool<u32>,
+    pools: Pools,
 }
 
 impl Supply {
@@ -97,12 +95,10 @@ impl Supply {
     ) -> Supply {
         let part = budget.capacity() / CHUNKS_IN_BUDGET;
         let chunk_bytes = (1 << part.ilog2()).clamp(CHUNK_BYTES_LEAST, CHUNK_BYTES);
-        let spare_bytes = budget.capacity() / SPARES_IN_BUDGET;
         Supply {
+            pools: Pools::new(budget.capacity(), chunk_bytes),
             chunk_bytes,
             least_cost: budget.capacity() / CHUNKS_MOST,
-            data: Pool::new(chunk_bytes, spare_bytes),
-            ends: Pool::new(chunk_bytes / LINE_BYTES, spare_bytes / LINE_BYTES),
             stamps: Arc::new(Mutex::new(StampClock::new(restored.last_stamp_ns))),
             budget,
             clock,
@@ -114,6 +110,10 @@ impl Supply {
             book,
             intakes: intakes.into(),
         }
+    }
+
+    pub fn pools(&self) -> Pools {
+        self.pools.clone()
     }
 
     /// Of a chunk that takes so many bytes.
@@ -331,7 +331,7 @@ impl Outlet {
 
     /// For `len` bytes, whatever they are yet.
     pub fn buffer(&self, len: usize) -> Buffer<u8> {
-        self.supply.data.take(len)
+        self.supply.pools.data.take(len)
     }
 
     /// Credit for reading up to `bytes`: before the read, never after it.
@@ -340,7 +340,7 @@ impl Outlet {
         if ill_until.is_some_and(|until| self.supply.clock.now() < until) {
             return Err(Refused::Full);
         }
-        let Supply { data, ends, sinks, .. } = &self.supply;
+        let Supply { pools: Pools { data, ends }, sinks, .. } = &self.supply;
         let besides = cost_besides(ends.capacity_for(self.chunk_lines().min(bytes)), *sinks);
         let cost = self.supply.cost(data.capacity_for(bytes) + besides);
         self.door.try_take(&self.origins.of(stream).holder, cost)
@@ -355,7 +355,7 @@ impl Outlet {
         credit: Credit,
     ) -> Result<(), NotSent> {
         let before = Head::of(&data[data.len().saturating_sub(BEFORE_BYTES)..]);
-        let data = self.supply.data.copy_of(data);
+        let data = self.supply.pools.data.copy_of(data);
         self.send_read(stream, data, ends, before, credit)
     }
 
@@ -407,9 +407,9 @@ impl Outlet {
         }
         if !sinks.is_empty() {
             if data.len() < data.capacity() / 4 {
-                data = self.supply.data.copy_of(&data); // the rest of it is for others
+                data = self.supply.pools.data.copy_of(&data); // the rest of it is for others
             }
-            let ends = self.supply.ends.copy_of(ends);
+            let ends = self.supply.pools.ends.copy_of(ends);
             let besides = cost_besides(ends.capacity(), sinks.iter().count());
             credit.shrink_to(self.supply.cost(data.capacity() + besides));
             let lines = Lines {

@@ -53,6 +53,11 @@ impl<T: Copy + Default> Pool<T> {
         Pool(Arc::new(Shared { largest, keeps, free }))
     }
 
+    /// Bytes that wait to be used again, and how many may.
+    pub fn spare_bytes_and_most(&self) -> (usize, usize) {
+        (self.0.free.lock().items * size_of::<T>(), self.0.keeps * size_of::<T>())
+    }
+
     /// How many items a buffer for `len` of them has room for.
     pub fn capacity_for(&self, len: usize) -> usize {
         let class = len.next_power_of_two();
@@ -188,6 +193,7 @@ mod tests {
         let many: Vec<_> = (0..5).map(|_| pool.take(4096)).collect();
         drop(many);
         assert_eq!(kept(&pool), [4096, 4096]);
+        assert_eq!(pool.spare_bytes_and_most(), (8192, 10_000));
     }
 
     #[test]

@@ -56,7 +56,7 @@ const BYTES_PER_FILE: u64 = 8 << 10;
 const SERIES: u64 = 75 + 3 * COUNT as u64;
 
 /// How many things there are.
-pub const COUNT: usize = 34;
+pub const COUNT: usize = 35;
 
 /// What the configuration says about sizes.
 #[derive(Clone, Debug, Default)]
@@ -128,6 +128,8 @@ pub struct Sample {
     pub journal_segments_needed: Option<u64>,
     pub budget_used: Option<u64>,
     pub budget_holders: Option<u64>,
+    pub buffers_spare_bytes: Option<u64>,
+    pub buffers_spare_most: Option<u64>,
     pub label_sets_bytes: Option<u64>,
     pub outputs_open: Option<u64>,
     pub output_journal_segments: Option<u64>,
@@ -371,6 +373,13 @@ pub static THINGS: [Thing; COUNT] = [
             0 => Some((2 + scale.streams + scale.connections) * 2 * READ_BYTES as u64),
             _ => Some(2 * scale.chunk_bytes),
         },
+    },
+    // Its own rule.
+    Thing {
+        what: "buffers_pooled_bytes",
+        place: "buffers of chunks that wait to be used again",
+        value: |sample| sample.buffers_spare_bytes,
+        bound: |_, sample| sample.buffers_spare_most,
     },
     // Its own rule, for each worker and stage.
     Thing {

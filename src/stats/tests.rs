@@ -35,6 +35,7 @@ fn house() -> House {
         metrics: metrics.clone(),
         table: Arc::new(Table::new(clock.clone())),
         budget: Budget::new(READ_BYTES),
+        pools: Pools::new(READ_BYTES, READ_BYTES),
         unsynced: unsynced.clone(),
         own_files: OwnFiles::default(),
         dead_letters: DeadLetters::open(folder, 1000, unsynced, clock.clone()),

@@ -276,20 +276,20 @@ impl Census {
         Census { others, suspects: BTreeSet::new(), samples: 0, most: 0 }
     }
 
-    /// Threads begin and end between the two looks: a difference counts when the next sample shows it, too. One
+    /// The table is asked before and after the kernel: whoever stands in both answers was there all the while, and
+    /// whoever begins in between stands in the second. A difference counts when the next sample shows it, too. One
     /// that is starting may not have told the table its id yet.
     #[track_caller]
     pub fn sample(&mut self, life: &Life) {
-        let tasks = life.json("/api/v1/tasks");
-        let over = |task: &&Value| matches!(task["state"].as_str(), Some("finished" | "failed"));
-        let rows = tasks.as_array().expect("tasks are a list").iter().filter(|task| !over(task));
-        let ids: Vec<i32> = rows.filter_map(|task| i32::try_from(task["tid"].as_i64()?).ok()).collect();
-        let starting = ids.iter().filter(|id| **id == 0).count();
-        let mut table: BTreeSet<i32> = ids.into_iter().filter(|id| *id != 0).collect();
-        table.insert(life.main_tid);
+        let (before, _) = rows(life);
         let kernel: BTreeSet<i32> = numbers_in("/proc/self/task").difference(&self.others).copied().collect();
-        let unknown: BTreeSet<i32> = kernel.difference(&table).copied().collect();
-        let mut differ: BTreeSet<i32> = table.difference(&kernel).copied().collect();
+        let (after, tasks) = rows(life);
+        let starting = after.iter().filter(|id| **id == 0).count();
+        let known = |id: &i32| before.contains(id) || after.contains(id);
+        let unknown: Vec<i32> = kernel.iter().filter(|id| !known(id)).copied().collect();
+        let mut differ: BTreeSet<i32> =
+            before.iter().filter(|id| after.contains(id) && !kernel.contains(id)).copied().collect();
+        differ.remove(&0);
         if unknown.len() > starting {
             differ.extend(unknown);
         }
@@ -302,6 +302,15 @@ impl Census {
         self.samples += 1;
         self.most = self.most.max(kernel.len());
     }
+}
+
+/// The ids of the threads in the table that are not over, that of `main` too, and the table.
+fn rows(life: &Life) -> (Vec<i32>, Value) {
+    let tasks = life.json("/api/v1/tasks");
+    let over = |task: &&Value| matches!(task["state"].as_str(), Some("finished" | "failed"));
+    let rows = tasks.as_array().expect("tasks are a list").iter().filter(|task| !over(task));
+    let ids = rows.filter_map(|task| i32::try_from(task["tid"].as_i64()?).ok());
+    (ids.chain([life.main_tid]).collect(), tasks)
 }
 
 /// Numbered lines that arrived somewhere, a byte of room for each, taken at once.

@@ -9,9 +9,10 @@ use crate::expect::Arrived;
 use crate::files::{Writer, put};
 
 /// Everything that is watched, so that a gauge that was renamed does not silently drop out of the watch.
-const WATCHED: [&str; 30] = [
+const WATCHED: [&str; 31] = [
     "budget_holders",
     "budget_used_bytes",
+    "buffers_pooled_bytes",
     "dead_letter_bytes",
     "descriptors",
     "files_followed",

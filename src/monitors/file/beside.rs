@@ -47,8 +47,7 @@ pub(super) fn candidates(
     size_min: u64,
     may_be: impl Fn(FileId) -> bool,
 ) -> Vec<PathBuf> {
-    let stem = original.file_stem().unwrap_or_default().as_encoded_bytes();
-    let named = folder.named(|name| name.as_encoded_bytes().starts_with(stem));
+    let named = folder.named(|name| is_called_after(original, name));
     let mut candidates: Vec<_> = named
         .filter(|Beside { file, metadata, .. }| metadata.len() >= size_min && may_be(*file))
         .map(|Beside { path, metadata, .. }| (modified_ns(&metadata), path))
@@ -58,9 +57,13 @@ pub(super) fn candidates(
 }
 
 pub(super) fn is_named_after(original: &Path, copy: &Path) -> bool {
-    let (stem, name) = (original.file_stem(), copy.file_name());
-    let (stem, name) = (stem.map(OsStr::as_encoded_bytes), name.map(OsStr::as_encoded_bytes));
-    original.parent() == copy.parent() && stem.zip(name).is_some_and(|(stem, name)| name.starts_with(stem))
+    let name = copy.file_name();
+    original.parent() == copy.parent() && name.is_some_and(|name| is_called_after(original, name))
+}
+
+fn is_called_after(original: &Path, name: &OsStr) -> bool {
+    let stem = original.file_stem().map(OsStr::as_encoded_bytes);
+    stem.is_some_and(|stem| name.as_encoded_bytes().starts_with(stem))
 }
 
 /// Whether what was read of `known`, whose head is not empty, stands in this file. `go_on`: asked now and then, since

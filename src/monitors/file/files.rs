@@ -11,6 +11,7 @@
 
 mod copies;
 mod deleted;
+mod meters;
 mod missing;
 pub(super) mod opening;
 mod roster;
@@ -38,9 +39,10 @@ use crate::budget::Refused;
 use crate::durable::{FileId, OwnFiles};
 use crate::error::Result;
 use crate::ledger::Known;
-use crate::metrics::{Counter, Gauge, Registry};
+use crate::metrics::Registry;
 use crate::monitors::{FileSourceOptions, Outlet, SourceKind, SourceOptions};
 use crate::tasks::Task;
+use meters::Meters;
 use opening::Opened;
 pub use opening::most_rested;
 
@@ -71,7 +73,7 @@ pub struct Files {
     /// Files without lines, with path and size when that was found: looked at again under another path or with
     /// another size, since the inode may be another file's by then, and since text may come after zeros.
     passed_over: HashMap<FileId, (Arc<Path>, u64)>,
-    /// Kept ready while many files are rotated at once.
+    /// Kept ready while many files are rotated at once; nothing of it while the thread waits.
     folders: Folders,
     kin: Kin,
     /// Compressed files are read one at a time: each takes memory that no budget knows.
@@ -108,16 +110,6 @@ pub struct Files {
     sizes: Sizes,
     buffers: Buffers,
     meters: Meters,
-}
-
-struct Meters {
-    followed: Arc<Gauge>,
-    open: Arc<Gauge>,
-    passed_over: Arc<Counter>,
-    truncations: Arc<Counter>,
-    cut_lines: Arc<Counter>,
-    held: Arc<Gauge>,
-    deleted_given_up: Arc<Counter>,
 }
 
 /// What the thread is told about the world around it.
@@ -229,6 +221,8 @@ impl Files {
         let wait = if busy { Duration::ZERO } else { poll_at.saturating_duration_since(now) };
         let stop = self.outlet.stop().stop.channel();
         if !busy {
+            self.folders.forget();
+            self.kin.forget();
             task.waits_for(if self.ready.is_empty() { "changes" } else { "room" });
         }
         select! {
@@ -270,8 +264,6 @@ impl Files {
                     self.try_again(now);
                 }
                 self.limit_deleted(now);
-                self.folders.forget_old(now);
-                self.kin.forget_old(now);
                 self.show(now);
             }
             Event::Turn => self.give_turn(task),
@@ -564,39 +556,5 @@ fn file_options(source: &SourceOptions) -> Option<&FileSourceOptions> {
     match &source.kind {
         SourceKind::File(file) => Some(file),
         SourceKind::Docker(_) | SourceKind::Stdin => None,
-    }
-}
-
-impl Meters {
-    fn new(metrics: &Registry) -> Meters {
-        Meters {
-            followed: metrics.gauge("files_followed", "Files that are followed.", &[]),
-            open: metrics.gauge("files_open", "Descriptors held on files that are followed.", &[]),
-            passed_over: metrics.counter(
-                "files_passed_over_total",
-                "Files that have no lines: compressed or binary.",
-                &[],
-            ),
-            truncations: metrics.counter(
-                "file_truncations_total",
-                "Files that became shorter than what was read.",
-                &[],
-            ),
-            held: metrics.gauge(
-                "files_deleted_held_bytes",
-                "Bytes of the disk that deleted files take since they are held open until they are read.",
-                &[],
-            ),
-            deleted_given_up: metrics.counter(
-                "files_deleted_given_up_bytes_total",
-                "Unread bytes of deleted files that were let go because of hold_deleted.",
-                &[],
-            ),
-            cut_lines: metrics.counter(
-                "lines_cut_total",
-                "Pieces without a line end: of lines over the limit, or at a quiet end of a file.",
-                &[],
-            ),
-        }
     }
 }

@@ -2,7 +2,8 @@
 //! before its last dot.
 //!
 //! To look through all files for each newcomer takes minutes if ten thousand come at once; so in a burst of newcomers
-//! the names are kept ready. Afterwards they would only cost memory.
+//! the names are kept ready, and made anew every now and then: files that have gone are among them until then.
+//! Afterwards they would only cost memory.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -17,7 +18,7 @@ const KEPT_FOR: Duration = Duration::from_secs(1);
 pub(super) struct Kin(Option<Names>);
 
 struct Names {
-    asked_at: Instant,
+    made_at: Instant,
     hasher: RandomState,
     /// By the hash of the path without its last dot and what is behind; perhaps more than are meant.
     files: HashMap<u64, Vec<FileId>>,
@@ -31,12 +32,12 @@ impl Kin {
         now: Instant,
         all: impl Iterator<Item = (&'a Path, FileId)>,
     ) -> Vec<FileId> {
+        self.0.take_if(|names| now.saturating_duration_since(names.made_at) >= KEPT_FOR);
         let names = self.0.get_or_insert_with(|| {
-            let mut names = Names { asked_at: now, hasher: RandomState::new(), files: HashMap::new() };
+            let mut names = Names { made_at: now, hasher: RandomState::new(), files: HashMap::new() };
             all.for_each(|(path, file)| names.add(path, file));
             names
         });
-        names.asked_at = now;
         let bytes = path.as_os_str().as_encoded_bytes();
         let name = path.file_name().map_or(0, |name| name.len());
         let begins = (bytes.len() - name + 1..=bytes.len()).map(|to| names.hasher.hash_one(&bytes[..to]));
@@ -50,9 +51,9 @@ impl Kin {
         }
     }
 
-    /// Nobody has asked for a while.
-    pub fn forget_old(&mut self, now: Instant) {
-        self.0.take_if(|names| now.saturating_duration_since(names.asked_at) >= KEPT_FOR);
+    /// The burst is over.
+    pub fn forget(&mut self) {
+        self.0 = None;
     }
 }
 
@@ -90,7 +91,11 @@ mod tests {
                 (0..all.len()).filter(|at| is_named_after(all[*at], path)).map(id).collect();
             assert_eq!(found, expected, "{path:?}");
         }
-        kin.forget_old(now + KEPT_FOR);
-        assert!(kin.0.is_none());
+        let later = now + KEPT_FOR;
+        assert_eq!(
+            kin.of(all[3], later, [(all[1], id(1))].into_iter()),
+            [id(1)],
+            "those that have gone are forgotten"
+        );
     }
 }

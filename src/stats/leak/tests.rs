@@ -128,7 +128,7 @@ fn bounds_follow_the_configuration_and_the_work() {
     check("outputs_unsynced", idle(), 256 + 66 + 4 + 2 * 20);
     check("own_files", Sample { own_files_room: some(256), ..idle() }, 257);
     check("dead_letter_bytes", idle(), 1000);
-    check("metric_series", idle(), 75 + 3 * 34 + 32 + 12);
+    check("metric_series", idle(), 75 + 3 * 35 + 32 + 12);
 }
 
 /// Everything is in use and has some.
@@ -167,6 +167,8 @@ fn in_use() -> Sample {
         journal_segments_needed: some,
         budget_used: some,
         budget_holders: some,
+        buffers_spare_bytes: some,
+        buffers_spare_most: some,
         label_sets_bytes: some,
         outputs_open: some,
         output_journal_segments: some,
@@ -211,6 +213,7 @@ const ROWS: [Row; COUNT] = [
     ("journal_segments", |sample| &mut sample.journal_segments),
     ("budget_holders", |sample| &mut sample.budget_holders),
     ("budget_used_bytes", |sample| &mut sample.budget_used),
+    ("buffers_pooled_bytes", |sample| &mut sample.buffers_spare_bytes),
     ("label_sets_bytes", |sample| &mut sample.label_sets_bytes),
     ("outputs_open", |sample| &mut sample.outputs_open),
     ("output_journal_segments", |sample| &mut sample.output_journal_segments),
