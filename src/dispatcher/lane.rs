@@ -36,6 +36,7 @@ pub use self::spooling::{Settings as SpoolSettings, Spooling};
 use super::batch::{Batcher, Sealed, apart, each_record, halves};
 use super::retry::Request;
 use super::sender::Report;
+use super::{SMALL_BYTES, linger};
 use crate::ack::{Count, Share, SinkId, Verdict};
 use crate::clock::Alarm;
 use crate::deadletter::{DeadLetters, Letter};
@@ -210,7 +211,13 @@ impl Lane {
             });
             let event = self.next_event();
             task.beat();
+            let is_small =
+                matches!(&event, Event::Parcel(parcel) if parcel.share.count().bytes < SMALL_BYTES);
             self.handle(event, task.now())?;
+            if is_small && self.inlet.is_empty() {
+                task.waits_for("records");
+                linger(&self.stop);
+            }
         }
         self.tell_at = None;
         self.tell_refusals("see the dead letters", task.now());
@@ -261,7 +268,12 @@ impl Lane {
 
     fn handle(&mut self, event: Event, now: Instant) -> Result<()> {
         match event {
-            Event::Parcel(Parcel { records, share }) => self.take(Slice::all(records), share, now),
+            Event::Parcel(Parcel { records, share }) => {
+                self.take(Slice::all(records), share, now);
+                for Parcel { records, share } in self.inlet.clone().try_iter().take(self.inlet.len()) {
+                    self.take(Slice::all(records), share, now);
+                }
+            }
             Event::InletClosed => {
                 self.inlet_closed = true;
                 self.flush(|_| true);

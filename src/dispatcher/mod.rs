@@ -14,3 +14,24 @@ mod panics;
 pub mod retry;
 pub mod sender;
 pub mod worker;
+
+use std::time::Duration;
+
+use crossbeam_channel::select;
+
+use crate::tasks::Stop;
+
+/// How late something small may be taken. Where many files have a line each, one comes shortly behind the other, and to
+/// wake up for each costs several times what is done with it.
+const LINGER: Duration = Duration::from_millis(1);
+
+/// Nobody lingers behind what is larger: a file is read at full speed.
+const SMALL_BYTES: u64 = 16 * 1024;
+
+/// Until others have come, or the agent stops.
+fn linger(stop: &Stop) {
+    select! {
+        recv(stop.stop.channel()) -> _ => {}
+        default(LINGER) => {}
+    }
+}

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender};
 
+use super::{SMALL_BYTES, linger};
 use crate::ack::{Count, Share, Verdict};
 use crate::deadletter::{DeadLetters, Letter};
 use crate::error::Result;
@@ -31,11 +32,16 @@ impl Worker {
             task.waits_for("chunks");
             let Ok(chunk) = self.intake.recv() else { return Ok(()) };
             task.doing("passing lines through the pipeline");
+            let is_small = chunk.lines.count().bytes < SMALL_BYTES;
             // What cannot be read again goes on to the lanes, which keep it.
             if self.stop.abort.is_closed() && chunk.lines.origin.replayable {
                 chunk.ack.into_shares().into_iter().for_each(|share| share.let_go());
             } else {
                 self.pass(chunk, task);
+            }
+            if is_small && self.intake.is_empty() {
+                task.waits_for("chunks");
+                linger(&self.stop);
             }
         }
     }
