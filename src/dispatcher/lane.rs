@@ -36,7 +36,7 @@ pub use self::spooling::{Settings as SpoolSettings, Spooling};
 use super::batch::{Batcher, Sealed, apart, each_record, halves};
 use super::retry::Request;
 use super::sender::Report;
-use super::{SMALL_BYTES, linger};
+use super::{LINGER, SMALL_BYTES};
 use crate::ack::{Count, Share, SinkId, Verdict};
 use crate::clock::Alarm;
 use crate::deadletter::{DeadLetters, Letter};
@@ -216,7 +216,7 @@ impl Lane {
             self.handle(event, task.now())?;
             if is_small && self.inlet.is_empty() {
                 task.waits_for("records");
-                linger(&self.stop);
+                self.stop.stop.wait(LINGER); // others may come meanwhile
             }
         }
         self.tell_at = None;

@@ -10,8 +10,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, select};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
+use super::receive;
 use crate::error::Result;
 use crate::record::Batch;
 use crate::sinks::{Answer, Connection, Guilty};
@@ -34,12 +35,6 @@ pub struct SenderLoop {
     pub towards: Arc<str>,
 }
 
-enum Event {
-    Job(Batch),
-    Idle,
-    Closed,
-}
-
 impl SenderLoop {
     /// Ends when the lane has let go of its jobs.
     pub fn run(mut self, task: &Task) -> Result<()> {
@@ -49,18 +44,14 @@ impl SenderLoop {
             // A time to wait, and not a channel that rings at a time: that takes memory, for each batch.
             let idle =
                 self.connection.idle(now).map_or(Duration::MAX, |at| at.saturating_duration_since(now));
-            let event = select! {
-                recv(self.jobs) -> job => job.map_or(Event::Closed, Event::Job),
-                default(idle) => Event::Idle,
-            };
-            match event {
-                Event::Job(batch) => {
+            match receive(&self.jobs, idle) {
+                Ok(batch) => {
                     let answer = self.deliver(&batch, task);
                     // The lane waits for this report and outlives it, unless it has panicked.
                     let _ = self.reports.send(Report { street: self.street, batch, answer });
                 }
-                Event::Idle => task.doing("tidying up"),
-                Event::Closed => return Ok(()),
+                Err(RecvTimeoutError::Timeout) => task.doing("tidying up"),
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
             }
         }
     }

@@ -4,10 +4,11 @@
 //! the whole chunk has passed the pipeline: a panic on its last line has not half-sent the rest.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
 
-use super::{SMALL_BYTES, linger};
+use super::{LINGER, SMALL_BYTES, receive};
 use crate::ack::{Count, Share, Verdict};
 use crate::deadletter::{DeadLetters, Letter};
 use crate::error::Result;
@@ -30,7 +31,7 @@ impl Worker {
     pub fn run(mut self, task: &Task) -> Result<()> {
         loop {
             task.waits_for("chunks");
-            let Ok(chunk) = self.intake.recv() else { return Ok(()) };
+            let Ok(chunk) = receive(&self.intake, Duration::MAX) else { return Ok(()) };
             task.doing("passing lines through the pipeline");
             let is_small = chunk.lines.count().bytes < SMALL_BYTES;
             // What cannot be read again goes on to the lanes, which keep it.
@@ -41,7 +42,7 @@ impl Worker {
             }
             if is_small && self.intake.is_empty() {
                 task.waits_for("chunks");
-                linger(&self.stop);
+                self.stop.stop.wait(LINGER); // others may come meanwhile
             }
         }
     }
