@@ -49,6 +49,7 @@ pub fn open(options: &SinkOptions, file: &FileOptions, cx: &SinkContext) -> Open
         renderer: Renderer::new(file.format, options.labels.clone()),
         places: HashMap::new(),
         paths: HashMap::new(),
+        last: None,
     };
     let (journal, recovered) = match &cx.journals {
         Some(folder) => {
@@ -102,9 +103,6 @@ fn open_journal(name: &Arc<str>, folder: &Path, cx: &SinkContext) -> (Journal, V
     (journal, delivered)
 }
 
-/// Those of the hot files of a host; more are put together once more.
-const PLACES_MAX: usize = 256;
-
 struct FileEncoder {
     template: Template,
     /// The path depends on the record's time.
@@ -114,10 +112,12 @@ struct FileEncoder {
     /// A rotation may come between the records of a batch.
     cuts: bool,
     renderer: Renderer,
-    /// Known from earlier batches: a generation has one source and one filename for ever.
-    places: HashMap<(GenerationId, i64), Arc<Path>>,
-    /// Index into the payload's paths: several generations may share an output.
+    /// Index into the payload's paths. A generation has one source and one filename for ever.
+    places: HashMap<(GenerationId, i64), usize>,
+    /// The same by path: several generations may share an output.
     paths: HashMap<Arc<Path>, usize>,
+    /// Where the last place leads to: batch after batch may be of one source.
+    last: Option<((GenerationId, i64), Arc<Path>)>,
 }
 
 impl Encoder for FileEncoder {
@@ -125,6 +125,7 @@ impl Encoder for FileEncoder {
 
     fn encode(&mut self, batch: &Batch, payload: &mut Payload) {
         payload.clear();
+        self.places.clear();
         self.paths.clear();
         for slice in batch.slices() {
             // Nearly always: one stretch of the source, which goes into one output as it is.
@@ -147,7 +148,7 @@ impl Encoder for FileEncoder {
     }
 
     fn rest(&mut self, _: Payload) {
-        (self.places, self.paths) = (HashMap::new(), HashMap::new());
+        (self.places, self.paths, self.last) = (HashMap::new(), HashMap::new(), None);
     }
 }
 
@@ -172,11 +173,13 @@ impl FileEncoder {
     }
 
     fn path(&mut self, origin: &Origin, place: (GenerationId, i64), payload: &mut Payload) -> usize {
-        if self.places.len() > PLACES_MAX {
-            self.places.clear();
-        }
-        let path = self.places.entry(place).or_insert_with(|| self.template.render(origin, place.1).into());
-        *self.paths.entry(path.clone()).or_insert_with_key(|path| payload.add_path(path.clone()))
+        *self.places.entry(place).or_insert_with(|| {
+            let (_, path) = match self.last.take() {
+                Some(last) if last.0 == place => self.last.insert(last),
+                _ => self.last.insert((place, self.template.render(origin, place.1).into())),
+            };
+            *self.paths.entry(path.clone()).or_insert_with_key(|path| payload.add_path(path.clone()))
+        })
     }
 }
 
