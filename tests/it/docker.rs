@@ -1,5 +1,6 @@
 //! Containers, against an engine that does what the test says ([`daemon`]), and against a real one
-//! ([`engine`]): [`real`], [`drivers`], [`followed`]; [`stuck`] against both. [`torn`] against the first.
+//! ([`engine`]): [`real`], [`drivers`], [`followed`]; [`stuck`] against both. [`torn`] and [`removed`]
+//! against the first.
 
 #![expect(clippy::disallowed_methods, reason = "the other side of the socket has threads of its own")]
 
@@ -8,6 +9,7 @@ mod drivers;
 pub mod engine;
 mod followed;
 mod real;
+mod removed;
 mod stuck;
 mod torn;
 
@@ -474,21 +476,6 @@ fn an_error_in_the_place_of_a_log_is_no_line() {
         house.assert_arrived(&agent, &[line("c", OUT, T, "line")]);
         assert_eq!(agent.stop(), 0, "{}", agent.stderr());
     }
-}
-
-#[test]
-fn what_was_removed_unread_is_counted_with_its_name() {
-    let house = House::new(json!({}));
-    house.daemon.mood(Mood::NoLogs);
-    house.daemon.run("short");
-    let agent = house.room.run();
-    agent.until("it was tried", || house.daemon.requests("logs") > 0);
-    house.daemon.die("short");
-    house.daemon.remove("short");
-    agent.until("it is counted", || {
-        agent.get("/metrics").1.contains("log_capturer_containers_given_up_total{source=\"engine\"} 1")
-    });
-    assert!(agent.stderr().contains("short ("), "{}", agent.stderr());
 }
 
 #[test]

@@ -146,6 +146,11 @@ impl Listed {
     pub fn is_alive(&self) -> bool {
         ["running", "paused"].contains(&&*self.state)
     }
+
+    /// It has not been started yet, or is still being made.
+    pub fn never_ran(&self) -> bool {
+        self.state == "created"
+    }
 }
 
 #[derive(Debug, Deserialize)]

@@ -23,6 +23,7 @@ pub mod labels;
 pub mod lines;
 mod monitor;
 mod own;
+mod pause;
 mod reader;
 mod reports;
 pub mod view;

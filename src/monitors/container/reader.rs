@@ -124,15 +124,15 @@ impl Reader {
                         continue;
                     }
                     Ok(_) => {}
-                    Err(Failure::Gone) => return How::Gone { complete: !self.behind },
+                    Err(Failure::Gone) => return How::Missing { complete: !self.behind },
                     Err(failure) => return ended_by(failure),
                 }
             }
             return match self.round(opened, false, task) {
-                Ok(()) if self.behind && self.is_gone() => How::Gone { complete: false },
+                Ok(()) if self.behind && self.is_gone() => How::Missing { complete: false },
                 Ok(()) => How::Dead,
                 // It was read to its end a moment ago, when it was dead already.
-                Err(How::Gone { .. }) if self.follow => How::Gone { complete: !self.behind },
+                Err(How::Missing { .. }) if self.follow => How::Missing { complete: !self.behind },
                 Err(how) => how,
             };
         }
@@ -142,14 +142,6 @@ impl Reader {
         match self.shared.engine.inspect(&self.facts.id) {
             Ok(found) => found.state.is_going(),
             Err(failure) => matches!(failure, Failure::Gone),
-        }
-    }
-
-    /// An engine answers 404 for a log also while it is still making the container.
-    fn refused(&self, failure: Failure) -> How {
-        match failure {
-            Failure::Gone if !self.is_gone() => How::Broken("the engine has no log of it yet".into()),
-            other => ended_by(other),
         }
     }
 
@@ -171,7 +163,7 @@ impl Reader {
         };
         // First of all: whoever has the log open can read it, even if the container is removed at once.
         let log = self.shared.engine.logs(&self.facts.id, from, follow);
-        let log = log.map_err(|failure| self.refused(failure))?;
+        let log = log.map_err(ended_by)?;
         if opened.is_none() {
             *opened = Some(self.open());
         }
@@ -275,7 +267,7 @@ impl Reader {
 
 fn ended_by(failure: Failure) -> How {
     match failure {
-        Failure::Gone => How::Gone { complete: false },
+        Failure::Gone => How::Missing { complete: false },
         Failure::Unreadable(said) => How::Unreadable(said),
         Failure::Ill(why) => How::Broken(why.to_string()),
         Failure::Stopping => How::Stopped,

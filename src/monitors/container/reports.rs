@@ -23,8 +23,9 @@ pub(super) enum Begin {
 pub(super) enum How {
     /// The container is dead, and its log was read to its end.
     Dead,
-    /// The container is removed. `complete`: its log was read to its end before.
-    Gone {
+    /// The engine has no log of it: the container is removed, or still being made. `complete`: its log was read to its
+    /// end before.
+    Missing {
         complete: bool,
     },
     /// The engine, or the connection.

@@ -28,7 +28,10 @@ struct Container {
     name: String,
     labels: BTreeMap<String, String>,
     running: bool,
+    ran: bool,
     tty: bool,
+    /// In the list, and whoever asks for it hears that there is no such container.
+    only_listed: bool,
     log: Vec<Message>,
 }
 
@@ -145,6 +148,11 @@ impl Daemon {
         self.change(|state| drop(state.containers.insert(id_of(name), container)));
     }
 
+    /// As Docker 20 while it is making or removing one: it is in the list, and all else is answered with 404.
+    pub fn only_list(&self, name: &str, only: bool) {
+        self.change(|state| state.containers.get_mut(&id_of(name)).unwrap().only_listed = only);
+    }
+
     pub fn run(&self, name: &str) {
         if !self.inner.state.lock().containers.contains_key(&id_of(name)) {
             self.create(name, false, &[]);
@@ -181,10 +189,16 @@ impl Daemon {
         });
     }
 
+    /// Removed, and the event of it gets lost.
+    pub fn forget(&self, name: &str) {
+        self.change(|state| drop(state.containers.remove(&id_of(name)).unwrap()));
+    }
+
     fn set_running(&self, name: &str, running: bool, action: &str) {
         self.change(|state| {
             let container = state.containers.get_mut(&id_of(name)).unwrap();
             container.running = running;
+            container.ran = true;
             let event = event(action, name, container);
             state.events.push(event);
         });
@@ -253,9 +267,11 @@ fn serve(inner: &Inner, life: u64, connection: UnixStream) -> std::io::Result<()
         "list" => state.containers.iter().map(|(id, container)| listed(id, container)).collect(),
         "inspect" if mood == Mood::NoInspect => return refuse(&mut out, 500, "cannot inspect"),
         "inspect" => match state.containers.get(&id) {
-            Some(container) => json!({ "Config": { "Tty": container.tty, "Env": state.inspected_env },
-                                       "State": { "Running": container.running } }),
-            None => return refuse(&mut out, 404, "No such container"),
+            Some(container) if !container.only_listed => {
+                json!({ "Config": { "Tty": container.tty, "Env": state.inspected_env },
+                                       "State": { "Running": container.running } })
+            }
+            _ => return refuse(&mut out, 404, "No such container"),
         },
         "events" => {
             drop(state);
@@ -273,7 +289,9 @@ fn serve(inner: &Inner, life: u64, connection: UnixStream) -> std::io::Result<()
                 "HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {len}\r\n\r\n{body}"
             );
         }
-        "logs" if !state.containers.contains_key(&id) => return refuse(&mut out, 404, "No such container"),
+        "logs" if state.containers.get(&id).is_none_or(|container| container.only_listed) => {
+            return refuse(&mut out, 404, "No such container");
+        }
         "logs" => {
             if let Mood::CutAfter(_) = mood {
                 state.mood = Mood::Well;
@@ -294,7 +312,11 @@ fn serve(inner: &Inner, life: u64, connection: UnixStream) -> std::io::Result<()
 }
 
 fn listed(id: &str, container: &Container) -> Value {
-    let state = if container.running { "running" } else { "exited" };
+    let state = match container {
+        Container { running: true, .. } => "running",
+        Container { ran: true, .. } => "exited",
+        _ => "created",
+    };
     json!({ "Id": id, "Names": [format!("/{}", container.name)], "Image": "scripted",
             "Labels": container.labels, "State": state })
 }

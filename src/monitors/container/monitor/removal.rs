@@ -1,12 +1,19 @@
 //! Containers that the engine has no more: the ledger forgets them, and what was lost with them is said.
 //!
+//! Only the engine's event and a list without it say that a container is removed; that its log is not there (404) does
+//! not: so answers an engine too that is still making it.
+//!
 //! Always true: whoever reads the log of one that is removed reads to the end that the engine gives; only after its
 //! report the container is concluded.
 
+use std::collections::BTreeSet;
+
+use super::super::api::Listed;
 use super::super::labels::short;
 use super::super::reports::Begin;
 use super::super::{of_place, place_of};
-use super::{Monitor, State};
+use super::Monitor;
+use super::slots::State;
 use crate::monitors::outlet::Timekeeper;
 
 /// Named in the log; more are only counted.
@@ -19,20 +26,24 @@ impl Monitor {
             return self.forget_known(id);
         };
         slot.removed = true;
-        match slot.state {
-            // Whoever reads it reads to the end, and reports.
-            State::Reading => {}
-            State::Quiet | State::Unreadable(_) => self.conclude(id, true),
-            State::Waiting | State::Broken { .. } => {
-                let complete = slot.read_to_end;
-                self.conclude(id, complete);
-            }
+        // Whoever reads it reads to the end, and reports.
+        if !matches!(slot.state, State::Reading) {
+            self.conclude(id);
         }
     }
 
+    /// Whoever is known and not in a fresh list is removed.
+    pub(super) fn miss(&mut self, listed: &[Listed]) {
+        let there: BTreeSet<&str> = listed.iter().map(|listed| &*listed.id).collect();
+        let gone = |id: &&String| !there.contains(&***id);
+        let gone: Vec<String> = self.slots.keys().chain(self.known.keys()).filter(gone).cloned().collect();
+        gone.iter().for_each(|id| self.removed(id));
+    }
+
     /// It is removed and nobody reads it: the ledger may forget it.
-    pub(super) fn conclude(&mut self, id: &str, complete: bool) {
+    pub(super) fn conclude(&mut self, id: &str) {
         let Some(slot) = self.slots.remove(id) else { return };
+        let complete = slot.read_to_end || matches!(slot.state, State::Unreadable(_));
         self.queue.retain(|waits| waits != id);
         let mut cursor = None;
         match slot.next {

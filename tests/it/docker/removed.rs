@@ -1,0 +1,79 @@
+//! When a container counts as removed, and what is said of it then.
+
+use serde_json::json;
+
+use super::daemon::Mood;
+use super::{House, named_as_removed, numbered, readers};
+use crate::agent::Agent;
+
+fn given_up(agent: &Agent, count: usize) -> bool {
+    let line = format!("log_capturer_containers_given_up_total{{source=\"engine\"}} {count}\n");
+    agent.get("/metrics").1.contains(&line)
+}
+
+#[test]
+fn what_was_removed_unread_is_counted_with_its_name() {
+    let house = House::new(json!({}));
+    house.daemon.mood(Mood::NoLogs);
+    house.daemon.run("short");
+    let agent = house.room.run();
+    agent.until("it was tried", || house.daemon.requests("logs") > 0);
+    house.daemon.die("short");
+    house.daemon.remove("short");
+    agent.until("it is counted", || {
+        agent.get("/metrics").1.contains("log_capturer_containers_given_up_total{source=\"engine\"} 1")
+    });
+    assert!(agent.stderr().contains("short ("), "{}", agent.stderr());
+}
+
+/// Docker 20 has it in its list a moment before anybody can ask for it.
+#[test]
+fn one_that_is_still_being_made_is_not_removed() {
+    let house = House::new(json!({}));
+    house.daemon.create("c", false, &[]);
+    house.daemon.only_list("c", true);
+    house.daemon.run("other");
+    house.say("other", 0..10);
+    let agent = house.room.run();
+    house.until_arrived(&agent, 10);
+    house.daemon.only_list("c", false);
+    house.daemon.run("c");
+    house.say("c", 0..10);
+    house.until_arrived(&agent, 20);
+    assert!(given_up(&agent, 0) && named_as_removed(&agent).is_empty(), "{}", agent.stderr());
+    house.daemon.remove("c");
+    agent.until("it is not followed any more", || readers(&agent) == 1);
+    assert_eq!(agent.stop(), 0, "{}", agent.stderr());
+}
+
+/// Whatever an engine answers: that a log is not there says nothing as long as the container is in the list.
+#[test]
+fn a_log_that_is_not_there_is_asked_for_again() {
+    let house = House::new(json!({}));
+    house.daemon.run("c");
+    house.daemon.only_list("c", true);
+    house.say("c", 0..10);
+    let agent = house.room.run();
+    agent.until("it is asked again", || house.daemon.requests("logs") >= 3);
+    assert!(given_up(&agent, 0) && named_as_removed(&agent).is_empty(), "{}", agent.stderr());
+    house.daemon.only_list("c", false);
+    house.until_arrived(&agent, 10);
+    house.daemon.die("c");
+    agent.until("nobody reads it", || readers(&agent) == 0);
+    assert_eq!(house.arrived(), numbered("c", 0..10));
+    assert_eq!(agent.stop(), 0, "{}", agent.stderr());
+}
+
+/// Docker drops events of those that are slow to take them.
+#[test]
+fn one_that_is_gone_without_an_event_is_missed_in_the_list() {
+    let house = House::new(json!({}));
+    house.daemon.run("c");
+    house.daemon.only_list("c", true);
+    let agent = house.room.run();
+    agent.until("its log was asked for", || house.daemon.requests("logs") >= 1);
+    house.daemon.forget("c");
+    agent.until("it is counted", || given_up(&agent, 1));
+    assert_eq!(named_as_removed(&agent), ["c".to_owned()].into(), "{}", agent.stderr());
+    assert_eq!(agent.stop(), 0, "{}", agent.stderr());
+}
