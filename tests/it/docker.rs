@@ -371,6 +371,20 @@ fn an_engine_that_refuses_is_asked_again() {
     }
 }
 
+/// A log that cannot be had is asked for less and less often, however often the agent has to begin anew with its engine.
+#[test]
+fn an_engine_that_falters_is_not_asked_for_all_logs_each_time() {
+    let house = House::new(json!({}));
+    house.daemon.mood(Mood::NoLogs);
+    house.daemon.end_events();
+    house.daemon.run("c");
+    let agent = house.room.run();
+    agent.until("it has begun anew often", || house.daemon.requests("list") >= 10);
+    let (lists, logs) = (house.daemon.requests("list"), house.daemon.requests("logs"));
+    assert!(logs < lists, "{logs} logs were asked for in {lists} sessions\n{}", agent.stderr());
+    assert_eq!(agent.stop(), 0, "{}", agent.stderr());
+}
+
 /// What happened while the engine was gone: nobody saw an event of it.
 #[test]
 fn after_an_absence_of_the_engine_everything_is_found() {

@@ -65,6 +65,7 @@ struct State {
     requests: HashMap<String, u64>,
     inspected_env: Vec<String>,
     leaves_logs_open: bool,
+    ends_events: bool,
     /// Whoever follows a log gets so many messages of it.
     followers_get: Option<usize>,
 }
@@ -163,6 +164,11 @@ impl Daemon {
     /// Whoever follows a log does not hear that its container is dead.
     pub fn leave_logs_open(&self) {
         self.change(|state| state.leaves_logs_open = true);
+    }
+
+    /// Whoever asks for events hears that there are no more of them.
+    pub fn end_events(&self) {
+        self.change(|state| state.ends_events = true);
     }
 
     /// Docker before 23 may end a log that is followed before all of it was sent.
@@ -273,6 +279,7 @@ fn serve(inner: &Inner, life: u64, connection: UnixStream) -> std::io::Result<()
             }
             _ => return refuse(&mut out, 404, "No such container"),
         },
+        "events" if state.ends_events => return respond(&mut out, 200, &json!("")),
         "events" => {
             drop(state);
             return events(inner, life, &mut out);
