@@ -366,7 +366,7 @@ impl Agent {
                 source: source.clone(),
                 options: (**options).clone(),
                 known: known_containers.clone(),
-                first_start: restored.first_start,
+                folder: config.agent.data_dir.join("containers"),
                 once: orders.once,
                 supply: supply.clone(),
                 helpers: tasks::Helpers::new(table.clone()),

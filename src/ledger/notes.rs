@@ -145,6 +145,11 @@ pub enum Note {
     Finished {
         generation: GenerationId,
     },
+    /// Whether its source is silent for good, as far as anybody knows, and all that it said was read.
+    AtEnd {
+        generation: GenerationId,
+        at_end: bool,
+    },
     /// At the end: what stands in the source and was not read.
     Unread {
         generation: GenerationId,
@@ -173,6 +178,8 @@ pub struct Known {
     /// Number of the line that starts there.
     pub line: u64,
     pub continues: bool,
+    /// Its source was silent for good, and all that it said was read.
+    pub at_end: bool,
     /// How what is read again was cut and timed: rising, disjoint, none ends before the position.
     pub stamps: Vec<KeptStamp>,
     /// What each sink of the configuration has of it, by [`crate::ack::SinkId`].

@@ -113,6 +113,7 @@ impl State {
                 }
                 self.forget_if_over(generation);
             }
+            Note::AtEnd { generation, at_end } => self.page(generation)?.at_end = at_end,
             Note::Unseen { places } => self.books.unseen = places,
             Note::Stamping { .. } => {} // the ledger's own affair
             Note::Unread { generation, bytes } => {

@@ -1,6 +1,6 @@
 //! Containers, against an engine that does what the test says ([`daemon`]), and against a real one
-//! ([`engine`]): [`real`], [`drivers`], [`followed`]; [`stuck`] against both. [`torn`] and [`removed`]
-//! against the first.
+//! ([`engine`]): [`real`], [`drivers`], [`followed`]; [`stuck`] against both. [`torn`], [`late`] and
+//! [`removed`] against the first.
 
 #![expect(clippy::disallowed_methods, reason = "the other side of the socket has threads of its own")]
 
@@ -8,6 +8,7 @@ mod daemon;
 mod drivers;
 pub mod engine;
 mod followed;
+mod late;
 mod real;
 mod removed;
 mod stuck;
@@ -129,6 +130,11 @@ fn threads(agent: &Agent) -> Vec<String> {
 
 fn readers(agent: &Agent) -> usize {
     threads(agent).iter().filter(|name| name.starts_with("c/")).count()
+}
+
+fn checkpoints(agent: &Agent) -> u64 {
+    let books: Value = serde_json::from_str(&agent.get("/api/v1/ledger").1).unwrap();
+    books["checkpoints"].as_u64().unwrap()
 }
 
 /// The names of the containers of which the agent says that something may be lost.
@@ -277,7 +283,7 @@ fn killed_before_they_were_saved_each_line_of_containers_comes_once() {
     let house = House::saved_every(json!({}), "10m");
     // The first start is saved soon: then nothing is.
     let agent = house.room.run();
-    agent.until("it is well", || agent.get("/api/v1/ledger").1.contains("\"checkpoints\": 1"));
+    agent.until("it is well", || checkpoints(&agent) == 1);
     let mut said = 0;
     house.daemon.run("a");
     house.daemon.run("b");

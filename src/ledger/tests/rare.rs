@@ -156,3 +156,22 @@ fn what_outputs_have_of_a_stream_that_nobody_saved_is_not_sent_again() {
     assert!(state.check_laws().is_none());
     assert_eq!(state.books().generations, 1);
 }
+
+#[test]
+fn that_a_source_was_read_to_its_end_outlives_the_process_until_more_is_read() {
+    let mut state = state();
+    let at_end = |at_end| Note::AtEnd { generation: GENERATION, at_end };
+    for (note, expected) in [
+        (opened(0), false),
+        (stamp(0, SinkSet::all(2)), false),
+        (at_end(true), true),
+        (receipt(0, 0, true, false), true),
+        (stamp(1, SinkSet::all(2)), false),
+        (at_end(true), true),
+        (at_end(false), false),
+    ] {
+        let words = format!("{note:?}");
+        state.apply(note, false).unwrap();
+        assert_eq!(known(&reload(&state)).at_end, expected, "{words}");
+    }
+}

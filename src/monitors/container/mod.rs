@@ -21,6 +21,7 @@ pub mod cursor;
 pub mod frames;
 pub mod labels;
 pub mod lines;
+mod meeting;
 mod monitor;
 mod own;
 mod pause;
@@ -28,6 +29,7 @@ mod reader;
 mod reports;
 pub mod view;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use labels::{Choice, From};
@@ -70,7 +72,8 @@ pub struct Settings {
     pub options: ContainerSourceOptions,
     /// All that the last life left behind of containers; others' are passed over.
     pub known: Vec<Known>,
-    pub first_start: bool,
+    /// For what the sources have to keep, besides their places in the ledger.
+    pub folder: PathBuf,
     pub once: bool,
     pub supply: Supply,
     pub helpers: Helpers,
@@ -78,7 +81,8 @@ pub struct Settings {
     pub metrics: Arc<Registry>,
 }
 
-/// Makes the body of the `containers` thread. Errors: certificates that cannot be read, no descriptor left.
+/// Makes the body of the `containers` thread. Errors: certificates, or where to begin, that cannot be read; no
+/// descriptor left.
 pub fn wire(settings: Settings) -> Result<Monitor> {
     Monitor::new(settings)
 }
@@ -104,6 +108,16 @@ pub fn is_container(known: &Known) -> bool {
 struct Place {
     stream: super::Stream,
     cursor: Option<crate::ledger::Cursor>,
+    /// The container was dead and all of it was read: the ledger knows.
+    at_end: bool,
+}
+
+impl Place {
+    fn set_at_end(&mut self, at_end: bool, outlet: &mut super::Outlet) {
+        if std::mem::replace(&mut self.at_end, at_end) != at_end {
+            outlet.at_end(&self.stream, at_end);
+        }
+    }
 }
 
 /// Room for text on its way from a socket into a chunk.

@@ -22,6 +22,7 @@ use parking_lot::Mutex;
 
 use super::api::{Engine, Events, Failure, Happening, Listed};
 use super::labels::{Facts, Labeller};
+use super::meeting::Meeting;
 use super::own::own_id;
 use super::pause::Pause;
 use super::reader::Shared;
@@ -76,9 +77,8 @@ pub struct Monitor {
     queue: VecDeque<String>,
     known: BTreeMap<String, Known>,
     own: Option<String>,
-    /// Containers that stood there when the agent started for the first time begin here.
-    begin_at: Option<i64>,
-    wants_begin: bool,
+    /// With `start_at: end`: containers without a place in the ledger begin there.
+    meeting: Option<Meeting>,
     once: bool,
     /// The newest event.
     event_ns: Option<i64>,
@@ -100,13 +100,19 @@ pub struct Monitor {
 
 impl Monitor {
     pub(super) fn new(settings: Settings) -> Result<Monitor> {
-        let Settings { source, options, known, first_start, once, supply, helpers, resolve, metrics } =
-            settings;
+        let Settings { source, options, known, folder, once, supply, helpers, resolve, metrics } = settings;
         let outlet = supply.outlet();
         let stop = outlet.stop().stop.clone();
         let engine = Engine::new(&options.address, &options.tls, resolve, stop, outlet.clock().clone())?;
         let known = known.into_iter().filter(|known| known.source == source.name);
-        let known = known.filter_map(|known| Some((of_place(&known)?.0.to_owned(), known))).collect();
+        let known: BTreeMap<String, Known> =
+            known.filter_map(|known| Some((of_place(&known)?.0.to_owned(), known))).collect();
+        let meeting = match options.start_at {
+            StartAt::Beginning => None,
+            StartAt::End => Some(Meeting::open(&folder, &source.name)?),
+        };
+        // A source that has read from the beginning goes on so.
+        let meeting = meeting.filter(|meeting| meeting.at_ns().is_some() || known.is_empty());
         let name = source.name.clone();
         let about_lost = "Containers that were removed before their logs could be read to the end.";
         let shared = Shared {
@@ -134,7 +140,7 @@ impl Monitor {
             lost: metrics.counter("containers_given_up_total", about_lost, &[("source", &name)]),
             view: Arc::default(),
             shared: Arc::new(shared),
-            wants_begin: first_start && options.start_at == StartAt::End,
+            meeting,
             options,
             supply,
             outlet,
@@ -143,7 +149,6 @@ impl Monitor {
             queue: VecDeque::new(),
             known,
             own: own_id(),
-            begin_at: None,
             once,
             event_ns: None,
             ill: None,
@@ -205,9 +210,11 @@ impl Monitor {
     fn try_session(&mut self, task: &Task) -> std::result::Result<End, End> {
         task.doing("asking the engine who is there");
         let about = self.shared.engine.meet()?;
-        if self.wants_begin {
-            self.begin_at = Some(self.shared.engine.now_ns()?);
-            self.wants_begin = false;
+        if let Some(meeting) = &mut self.meeting
+            && meeting.at_ns().is_none()
+            && let Err(cause) = meeting.is_now(self.shared.engine.now_ns()?)
+        {
+            log::error!("{}: {cause}; if the agent dies, it will begin elsewhere", self.shared.source.name);
         }
         let mut events = Events::new(self.shared.engine.events(self.event_ns)?);
         let listed = self.shared.engine.list()?;

@@ -92,7 +92,13 @@ impl Reader {
     /// The thread's body.
     pub fn run(mut self, task: &Task) -> crate::error::Result<()> {
         let mut opened = None;
+        let was_dead = !self.alive.load(Ordering::Relaxed);
         let how = self.read(&mut opened, task);
+        if let (How::Dead, Some(Opened { place, .. })) = (&how, &mut opened)
+            && (self.follow || was_dead)
+        {
+            place.set_at_end(true, &mut self.outlet);
+        }
         let next = opened.map(|opened: Opened| Begin::Going(Box::new(opened.place))).or(self.begin);
         self.outlet.nothing_to_read();
         self.shared.reports.put(Report { id: self.facts.id, next, how });
@@ -239,14 +245,20 @@ impl Reader {
             lineage: lineage(&source.name, Path::new(&self.facts.id)),
             stages: self.stages(),
         };
-        let place = match self.begin.take() {
+        let mut place = match self.begin.take() {
             Some(Begin::Going(place)) => *place,
             Some(Begin::Known(known)) => {
-                Place { stream: self.outlet.reopen_timed(who, &known), cursor: known.cursor }
+                let stream = self.outlet.reopen_timed(who, &known);
+                Place { stream, cursor: known.cursor, at_end: known.at_end }
             }
-            Some(Begin::New(from)) => Place { stream: self.outlet.open_timed(who, from), cursor: from },
-            None => Place { stream: self.outlet.open_timed(who, None), cursor: None },
+            begin => {
+                let from = if let Some(Begin::New(from)) = begin { from } else { None };
+                Place { stream: self.outlet.open_timed(who, from), cursor: from, at_end: false }
+            }
         };
+        if self.follow {
+            place.set_at_end(false, &mut self.outlet);
+        }
         Opened { place, sides: Arc::new(sides) }
     }
 
@@ -444,7 +456,7 @@ impl Shipper<'_> {
         self.task.waits_for("the workers");
         let cursor = self.gathered.cursor;
         match self.outlet.send_timed(&mut self.place.stream, &mut self.gathered, credit) {
-            Ok(()) => self.place.cursor = cursor,
+            Ok(()) => (self.place.cursor, self.place.at_end) = (cursor, false),
             Err(_) => self.stopped = true,
         }
         self.edge = self.place.stream.read_limit();

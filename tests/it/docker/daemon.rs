@@ -66,6 +66,8 @@ struct State {
     inspected_env: Vec<String>,
     leaves_logs_open: bool,
     ends_events: bool,
+    /// Its own clock; 0: before all that the tests say.
+    now_ns: i64,
     /// Whoever follows a log gets so many messages of it.
     followers_get: Option<usize>,
 }
@@ -164,6 +166,10 @@ impl Daemon {
     /// Whoever follows a log does not hear that its container is dead.
     pub fn leave_logs_open(&self) {
         self.change(|state| state.leaves_logs_open = true);
+    }
+
+    pub fn clock(&self, now_ns: i64) {
+        self.change(|state| state.now_ns = now_ns);
     }
 
     /// Whoever asks for events hears that there are no more of them.
@@ -269,7 +275,7 @@ fn serve(inner: &Inner, life: u64, connection: UnixStream) -> std::io::Result<()
         "version" => {
             json!({ "ApiVersion": "1.41", "MinAPIVersion": "1.12", "Components": [{ "Name": "Engine" }] })
         }
-        "info" => json!({ "SystemTime": "2026-11-23T18:00:00.000000000Z" }),
+        "info" => json!({ "SystemTime": stamp(state.now_ns) }),
         "list" => state.containers.iter().map(|(id, container)| listed(id, container)).collect(),
         "inspect" if mood == Mood::NoInspect => return refuse(&mut out, 500, "cannot inspect"),
         "inspect" => match state.containers.get(&id) {

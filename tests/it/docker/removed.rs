@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::daemon::Mood;
-use super::{House, named_as_removed, numbered, readers};
+use super::{House, checkpoints, named_as_removed, numbered, readers};
 use crate::agent::Agent;
 
 fn given_up(agent: &Agent, count: usize) -> bool {
@@ -76,4 +76,42 @@ fn one_that_is_gone_without_an_event_is_missed_in_the_list() {
     agent.until("it is counted", || given_up(&agent, 1));
     assert_eq!(named_as_removed(&agent), ["c".to_owned()].into(), "{}", agent.stderr());
     assert_eq!(agent.stop(), 0, "{}", agent.stderr());
+}
+
+/// That one was dead and read to its end outlives the agent, however that ends.
+#[test]
+fn of_one_that_was_read_to_its_end_nothing_is_lost_in_a_later_life() {
+    for dies in [false, true] {
+        let house = House::new(json!({}));
+        for name in ["read", "again", "lives"] {
+            house.daemon.run(name);
+            house.say(name, 0..10);
+        }
+        let agent = house.room.run();
+        house.until_arrived(&agent, 30);
+        house.daemon.die("read");
+        house.daemon.die("again");
+        agent.until("both are read to their ends", || readers(&agent) == 1);
+        house.daemon.run("again");
+        agent.until("one is read again", || readers(&agent) == 2);
+        if dies {
+            let (saved, mut said) = (checkpoints(&agent), 10);
+            agent.until("all of it is saved", || {
+                house.say("lives", said..said + 1);
+                said += 1;
+                checkpoints(&agent) >= saved + 2
+            });
+            agent.kill9();
+        } else {
+            assert_eq!(agent.stop(), 0, "{}", agent.stderr());
+        }
+        ["read", "again", "lives"].iter().for_each(|name| house.daemon.remove(name));
+        let agent = house.room.run();
+        agent.until("two are counted, and all are forgotten", || {
+            given_up(&agent, 2) && agent.get("/metrics").1.contains("containers_known 0")
+        });
+        let expected = ["again", "lives"].map(str::to_owned).into();
+        assert_eq!(named_as_removed(&agent), expected, "dies: {dies}\n{}", agent.stderr());
+        assert_eq!(agent.stop(), 0, "{}", agent.stderr());
+    }
 }

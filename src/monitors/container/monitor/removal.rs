@@ -67,7 +67,8 @@ impl Monitor {
         }
     }
 
-    /// One of an earlier life that is gone: what no sink has answered for is lost.
+    /// One of an earlier life that is gone: what no sink has answered for is lost, and what it may have said since. Of
+    /// one that was dead and read to its end nothing is, unless it had another life while nobody was there.
     pub(super) fn forget_known(&mut self, id: &str) {
         let Some(known) = self.known.remove(id) else { return };
         let name = of_place(&known).map_or("", |(_, name)| name).to_owned();
@@ -75,8 +76,10 @@ impl Monitor {
         let source = &self.shared.source;
         let who = Timekeeper::of_the_past(source, &place, known.lineage);
         let mut stream = self.outlet.reopen_timed(who, &known);
-        self.lost(&format!("{name} ({})", short(id)), known.cursor.map(|cursor| cursor.ns));
-        self.outlet.give_up(&mut stream, known.known_to(), "the container was removed");
+        if !known.at_end || known.position < known.known_to() {
+            self.lost(&format!("{name} ({})", short(id)), known.cursor.map(|cursor| cursor.ns));
+            self.outlet.give_up(&mut stream, known.known_to(), "the container was removed");
+        }
         self.outlet.finish(stream);
     }
 

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::super::labels::{Facts, short};
+use super::super::meeting::Meeting;
 use super::super::pause::Pause;
 use super::super::reader::Reader;
 use super::super::reports::{Begin, How, Report};
@@ -183,7 +184,10 @@ impl Monitor {
         let begin = match (slot.next.take(), known) {
             (Some(next), _) => next,
             (None, Some(known)) => Begin::Known(Box::new(known)),
-            (None, None) => Begin::New(self.begin_at.map(|ns| Cursor { ns, lines: 0 })),
+            (None, None) => {
+                let from_ns = self.meeting.as_ref().and_then(Meeting::at_ns);
+                Begin::New(from_ns.map(|ns| Cursor { ns, lines: 0 }))
+            }
         };
         let reader = Reader {
             shared: self.shared.clone(),
