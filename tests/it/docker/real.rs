@@ -279,17 +279,26 @@ fn threads_and_descriptors_go_with_their_containers() {
     pause(Duration::from_secs(times(30, 3) as u64));
     let spent = cpu_ms(&agent) - spent;
     let gone = clock.now().saturating_duration_since(began);
-    println!("without an engine: {spent} ms of CPU in {gone:?}");
+    let share = spent as f64 / gone.as_secs_f64() / 10.0;
+    println!("{containers} containers without their engine: {spent} ms of CPU in {gone:?}, {share:.2} %");
     assert!(engine.launch(), "{}", engine.log());
     let back = clock.now();
     agent.until("it is well again", || agent.get("/readyz").0 == 200 && readers(&agent) == containers);
     println!("well again after {:?}", clock.now().saturating_duration_since(back));
+    let log = agent.stderr();
+    let said = |words: &str| log.matches(words).count();
+    assert_eq!((said("trying again"), said("answers again")), (1, 1), "one line per change\n{log}");
 
     engine.remove_all();
     let details = || format!("{:?}, {} descriptors, base {base:?}", threads(&agent), descriptors());
     until("threads and descriptors are back at the base", PATIENCE, details, || {
         threads(&agent).len() == base.0 && descriptors() <= base.1
     });
+    println!(
+        "after rm -f of all: {} threads and {} descriptors, before them {base:?}",
+        threads(&agent).len(),
+        descriptors()
+    );
     for number in 0..containers {
         engine.run(&format!("d-{number}"), "echo here; while true; do sleep 1; done");
     }
