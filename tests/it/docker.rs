@@ -1,5 +1,5 @@
 //! Containers, against an engine that does what the test says ([`daemon`]), and against a real one
-//! ([`engine`]): [`real`], [`drivers`], [`followed`]; [`stuck`] against both. [`torn`], [`late`] and
+//! ([`engine`]): [`real`], [`drivers`], [`followed`], [`others`]; [`stuck`] against both. [`torn`], [`late`] and
 //! [`removed`] against the first.
 
 #![expect(clippy::disallowed_methods, reason = "the other side of the socket has threads of its own")]
@@ -9,6 +9,7 @@ mod drivers;
 pub mod engine;
 mod followed;
 mod late;
+mod others;
 mod real;
 mod removed;
 mod stuck;
