@@ -187,6 +187,11 @@ pub struct Known {
 }
 
 impl Known {
+    /// Its source was silent for good, all that it said was read, and every sink has answered for it.
+    pub fn is_whole(&self) -> bool {
+        self.at_end && self.position >= self.known_to()
+    }
+
     /// Up to here it was read: all of this did stand in the source once.
     pub fn known_to(&self) -> u64 {
         let edges = self.progress.iter().flat_map(|progress| progress.edges(self.position));

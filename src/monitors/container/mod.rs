@@ -39,7 +39,7 @@ pub use monitor::Monitor;
 
 use super::{SourceOptions, StartAt, Supply};
 use crate::error::Result;
-use crate::ledger::Known;
+use crate::ledger::{Head, Known};
 use crate::metrics::Registry;
 use crate::net::Resolve;
 use crate::tasks::Helpers;
@@ -110,6 +110,9 @@ struct Place {
     cursor: Option<crate::ledger::Cursor>,
     /// The container was dead and all of it was read: the ledger knows.
     at_end: bool,
+    /// Of half a line that was handed over because the container was dead, and that its log gives once more: see
+    /// [`lines`].
+    half: Option<Head>,
 }
 
 impl Place {

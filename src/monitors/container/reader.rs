@@ -22,6 +22,7 @@ use super::lines::{Joiner, Line};
 use super::reports::{Begin, How, Report, Reports};
 use super::{Place, READ_BYTES, StreamAs, place_of};
 use crate::budget::Credit;
+use crate::ledger::{BEFORE_BYTES, Head};
 use crate::monitors::file::identity::lineage;
 use crate::monitors::outlet::{CHUNK_LINES, Gathered, Timekeeper};
 use crate::monitors::{Outlet, SourceOptions};
@@ -211,7 +212,10 @@ impl Reader {
         if how.is_ok() && !follow && (self.follow || was_dead) && self.shared.is_dead(&self.facts.id) {
             shipper.counts = parts_share_a_time;
             text.end(&mut shipper);
-            shipper.ship();
+            let half = shipper.half();
+            if half.is_none() || half != shipper.place.half {
+                shipper.ship();
+            }
         }
         if shipper.stopped { Err(How::Stopped) } else { how }
     }
@@ -249,11 +253,12 @@ impl Reader {
             Some(Begin::Going(place)) => *place,
             Some(Begin::Known(known)) => {
                 let stream = self.outlet.reopen_timed(who, &known);
-                Place { stream, cursor: known.cursor, at_end: known.at_end }
+                let half = known.before.filter(|_| known.is_whole());
+                Place { stream, cursor: known.cursor, at_end: known.at_end, half }
             }
             begin => {
                 let from = if let Some(Begin::New(from)) = begin { from } else { None };
-                Place { stream: self.outlet.open_timed(who, from), cursor: from, at_end: false }
+                Place { stream: self.outlet.open_timed(who, from), cursor: from, at_end: false, half: None }
             }
         };
         if self.follow {
@@ -454,13 +459,23 @@ impl Shipper<'_> {
         }
         let Some(credit) = self.credit.take() else { return }; // the agent is stopping
         self.task.waits_for("the workers");
-        let cursor = self.gathered.cursor;
+        let (cursor, half) = (self.gathered.cursor, self.half());
         match self.outlet.send_timed(&mut self.place.stream, &mut self.gathered, credit) {
-            Ok(()) => (self.place.cursor, self.place.at_end) = (cursor, false),
+            Ok(()) => {
+                let place = &mut *self.place;
+                (place.cursor, place.at_end, place.half) = (cursor, false, half);
+            }
             Err(_) => self.stopped = true,
         }
         self.edge = self.place.stream.read_limit();
         self.task.doing("reading");
+    }
+
+    /// Of what is gathered, if it will come again: as the ledger keeps it.
+    fn half(&self) -> Option<Head> {
+        let data = &self.gathered.data;
+        let end = &data[data.len().saturating_sub(BEFORE_BYTES)..];
+        (!self.counts && !data.is_empty()).then(|| Head::of(end))
     }
 
     fn take_credit(&mut self, bytes: usize) {

@@ -66,6 +66,7 @@ struct State {
     inspected_env: Vec<String>,
     leaves_logs_open: bool,
     ends_events: bool,
+    is_podman: bool,
     /// Its own clock; 0: before all that the tests say.
     now_ns: i64,
     /// Whoever follows a log gets so many messages of it.
@@ -166,6 +167,10 @@ impl Daemon {
     /// Whoever follows a log does not hear that its container is dead.
     pub fn leave_logs_open(&self) {
         self.change(|state| state.leaves_logs_open = true);
+    }
+
+    pub fn pretend_podman(&self) {
+        self.change(|state| state.is_podman = true);
     }
 
     pub fn clock(&self, now_ns: i64) {
@@ -273,7 +278,8 @@ fn serve(inner: &Inner, life: u64, connection: UnixStream) -> std::io::Result<()
     let answer = match what {
         "_ping" => json!("OK"),
         "version" => {
-            json!({ "ApiVersion": "1.41", "MinAPIVersion": "1.12", "Components": [{ "Name": "Engine" }] })
+            let name = if state.is_podman { "Podman Engine" } else { "Engine" };
+            json!({ "ApiVersion": "1.41", "MinAPIVersion": "1.12", "Components": [{ "Name": name }] })
         }
         "info" => json!({ "SystemTime": stamp(state.now_ns) }),
         "list" => state.containers.iter().map(|(id, container)| listed(id, container)).collect(),

@@ -76,7 +76,7 @@ impl Monitor {
         let source = &self.shared.source;
         let who = Timekeeper::of_the_past(source, &place, known.lineage);
         let mut stream = self.outlet.reopen_timed(who, &known);
-        if !known.at_end || known.position < known.known_to() {
+        if !known.is_whole() {
             self.lost(&format!("{name} ({})", short(id)), known.cursor.map(|cursor| cursor.ns));
             self.outlet.give_up(&mut stream, known.known_to(), "the container was removed");
         }
