@@ -34,6 +34,7 @@ use crate::ledger::Known;
 use crate::metrics::{Counter, Gauge};
 use crate::monitors::{Outlet, StartAt, Supply};
 use crate::tasks::{Helpers, Task};
+use removal::Naming;
 use slots::{Slot, State};
 
 /// Between two tries to reach the engine: soon back, and still next to nothing.
@@ -88,6 +89,7 @@ pub struct Monitor {
     /// When the session began, once it has met the engine.
     met_at: Option<Instant>,
     given_up: u64,
+    naming: Naming,
     view: View,
     followed: Arc<Gauge>,
     /// Those that the ledger may have a page of.
@@ -155,6 +157,7 @@ impl Monitor {
             met: false,
             met_at: None,
             given_up: 0,
+            naming: Naming::default(),
         })
     }
 

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::engine::{Engine, PATIENCE, times};
 use super::real::{arrived, until_count};
-use super::{named_as_removed, readers};
+use super::{are_said_to_be_lost, readers};
 use crate::agent::{Room, until};
 
 /// Podman's compatible API: whole seconds for times, parts of a line that have times of their own, no daemon that
@@ -69,8 +69,7 @@ fn podman_is_read_like_docker() {
     };
     let details = || format!("missing: {:?}\n{}", missing(), agent.stderr());
     until("all have arrived, or are said to be lost", PATIENCE, details, || {
-        let named = named_as_removed(&agent);
-        missing().iter().all(|name| named.contains(name))
+        are_said_to_be_lost(&agent, &missing())
     });
     println!("podman: {} of {short} with --rm were removed before they could be read", missing().len());
     engine.remove_all();

@@ -3,12 +3,11 @@
 use serde_json::json;
 
 use super::daemon::Mood;
-use super::{House, checkpoints, named_as_removed, numbered, readers};
+use super::{House, checkpoints, metric, named_as_removed, numbered, readers};
 use crate::agent::Agent;
 
 fn given_up(agent: &Agent, count: usize) -> bool {
-    let line = format!("log_capturer_containers_given_up_total{{source=\"engine\"}} {count}\n");
-    agent.get("/metrics").1.contains(&line)
+    metric(agent, "containers_given_up_total") == count as f64
 }
 
 #[test]

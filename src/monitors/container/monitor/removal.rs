@@ -7,6 +7,7 @@
 //! report the container is concluded.
 
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 use super::super::api::Listed;
 use super::super::labels::short;
@@ -16,8 +17,28 @@ use super::Monitor;
 use super::slots::State;
 use crate::monitors::outlet::Timekeeper;
 
-/// Named in the log; more are only counted.
-const NAMED_MAX: u64 = 20;
+/// Named in the log, in an hour; more are only counted.
+const NAMED_MAX: u32 = 20;
+const NAMED_IN: Duration = Duration::from_secs(3600);
+
+/// A host that runs a hundred short containers a minute must not fill the log with their names.
+#[derive(Default)]
+pub(super) struct Naming {
+    since: Option<Instant>,
+    count: u32,
+}
+
+impl Naming {
+    /// How many there were before this one within the hour.
+    fn count(&mut self, now: Instant) -> u32 {
+        let since = *self.since.get_or_insert(now);
+        if now.saturating_duration_since(since) >= NAMED_IN {
+            *self = Naming { since: Some(now), count: 0 };
+        }
+        self.count = self.count.saturating_add(1);
+        self.count - 1
+    }
+}
 
 impl Monitor {
     /// The engine has it no more.
@@ -86,14 +107,35 @@ impl Monitor {
     fn lost(&mut self, called: &str, since_ns: Option<i64>) {
         self.lost.add(1);
         self.given_up += 1;
-        if self.given_up <= NAMED_MAX {
+        let source = &self.shared.source.name;
+        let before = self.naming.count(self.outlet.clock().now());
+        if before < NAMED_MAX {
             let since = since_ns.and_then(|ns| jiff::Timestamp::from_nanosecond(ns.into()).ok());
             let since = since.map_or("its start".to_owned(), |time| format!("{time:.3}"));
             log::warn!(
-                "{}: {called} was removed before it could be read to its end: what it wrote since {since}, \
-                 if anything, is lost",
-                self.shared.source.name
+                "{source}: {called} was removed before it could be read to its end: what it wrote since {since}, if \
+                 anything, is lost"
             );
+        } else if before == NAMED_MAX {
+            log::warn!(
+                "{source}: {NAMED_MAX} containers were removed before they could be read to their ends; for an hour \
+                 more of them are only counted"
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+
+    #[test]
+    fn names_are_counted_within_an_hour() {
+        let mut naming = Naming::default();
+        let began = Clock::real().now();
+        for (minutes, expected) in [(0, 0), (1, 1), (59, 2), (60, 0), (119, 1), (300, 0), (300, 1)] {
+            assert_eq!(naming.count(began + Duration::from_secs(60 * minutes)), expected, "{minutes}");
         }
     }
 }
