@@ -27,6 +27,7 @@ mod own;
 mod pause;
 mod reader;
 mod reports;
+mod shipper;
 pub mod view;
 
 use std::path::PathBuf;

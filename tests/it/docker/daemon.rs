@@ -13,6 +13,9 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 use serde_json::{Value, json};
 
+/// Of Docker 20.
+const API: &str = "1.41";
+
 pub const OUT: u8 = 1;
 pub const ERR: u8 = 2;
 
@@ -67,6 +70,7 @@ struct State {
     leaves_logs_open: bool,
     ends_events: bool,
     is_podman: bool,
+    api: Option<&'static str>,
     /// Its own clock; 0: before all that the tests say.
     now_ns: i64,
     /// Whoever follows a log gets so many messages of it.
@@ -169,6 +173,11 @@ impl Daemon {
         self.change(|state| state.leaves_logs_open = true);
     }
 
+    /// The newest version that it speaks.
+    pub fn api(&self, version: &'static str) {
+        self.change(|state| state.api = Some(version));
+    }
+
     pub fn pretend_podman(&self) {
         self.change(|state| state.is_podman = true);
     }
@@ -255,7 +264,8 @@ fn serve(inner: &Inner, life: u64, connection: UnixStream) -> std::io::Result<()
         reader.read_line(&mut line)?;
     }
     let (bare, query) = path.split_once('?').unwrap_or((&path, ""));
-    let bare = bare.strip_prefix("/v1.41").unwrap_or(bare);
+    let bare =
+        bare.strip_prefix("/v1.").and_then(|rest| rest.find('/').map(|at| &rest[at..])).unwrap_or(bare);
     let query: HashMap<&str, &str> = query.split('&').filter_map(|pair| pair.split_once('=')).collect();
     let parts: Vec<&str> = bare.trim_start_matches('/').split('/').collect();
     let what = match &parts[..] {
@@ -279,7 +289,8 @@ fn serve(inner: &Inner, life: u64, connection: UnixStream) -> std::io::Result<()
         "_ping" => json!("OK"),
         "version" => {
             let name = if state.is_podman { "Podman Engine" } else { "Engine" };
-            json!({ "ApiVersion": "1.41", "MinAPIVersion": "1.12", "Components": [{ "Name": name }] })
+            let api = state.api.unwrap_or(API);
+            json!({ "ApiVersion": api, "MinAPIVersion": "1.12", "Components": [{ "Name": name }] })
         }
         "info" => json!({ "SystemTime": stamp(state.now_ns) }),
         "list" => state.containers.iter().map(|(id, container)| listed(id, container)).collect(),

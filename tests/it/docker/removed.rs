@@ -2,8 +2,8 @@
 
 use serde_json::json;
 
-use super::daemon::Mood;
-use super::{House, checkpoints, metric, named_as_removed, numbered, readers};
+use super::daemon::{Mood, OUT};
+use super::{House, MS, T, checkpoints, line, metric, named_as_removed, numbered, readers};
 use crate::agent::Agent;
 
 fn given_up(agent: &Agent, count: usize) -> bool {
@@ -113,4 +113,50 @@ fn of_one_that_was_read_to_its_end_nothing_is_lost_in_a_later_life() {
         assert_eq!(named_as_removed(&agent), expected, "dies: {dies}\n{}", agent.stderr());
         assert_eq!(agent.stop(), 0, "{}", agent.stderr());
     }
+}
+
+/// As with `--rm`: nobody can ask for more of its log. But an engine that leaves nothing out has sent all of it.
+#[test]
+fn what_was_sent_to_its_end_is_not_lost() {
+    for (version, is_whole) in [("1.41", false), ("1.42", true), ("1.51", true)] {
+        let house = House::new(json!({}));
+        house.daemon.api(version);
+        house.daemon.run("c");
+        house.say("c", 0..10);
+        let agent = house.room.run();
+        house.until_arrived(&agent, 10);
+        house.daemon.say("c", OUT, T + 10 * MS, "last words");
+        house.daemon.run("other");
+        agent.until("both are followed", || readers(&agent) == 2);
+        house.daemon.die_removed("c");
+        agent.until("it is forgotten", || agent.get("/metrics").1.contains("containers_known 1\n"));
+        let mut expected = numbered("c", 0..10);
+        if is_whole {
+            expected.push(line("c", OUT, T + 10 * MS, "last words~"));
+        }
+        house.assert_arrived(&agent, &expected);
+        assert!(given_up(&agent, usize::from(!is_whole)), "{version}: {}", agent.stderr());
+        assert_eq!(agent.stop(), 0, "{}", agent.stderr());
+    }
+}
+
+/// The log that is followed goes on for as long as the engine likes; the rest is asked for as soon as it is dead, and
+/// read even if it is removed meanwhile.
+#[test]
+fn the_last_words_are_asked_for_at_once() {
+    let house = House::new(json!({}));
+    house.daemon.leave_logs_open();
+    house.daemon.keep_from_followers(10);
+    house.daemon.run("c");
+    house.say("c", 0..15);
+    let agent = house.room.run();
+    house.until_arrived(&agent, 10);
+    house.daemon.die("c");
+    agent.until("it is asked again", || house.daemon.requests("logs") >= 2);
+    house.until_arrived(&agent, 15);
+    house.daemon.remove("c");
+    agent.until("nobody reads it", || readers(&agent) == 0);
+    assert_eq!(house.arrived(), numbered("c", 0..15));
+    assert!(given_up(&agent, 0), "{}", agent.stderr());
+    assert_eq!(agent.stop(), 0, "{}", agent.stderr());
 }

@@ -11,7 +11,7 @@ use super::super::labels::{Facts, short};
 use super::super::meeting::Meeting;
 use super::super::pause::Pause;
 use super::super::reader::Reader;
-use super::super::reports::{Begin, How, Report};
+use super::super::reports::{Begin, Bell, How, Report};
 use super::{Monitor, THE_LONGEST_PAUSE};
 use crate::ledger::Cursor;
 use crate::tasks::Task;
@@ -46,8 +46,10 @@ pub(super) enum State {
 
 pub(super) struct Slot {
     pub facts: Facts,
-    /// Its reader looks at it too: an engine may leave the log of a dead one open.
-    pub alive: Arc<AtomicBool>,
+    /// Its reader looks at it too.
+    alive: Arc<AtomicBool>,
+    /// Calls the reader that follows it when it dies.
+    bell: Option<Arc<Bell>>,
     pub state: State,
     /// Where reading begins; `None` while somebody reads.
     pub next: Option<Begin>,
@@ -70,6 +72,7 @@ impl Slot {
         Slot {
             facts,
             alive: Arc::default(),
+            bell: None,
             state: State::Quiet,
             next: None,
             started: false,
@@ -84,6 +87,13 @@ impl Slot {
 
     pub fn is_alive(&self) -> bool {
         self.alive.load(Ordering::Relaxed)
+    }
+
+    fn set_alive(&self, alive: bool) {
+        self.alive.store(alive, Ordering::Relaxed);
+        if let Some(bell) = self.bell.as_ref().filter(|_| !alive) {
+            bell.ring();
+        }
     }
 
     /// Until then it is left alone.
@@ -119,7 +129,7 @@ impl Monitor {
             let has_begun = alive && !slot.is_alive();
             let rests = slot.rests_until().is_some_and(|until| until > now);
             if rests && !has_begun {
-                return slot.alive.store(alive, Ordering::Relaxed);
+                return slot.set_alive(alive);
             }
         }
         self.wants_reader(facts, alive);
@@ -127,7 +137,8 @@ impl Monitor {
 
     pub(super) fn died(&mut self, facts: Facts) {
         if let Some(slot) = self.slots.get_mut(&facts.id) {
-            let was_alive = slot.alive.swap(false, Ordering::Relaxed);
+            let was_alive = slot.is_alive();
+            slot.set_alive(false);
             if matches!(slot.state, State::Reading) {
                 return;
             }
@@ -140,7 +151,7 @@ impl Monitor {
     /// Has something to read, or may have.
     pub(super) fn wants_reader(&mut self, facts: Facts, alive: bool) {
         let Some(slot) = self.slot(&facts) else { return };
-        slot.alive.store(alive, Ordering::Relaxed);
+        slot.set_alive(alive);
         slot.read_to_end &= !alive;
         match slot.state {
             State::Reading => slot.started |= alive,
@@ -189,14 +200,19 @@ impl Monitor {
                 Begin::New(from_ns.map(|ns| Cursor { ns, lines: 0 }))
             }
         };
+        let follow = slot.is_alive() && !self.once;
+        // Without a descriptor for it, the reader looks now and then.
+        slot.bell = follow.then(|| Bell::new().ok().map(Arc::new)).flatten();
         let reader = Reader {
             shared: self.shared.clone(),
             facts: slot.facts.clone(),
             outlet: self.supply.outlet(),
             begin: Some(begin),
-            follow: slot.is_alive() && !self.once,
+            follow,
             alive: slot.alive.clone(),
+            bell: slot.bell.clone(),
             behind: false,
+            heard_out: false,
         };
         slot.state = State::Reading;
         slot.started = false;
@@ -217,6 +233,7 @@ impl Monitor {
         let wall_ns = self.outlet.clock().wall_ns();
         let Some(slot) = self.slots.get_mut(&report.id) else { return };
         slot.next = report.next;
+        slot.bell = None;
         let called = slot.facts.called();
         let lasted = slot.began.map_or(Duration::ZERO, |began| task.now().saturating_duration_since(began));
         match report.how {
