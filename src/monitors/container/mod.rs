@@ -7,8 +7,9 @@
 //! ```
 //!
 //! The `containers` thread (`monitor.rs`) knows who is there: it opens the stream of events, then lists, so that nothing
-//! falls between; after every gap it lists again. A container that runs has a reader (`reader.rs`), a helper with an
-//! Outlet of its own; one that has stopped has none once its log was read to its end, only a place in memory.
+//! falls between; after every gap it lists again. A container that runs has a reader (`reader.rs`, `shipper.rs`), a
+//! helper with an Outlet of its own; one that has stopped has none once its log was read to its end, only a place in
+//! memory.
 //!
 //! Always true: the place of a container in the ledger is forgotten only when the container is removed. Only the
 //! `containers` thread finds out whether the engine is well; readers that lose it end and are started again.

@@ -63,7 +63,7 @@ pub(super) struct Reader {
     pub alive: Arc<AtomicBool>,
     /// Rings when it dies.
     pub bell: Option<Arc<Bell>>,
-    /// It had to wait for room, and has not seen since that nothing is left, see [`CAUGHT_UP`]. An engine ends the log
+    /// It had to wait for room, and has not seen since that nothing is left, see `CAUGHT_UP` in `shipper.rs`. An engine ends the log
     /// of a container that is removed meanwhile, and does not say that there was more.
     pub behind: bool,
     /// What the engine had of its last life was read to the end: it was asked for it when the container was dead, or is one

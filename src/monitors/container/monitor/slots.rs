@@ -223,6 +223,7 @@ impl Monitor {
             Err(cause) => {
                 // Its place went down with the reader; the ledger has it at the next start.
                 log::error!("{}: {}: {cause}", self.shared.source.name, slot.facts.called());
+                slot.bell = None;
                 let again = task.now() + THE_LONGEST_PAUSE;
                 slot.state = State::Broken { why: cause.to_string(), again };
             }
