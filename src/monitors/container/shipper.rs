@@ -186,6 +186,7 @@ impl Shipper<'_> {
             return None;
         }
         followed.asked = true;
+        self.credit = None; // the engine may take its time
         self.task.doing("asking for the last words");
         let log = followed.shared.engine.logs(followed.id, self.place.cursor, false);
         log.ok() // too late, perhaps: the one that is open is as good as it is
