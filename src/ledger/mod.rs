@@ -118,6 +118,8 @@ pub struct Ledger {
     /// Why files wait, if nothing can be stamped.
     stamping_ill: Option<String>,
     first_start: bool,
+    /// Outputs and spools have told what no checkpoint knows.
+    has_found: bool,
 }
 
 /// The checkpoint that a stop owes us even if somebody never ends.
@@ -185,6 +187,7 @@ impl Ledger {
             ill: None,
             stamping_ill: None,
             first_start,
+            has_found: false,
         };
         (ledger, Book::new(book), journal)
     }
@@ -197,14 +200,14 @@ impl Ledger {
     /// What a sink has found of an earlier life in its outputs: as good as receipts. Before monitors are given
     /// [`Ledger::restored`].
     pub fn recovered(&mut self, sink: SinkId, ranges: &[Ranged]) {
-        self.state.recovered(sink, ranges);
+        self.has_found |= self.state.recovered(sink, ranges);
         self.show();
     }
 
     /// What a spool has found at the start: each whole frame is as good as a receipt, `pending` of them waits there,
     /// and what is missing is read again. Before monitors are given [`Ledger::restored`].
     pub fn spool_found(&mut self, sink: SinkId, frames: &[InSpool], pending: Count) {
-        self.state.spool_found(sink, frames, pending);
+        self.has_found |= self.state.spool_found(sink, frames, pending);
         self.show();
     }
 
@@ -223,6 +226,9 @@ impl Ledger {
             // That there has been a start must outlive us whatever happens, and soon: the next one must not take
             // `start_at: end` for its own.
             self.save_at = Some(task.now() + FIRST_SAVE);
+        } else if self.has_found {
+            // Although nothing may be left to read: whoever audits believes the checkpoint alone.
+            self.save_at = Some(task.now() + self.settings.sync_interval);
         }
         loop {
             task.waits_for("notes");
