@@ -226,7 +226,7 @@ impl Ledger {
             // That there has been a start must outlive us whatever happens, and soon: the next one must not take
             // `start_at: end` for its own.
             self.save_at = Some(task.now() + FIRST_SAVE);
-        } else if self.has_found {
+        } else if self.has_found || self.settings.unsynced.was_in_doubt() {
             // Although nothing may be left to read: whoever audits believes the checkpoint alone.
             self.save_at = Some(task.now() + self.settings.sync_interval);
         }
@@ -259,6 +259,9 @@ impl Ledger {
             }
         }
         self.save(task);
+        if self.ill.is_some() {
+            self.save(task); // nobody comes after us, and what a disk did not keep at first it may keep now
+        }
         Ok(())
     }
 
@@ -331,7 +334,7 @@ impl Ledger {
 
     /// Outputs first, then the checkpoint that relies on them. Whether it became a snapshot.
     fn write(&mut self, force_snapshot: bool) -> Result<bool> {
-        self.settings.unsynced.sync()?;
+        self.settings.unsynced.prove()?;
         let mut is_snapshot = force_snapshot || self.needs_snapshot();
         let (mark, own_files) = (self.mark, &self.settings.own_files);
         let mut written = None;
@@ -430,6 +433,9 @@ impl Ledger {
                     );
                 }
                 self.ill = Some(cause);
+                if let Some(fault) = self.settings.unsynced.take_lost() {
+                    task.fault(fault); // the next life begins at the last checkpoint, and writes it again
+                }
                 self.save_at = Some(task.now() + self.settings.sync_interval);
                 self.snapshot_at = None; // the next one is tried soon enough
             }

@@ -20,6 +20,7 @@
 mod ends;
 mod hand;
 mod many;
+mod syncs;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -446,6 +446,7 @@ impl Spooling {
                 self.receipts.receipt(receipt);
             }
             if let Err(cause) = self.spool.save() {
+                self.progressed = true; // written down as soon as that can be
                 self.is_ill(cause, now);
             }
             (self.tidy_at, self.tidy_wait) = (Some(now + TIDY_FIRST), TIDY_FIRST);

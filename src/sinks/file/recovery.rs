@@ -10,23 +10,24 @@
 //! Always true: bytes are a receipt only if every block of their entry is there. What is cut off is ours, block by
 //! block: as its entry says, or never written (zeros), up to the end of the file; and can be read again from its
 //! source. Everything else stays as it is, and what an entry says is written once more: rather doubled than lost.
+//! If a sync of the last life has failed, what is a receipt is written to its place again, before it is one.
 //!
 //! A power cut may leave a hole with whole entries behind it, in the same file or in the one that was begun after a
-//! rotation. They are cut off with it, or, where something else stands around them, are no receipts: written anew
+//! rotation, or take entries from the journal and leave those behind them. They are cut off with it, or, where something else stands around them, are no receipts: written anew
 //! behind what was in the hole, so that order holds. Nothing that the ledger knew before is among them: a checkpoint
 //! comes after a sync of all that was written before it, holes and all.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::frame::{Appended, Entry, Part, blocks, sum_of};
 use super::{UNSYNCED_MAX, rotate};
 use crate::ack::GenerationId;
 use crate::disk::{Disk, DiskFile, Kind, Open, Seen};
-use crate::durable::{Unsynced, folder_of};
+use crate::durable::{self, SyncFolder, Unsynced, folder_of};
 use crate::error::{Context, Result};
 
 /// As much of an output as is read at once: whole blocks.
@@ -47,8 +48,9 @@ pub struct Recovered {
 
 /// `entries` in the order in which they were written. An output that cannot be looked at is said, and nothing of
 /// it is a receipt. Cuts are noted as unsynced.
-pub fn recover(name: &str, entries: Vec<Entry>, disk: &dyn Disk, unsynced: &Unsynced) -> Recovered {
+pub fn recover(name: &str, entries: Vec<Entry>, disk: &Arc<dyn Disk>, unsynced: &Unsynced) -> Recovered {
     let mut recovered = Recovered::default();
+    let mut folders = BTreeSet::new();
     // By inode: a rotation gives a file another name, and its old name to another file. The older ones first.
     let mut outputs: Vec<(u64, Vec<Appended>)> = Vec::new();
     let mut written = Written::default();
@@ -76,15 +78,21 @@ pub fn recover(name: &str, entries: Vec<Entry>, disk: &dyn Disk, unsynced: &Unsy
     let mut damaged = BTreeSet::new();
     for (inode, known) in outputs {
         let path = &known.last().expect("an output is known by its entries").path;
-        let compared = find(path, inode, disk).and_then(|file| match file {
+        let compared = find(path, inode, &**disk).and_then(|file| match file {
             Some(file) => {
-                // What the last life has not synced is about to be relied on.
-                unsynced.note(file.clone());
+                // What the last life has not synced is about to be relied on, the name included.
+                unsynced.note(durable::Written::found(file.clone()));
+                note_folders(path, disk, unsynced, &mut folders);
                 if unsynced.len() >= UNSYNCED_MAX {
                     unsynced.sync()?;
                 }
                 let whole = compare(&*file, &known, !damaged.contains(path), &written, &mut recovered);
-                whole.context(|| format!("could not repair {}", path.display()))
+                let whole = whole.context(|| format!("could not repair {}", path.display()))?;
+                if unsynced.was_in_doubt() {
+                    let again = known.iter().try_for_each(|entry| write_again(&*file, entry));
+                    again.context(|| format!("could not write {} again", path.display()))?;
+                }
+                Ok(whole)
             }
             None => Ok(true), // somebody moved or deleted it
         });
@@ -103,6 +111,20 @@ pub fn recover(name: &str, entries: Vec<Entry>, disk: &dyn Disk, unsynced: &Unsy
 impl Recovered {
     fn add(&mut self, parts: &[Part]) {
         self.delivered.extend(parts.iter().map(|part| (part.generation, part.range.clone())));
+    }
+}
+
+/// An output may have been the first in its folder, and that the first in the one above it.
+fn note_folders(path: &Path, disk: &Arc<dyn Disk>, unsynced: &Unsynced, known: &mut BTreeSet<PathBuf>) {
+    let folder = folder_of(path);
+    if known.insert(folder.to_owned()) {
+        unsynced.note_folder(SyncFolder::of(disk, folder));
+    }
+    for above in folder.ancestors().skip(1).filter(|above| !above.as_os_str().is_empty()) {
+        if !known.insert(above.to_owned()) {
+            break;
+        }
+        unsynced.note_folder(SyncFolder::above(disk, above));
     }
 }
 
@@ -161,7 +183,7 @@ fn compare(
     }
     let mut whole = in_order;
     for (at, entry) in known.iter().enumerate().take(cut.unwrap_or(known.len())) {
-        whole &= states[at] == State::Whole;
+        whole &= states[at] == State::Whole && !entry.is_behind_gap;
         if whole || states[at] == State::Whole && !entry.can_be_read_again() {
             recovered.add(&entry.parts);
         } else {
@@ -185,7 +207,7 @@ struct Written {
 impl Written {
     fn note(&mut self, number: usize, entry: &Appended) {
         self.numbers.insert((entry.inode, entry.offset), number);
-        for part in &entry.parts {
+        for part in entry.parts.iter().filter(|_| !entry.is_behind_gap) {
             self.parts.entry(part.generation).or_default().push((number, part.range.clone()));
         }
     }
@@ -204,6 +226,18 @@ impl Written {
             covered >= part.range.end
         })
     }
+}
+
+/// What can be read may not stand on the disk, and a sync would not know.
+fn write_again(file: &dyn DiskFile, entry: &Appended) -> io::Result<()> {
+    let (mut at, end) = (entry.offset, entry.end().min(file.size()?));
+    while at < end {
+        let mut bytes = vec![0; READ_BYTES.min(end - at) as usize];
+        file.read_at(&mut bytes, at)?;
+        file.write_at(&bytes, at)?;
+        at += bytes.len() as u64;
+    }
+    Ok(())
 }
 
 fn state(file: &dyn DiskFile, entry: &Appended, size: u64) -> io::Result<State> {
@@ -265,6 +299,7 @@ mod tests {
                 length: bytes.len() as u64,
                 sums,
                 parts: vec![Part { generation, range: 0..bytes.len() as u64, replayable }],
+                is_behind_gap: false,
             }));
         }
 
@@ -279,7 +314,8 @@ mod tests {
 
         /// Generations that stand in the output, and its length afterwards.
         fn recover(&self) -> (Vec<u64>, u64, Recovered) {
-            let recovered = recover("out", self.entries.clone(), &self.disk, &Unsynced::default());
+            let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
+            let recovered = recover("out", self.entries.clone(), &disk, &Unsynced::default());
             let delivered = recovered.delivered.iter().map(|(generation, _)| generation.0).collect();
             (delivered, self.file.size().unwrap(), recovered)
         }

@@ -82,16 +82,7 @@ impl End {
             }
             _ => return room.run(),
         };
-        let mut command = Command::new("strace");
-        // The tracer is the grandchild, so that the agent itself is ours.
-        command.args(["-D", "-f", "-qqq", "-o", "/dev/null", "-e", &format!("trace={calls}")]);
-        command.args(["-e", &format!("inject={calls}:{what}")]);
-        for path in paths {
-            command.arg("-P").arg(path);
-        }
-        command.arg(BINARY).arg("run").arg("--config").arg(room.path("config.json"));
-        command.current_dir(room.outside()).env_remove("RUST_LOG");
-        room.start(command.stdin(Stdio::null()).stdout(Stdio::null()))
+        traced(room, calls, &what, &paths)
     }
 
     /// The life is over by chance now: returns its exit code, and whether it had to be killed although its end was
@@ -133,6 +124,27 @@ impl fmt::Display for End {
             _ => Ok(()),
         }
     }
+}
+
+/// An agent of whose `calls` (on these paths, or on any) the chosen ones end as `what` says.
+fn traced(room: &Room, calls: &str, what: &str, paths: &[PathBuf]) -> Agent {
+    let mut command = Command::new("strace");
+    // The tracer is the grandchild, so that the agent itself is ours.
+    command.args(["-D", "-f", "-qqq", "-o", "/dev/null", "-e", &format!("trace={calls}")]);
+    command.args(["-e", &format!("inject={calls}:{what}")]);
+    for path in paths {
+        command.arg("-P").arg(path);
+    }
+    command.arg(BINARY).arg("run").arg("--config").arg(room.path("config.json"));
+    command.current_dir(room.outside()).env_remove("RUST_LOG");
+    room.start(command.stdin(Stdio::null()).stdout(Stdio::null()))
+}
+
+/// An agent whose disk does not keep what is written to it, from the second to the `last` sync of each of its threads.
+/// `None`: no program may be traced here, which is said.
+pub fn with_failing_syncs(room: &Room, last: u32) -> Option<Agent> {
+    let calls = CALLS[1].1;
+    STRACE.then(|| traced(room, calls, &format!("error=EIO:when=2..{last}"), &[]))
 }
 
 /// Whether a program may be traced here: the tool may be missing, or forbidden.
