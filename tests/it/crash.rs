@@ -17,10 +17,10 @@
 
 #![expect(clippy::disallowed_methods, reason = "many programs write at the same time, and sync nothing")]
 
+mod disks;
 mod ends;
 mod hand;
 mod many;
-mod syncs;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -147,6 +147,14 @@ pub fn with_failing_syncs(room: &Room, last: u32) -> Option<Agent> {
     STRACE.then(|| traced(room, calls, &format!("error=EIO:when=2..{last}"), &[]))
 }
 
+/// An agent whose state cannot be written for a while, since each of its threads meets `error` there, from its third
+/// write to the `last` one. `None`: as above.
+pub fn with_failing_state(room: &Room, error: &str, last: u32) -> Option<Agent> {
+    let of_ledger = ["checkpoint-0", "checkpoint-1", "journal-0", "journal-1", "journal-2"];
+    let paths: Vec<PathBuf> = of_ledger.iter().map(|name| room.path("data/ledger").join(name)).collect();
+    STRACE.then(|| traced(room, CALLS[0].1, &format!("error={error}:when=3..{last}"), &paths))
+}
+
 /// Whether a program may be traced here: the tool may be missing, or forbidden.
 static STRACE: LazyLock<bool> = LazyLock::new(|| {
     let mut command = Command::new("strace");
