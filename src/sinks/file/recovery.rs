@@ -50,55 +50,69 @@ pub struct Recovered {
 /// it is a receipt. Cuts are noted as unsynced.
 pub fn recover(name: &str, entries: Vec<Entry>, disk: &Arc<dyn Disk>, unsynced: &Unsynced) -> Recovered {
     let mut recovered = Recovered::default();
-    let mut folders = BTreeSet::new();
     // By inode: a rotation gives a file another name, and its old name to another file. The older ones first.
     let mut outputs: Vec<(u64, Vec<Appended>)> = Vec::new();
     let mut written = Written::default();
     for (number, entry) in entries.into_iter().enumerate() {
-        if let Entry::Appended(appended) = &entry {
-            written.note(number, appended);
-        }
         match entry {
-            Entry::Appended(appended) => match outputs.iter_mut().find(|(inode, _)| *inode == appended.inode)
-            {
-                Some((_, known)) => {
-                    // What was to stand there before was taken back, or the file has another life.
-                    known.retain(|earlier| earlier.end() <= appended.offset);
-                    known.push(appended);
+            Entry::Appended(appended) => {
+                written.numbers.insert((appended.inode, appended.offset), number);
+                match outputs.iter_mut().find(|(inode, _)| *inode == appended.inode) {
+                    Some((_, known)) => {
+                        // What was to stand there before was taken back, or the file has another life.
+                        known.retain(|earlier| earlier.end() <= appended.offset);
+                        known.push(appended);
+                    }
+                    None => outputs.push((appended.inode, vec![appended])),
                 }
-                None => outputs.push((appended.inode, vec![appended])),
-            },
+            }
             Entry::Deleted { inode, length } => {
                 let deleted =
                     outputs.extract_if(.., |(known, _)| *known == inode).flat_map(|(_, known)| known);
-                deleted.filter(|known| known.end() <= length).for_each(|known| recovered.add(&known.parts));
+                for entry in deleted.filter(|known| known.end() <= length) {
+                    recovered.add(&entry.parts);
+                    written.note(&entry);
+                }
             }
         }
     }
-    let mut damaged = BTreeSet::new();
-    for (inode, known) in outputs {
-        let path = &known.last().expect("an output is known by its entries").path;
-        let compared = find(path, inode, &**disk).and_then(|file| match file {
-            Some(file) => {
-                // What the last life has not synced is about to be relied on, the name included.
-                unsynced.note(durable::Written::found(file.clone()));
-                note_folders(path, disk, unsynced, &mut folders);
-                if unsynced.len() >= UNSYNCED_MAX {
-                    unsynced.sync()?;
-                }
-                let whole = compare(&*file, &known, !damaged.contains(path), &written, &mut recovered);
-                let whole = whole.context(|| format!("could not repair {}", path.display()))?;
-                if unsynced.was_in_doubt() {
-                    let again = known.iter().try_for_each(|entry| write_again(&*file, entry));
-                    again.context(|| format!("could not write {} again", path.display()))?;
-                }
-                Ok(whole)
+    // All are looked at before any is judged: what was torn in one may stand in another that came later.
+    let mut folders = BTreeSet::new();
+    let look = |(inode, known): (u64, Vec<Appended>)| {
+        let path = path_of(&known);
+        let states = find(path, inode, &**disk).and_then(|file| {
+            let Some(file) = file else { return Ok(None) }; // somebody moved or deleted it
+            // What the last life has not synced is about to be relied on, the name included.
+            unsynced.note(durable::Written::found(file.clone()));
+            note_folders(path, disk, unsynced, &mut folders);
+            if unsynced.len() >= UNSYNCED_MAX {
+                unsynced.sync()?;
             }
-            None => Ok(true), // somebody moved or deleted it
+            let states = states(&*file, &known).context(|| format!("could not read {}", path.display()))?;
+            known.iter().zip(&states).filter(|(_, state)| **state == State::Whole).for_each(|(entry, _)| {
+                written.note(entry);
+            });
+            Ok(Some(states))
         });
-        match compared {
+        (inode, known, states)
+    };
+    let looked: Vec<_> = outputs.into_iter().map(look).collect();
+    let mut damaged = BTreeSet::new();
+    for (inode, known, states) in looked {
+        let path = path_of(&known);
+        let judged = states.and_then(|states| {
+            let Some((file, states)) = find(path, inode, &**disk)?.zip(states) else { return Ok(true) };
+            let whole = judge(&*file, &known, &states, !damaged.contains(path), &written, &mut recovered);
+            let whole = whole.context(|| format!("could not repair {}", path.display()))?;
+            if unsynced.was_in_doubt() {
+                let again = known.iter().try_for_each(|entry| write_again(&*file, entry));
+                again.context(|| format!("could not write {} again", path.display()))?;
+            }
+            Ok(whole)
+        });
+        match judged {
             Ok(true) => {}
-            Ok(false) => drop(damaged.insert(path.clone())),
+            Ok(false) => drop(damaged.insert(path.to_owned())),
             Err(cause) => {
                 log::warn!("{name}: {cause}; what was written there last will be written once more");
                 recovered.failed = true;
@@ -106,6 +120,10 @@ pub fn recover(name: &str, entries: Vec<Entry>, disk: &Arc<dyn Disk>, unsynced: 
         }
     }
     recovered
+}
+
+fn path_of(known: &[Appended]) -> &Path {
+    &known.last().expect("an output is known by its entries").path
 }
 
 impl Recovered {
@@ -156,15 +174,15 @@ enum State {
 
 /// Says whether everything is there. `known`: by rising offset, none over another. `in_order`: nothing is missing
 /// that was written before them.
-fn compare(
+fn judge(
     file: &dyn DiskFile,
     known: &[Appended],
+    states: &[State],
     in_order: bool,
     written: &Written,
     recovered: &mut Recovered,
 ) -> io::Result<bool> {
     let size = file.size()?;
-    let states = known.iter().map(|entry| state(file, entry, size)).collect::<io::Result<Vec<State>>>()?;
     // From the end back, as far as everything is ours and can be read again.
     let mut cut = None;
     let mut end = size.max(known.last().map_or(0, Appended::end));
@@ -194,8 +212,8 @@ fn compare(
     Ok(whole && !cut.is_some_and(|at| known[at..].iter().any(lost)))
 }
 
-/// What the journal says was written, whatever became of it: an entry that was cut off by an earlier start, and whose
-/// lines went to another file of the same output since, is no gap in front of them.
+/// What was written and is whole: an entry that was cut off by an earlier start, and whose lines went to another file of
+/// the same output since, is no gap in front of them.
 #[derive(Default)]
 struct Written {
     /// By generation, in the order of the journal.
@@ -205,8 +223,8 @@ struct Written {
 }
 
 impl Written {
-    fn note(&mut self, number: usize, entry: &Appended) {
-        self.numbers.insert((entry.inode, entry.offset), number);
+    fn note(&mut self, entry: &Appended) {
+        let Some(number) = self.numbers.get(&(entry.inode, entry.offset)).copied() else { return };
         for part in entry.parts.iter().filter(|_| !entry.is_behind_gap) {
             self.parts.entry(part.generation).or_default().push((number, part.range.clone()));
         }
@@ -238,6 +256,11 @@ fn write_again(file: &dyn DiskFile, entry: &Appended) -> io::Result<()> {
         at += bytes.len() as u64;
     }
     Ok(())
+}
+
+fn states(file: &dyn DiskFile, known: &[Appended]) -> io::Result<Vec<State>> {
+    let size = file.size()?;
+    known.iter().map(|entry| state(file, entry, size)).collect()
 }
 
 fn state(file: &dyn DiskFile, entry: &Appended, size: u64) -> io::Result<State> {
