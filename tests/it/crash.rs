@@ -236,7 +236,10 @@ fn run_block(seed: u64, figures: &mut Figures, choose: fn(&mut Rng) -> End) -> V
                     agent.stderr()
                 ));
             }
-            lives.push(format!("a life that ended by {end}, its outputs refused {refused:?}:\n{}", agent.stderr()));
+            lives.push(format!(
+                "a life that ended by {end}, its outputs refused {refused:?}:\n{}",
+                agent.stderr()
+            ));
             pause(Duration::from_millis(random.u64(..60)));
         }
         drop(guard);
