@@ -210,12 +210,14 @@ impl State {
         }
     }
 
-    /// A sink has these of an earlier life.
-    pub fn recovered(&mut self, sink: SinkId, ranges: &[Ranged]) {
+    /// A sink has these of an earlier life. Whether that is news.
+    pub fn recovered(&mut self, sink: SinkId, ranges: &[Ranged]) -> bool {
+        let mut is_news = false;
         for (generation, range) in ranges {
             // A power cut may have taken a generation from the ledger and not from the outputs.
             self.is_used(*generation);
             if let Some(page) = self.pages.get_mut(generation) {
+                is_news |= !page.sinks[sink.0 as usize].covers(range.clone());
                 page.recover(sink, range.clone());
             } else if generation.is_derived() {
                 let foretold = || Box::new(Page::foretold(self.names.len()));
@@ -223,14 +225,17 @@ impl State {
             }
             // Of others every sink has answered, or they were streams.
         }
+        is_news
     }
 
-    pub fn spool_found(&mut self, sink: SinkId, frames: &[InSpool], pending: Count) {
+    /// Whether it is news.
+    pub fn spool_found(&mut self, sink: SinkId, frames: &[InSpool], pending: Count) -> bool {
+        let mut is_news = false;
         self.books.carry_over(sink, pending);
         let name = self.names[sink.0 as usize].clone();
         let mut found: BTreeMap<GenerationId, Vec<(Range<u64>, bool)>> = BTreeMap::new();
         for (generation, range, answered) in frames {
-            self.recovered(sink, &[(*generation, range.clone())]);
+            is_news |= self.recovered(sink, &[(*generation, range.clone())]);
             found.entry(*generation).or_default().push((range.clone(), *answered));
         }
         let mut missing = 0;
@@ -242,6 +247,7 @@ impl State {
                 "{name}: {missing} bytes are missing in its spool; they are read again from their sources"
             );
         }
+        is_news || missing > 0
     }
 
     fn receipt(&mut self, receipt: Receipt, aborting: bool) -> Result<()> {

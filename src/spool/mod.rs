@@ -46,7 +46,7 @@ use segment::{FIRST_FRAME, Segment};
 
 use crate::ack::{Count, GenerationId};
 use crate::disk::{Disk, DiskFile, Open};
-use crate::durable::{Passed, SyncFolder, Unsynced};
+use crate::durable::{Passed, SyncFolder, Unsynced, Written};
 use crate::error::{Context, Result};
 use crate::record::{Origin, Records, Slice};
 
@@ -164,7 +164,7 @@ pub struct Spool {
     /// Oldest first.
     segments: VecDeque<Segment>,
     /// The last segment, if this life has begun it.
-    writing: Option<Arc<dyn DiskFile>>,
+    writing: Option<Arc<Written>>,
     next_segment: u64,
     next_sequence: u64,
     /// All that was ever put into it.
@@ -353,7 +353,7 @@ impl Spool {
         }
     }
 
-    fn file_to_write(&mut self) -> io::Result<Arc<dyn DiskFile>> {
+    fn file_to_write(&mut self) -> io::Result<Arc<Written>> {
         let most = (self.max_bytes / SEGMENTS_LEAST).min(SEGMENT_BYTES_MOST);
         if let (Some(file), Some(last)) = (&self.writing, self.segments.back())
             && last.end < most
@@ -378,7 +378,7 @@ impl Spool {
         let file = segment.create(&*self.settings.disk)?;
         segment.end = FIRST_FRAME;
         self.settings.unsynced.note(file.clone());
-        self.settings.unsynced.note(folder);
+        self.settings.unsynced.note_folder(folder);
         self.next_segment += 1;
         self.segments.push_back(segment);
         self.writing = Some(file.clone());
@@ -443,10 +443,10 @@ impl Spool {
             });
         }
         for above in path.ancestors().skip(1).take(2) {
-            unsynced.note(SyncFolder::of(disk, above));
+            unsynced.note_folder(SyncFolder::of(disk, above));
         }
         let folder = SyncFolder::of(disk, path);
-        unsynced.note(folder.clone());
+        unsynced.note_folder(folder.clone());
         self.folder = Some(folder.clone());
         Ok(folder)
     }
@@ -454,8 +454,8 @@ impl Spool {
     /// Copies damaged bytes to where a person can look at them.
     fn put_aside(&mut self, path: &Path, range: Range<u64>) -> io::Result<()> {
         let Settings { disk, folder, unsynced, .. } = &self.settings;
-        let (from, to) =
-            (disk.open(path, Open::Existing)?, disk.open(&folder.join(QUARANTINE), Open::OrCreate)?);
+        let from = disk.open(path, Open::Existing)?;
+        let to = Written::new(disk.open(&folder.join(QUARANTINE), Open::OrCreate)?);
         let (mut at, mut end) = (range.start, to.size()?);
         while at < range.end && end < QUARANTINE_BYTES_MOST {
             let most = (range.end - at).min(frame::SCRATCH_BYTES as u64);

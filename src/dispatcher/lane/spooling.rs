@@ -420,15 +420,11 @@ impl Spooling {
             credit.grow(cost - paid);
             let Some(frame) = self.spool.next(credit)? else { continue };
             let slice = Slice { range: frame.answered..frame.records.len(), records: frame.records };
-            let first = match frame.answered {
-                0 => frame.range.start,
-                _ => slice.first().offset,
-            };
             let generation = slice.records.origin().generation;
             let (sequence, ends) = (frame.sequence, self.ends.clone());
             let receipts: Arc<dyn Receipts> = Arc::new(Frame { sequence, ends });
-            let range = first..frame.range.end;
-            let ack = Ack::from_spool(generation, range, slice.count(), self.sink, &receipts);
+            // All of it, though some was answered for in an earlier life, which may not have told the ledger.
+            let ack = Ack::from_spool(generation, frame.range, slice.count(), self.sink, &receipts);
             let share = ack.into_shares().pop().expect("one share for one sink");
             return Ok(Some((slice, share)));
         }
@@ -446,6 +442,7 @@ impl Spooling {
                 self.receipts.receipt(receipt);
             }
             if let Err(cause) = self.spool.save() {
+                self.progressed = true; // written down as soon as that can be
                 self.is_ill(cause, now);
             }
             (self.tidy_at, self.tidy_wait) = (Some(now + TIDY_FIRST), TIDY_FIRST);
