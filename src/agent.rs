@@ -48,11 +48,12 @@ use crate::stats::{self, Stats};
 use crate::status::{self, Rooms};
 use crate::tasks::{self, Closed, Post, Spec, StopPlan, Switch, Table, TaskManager, Wires};
 
-/// Chunks on their way to one worker: enough to keep it busy while the monitor reads the next ones.
-const INTAKE_CHUNKS: usize = 4;
+/// Chunks on their way to one worker: as many small ones as come while it lingers. What they may take in memory the
+/// budget says.
+const INTAKE_CHUNKS: usize = 128;
 
 /// Parcels on their way to one lane, which empties its inlet whatever its sink does.
-const INLET_PARCELS: usize = 16;
+const INLET_PARCELS: usize = 128;
 
 /// A thread that holds no lock and waits in `select!` beats far more often.
 const SILENCE_MAX: Duration = Duration::from_secs(5);
@@ -286,7 +287,7 @@ impl Agent {
             let (mut jobs, mut senders) = (Vec::new(), Vec::new());
             for (street, connection) in open.connections.into_iter().enumerate() {
                 let (job, job_end) = wires.room_for_all("jobs", Post::Lane, Post::Sender, 1);
-                let (reports, towards) = (reports.clone(), format!("sending to {}", open.describe));
+                let (reports, towards) = (reports.clone(), format!("sending to {}", open.describe).into());
                 jobs.push(job);
                 senders.push(SenderLoop { street, jobs: job_end, reports, connection, towards });
             }

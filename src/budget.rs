@@ -128,10 +128,18 @@ impl Drop for Listed {
 
 struct State {
     fair: Fair,
-    doors: Vec<(u64, Sender<()>)>,
+    doors: Vec<Bell>,
     next_door: u64,
     /// Told of every refusal.
     refusals: Vec<Sender<()>>,
+}
+
+/// Of a door.
+struct Bell {
+    door: u64,
+    ring: Sender<()>,
+    /// It was refused since it rang: nobody else has to be woken up.
+    is_awaited: bool,
 }
 
 /// One monitor thread's way to the budget.
@@ -247,7 +255,7 @@ impl Budget {
         let mut state = self.0.state.lock();
         let id = state.next_door;
         state.next_door += 1;
-        state.doors.push((id, ring));
+        state.doors.push(Bell { door: id, ring, is_awaited: false });
         Door { budget: self.clone(), id, room }
     }
 
@@ -275,10 +283,11 @@ impl Budget {
 }
 
 impl State {
-    /// Full slots have rung already, and there are as many doors as monitors: a handful.
-    fn ring(&self) {
-        for (_, bell) in &self.doors {
-            let _ = bell.try_send(());
+    /// There are as many doors as monitors: a handful.
+    fn ring(&mut self) {
+        for bell in self.doors.iter_mut().filter(|bell| bell.is_awaited) {
+            bell.is_awaited = false;
+            let _ = bell.ring.try_send(()); // a full slot has rung already
         }
     }
 
@@ -286,8 +295,8 @@ impl State {
     /// two refused doors would keep each other awake.
     fn step_out(&mut self, door: u64) {
         if self.fair.leave(door) {
-            for (_, bell) in self.doors.iter().filter(|(id, _)| *id != door) {
-                let _ = bell.try_send(());
+            for bell in self.doors.iter().filter(|bell| bell.door != door) {
+                let _ = bell.ring.try_send(());
             }
         }
     }
@@ -299,6 +308,8 @@ impl Door {
         let mut state = self.budget.0.state.lock();
         let answer = state.fair.ask(self.id, holder.held(), bytes);
         if answer != Answer::Granted {
+            let ours = state.doors.iter_mut().filter(|bell| bell.door == self.id);
+            ours.for_each(|bell| bell.is_awaited = true);
             for bell in &state.refusals {
                 let _ = bell.try_send(()); // a full slot has rung already
             }
@@ -314,7 +325,7 @@ impl Door {
         Ok(Credit { budget: self.budget.clone(), holder: holder.clone(), bytes })
     }
 
-    /// Rings after credit was given back. One slot: look again after each ring.
+    /// Rings after credit was given back, if some was refused before. One slot: look again after each ring.
     pub fn room(&self) -> &Receiver<()> {
         &self.room
     }
@@ -329,7 +340,7 @@ impl Drop for Door {
     fn drop(&mut self) {
         let mut state = self.budget.0.state.lock();
         state.step_out(self.id);
-        state.doors.retain(|(id, _)| *id != self.id);
+        state.doors.retain(|bell| bell.door != self.id);
     }
 }
 
@@ -383,6 +394,24 @@ mod tests {
         assert_eq!(third.try_take(&Holder::default(), 1).unwrap_err(), Refused::Full);
         assert!(second.try_take(&Holder::default(), 1).is_ok());
         assert!(third.try_take(&Holder::default(), 1).is_ok());
+    }
+
+    #[test]
+    fn only_who_was_refused_is_woken_up() {
+        let budget = Budget::new(READ_BYTES);
+        let (first, second) = (budget.door(), budget.door());
+        let mut all = first.try_take(&Holder::default(), READ_BYTES).unwrap();
+        all.shrink_to(READ_BYTES / 2);
+        assert!(first.room().is_empty() && second.room().is_empty());
+        assert_eq!(second.try_take(&Holder::default(), READ_BYTES).unwrap_err(), Refused::Full);
+        all.shrink_to(1);
+        assert!(first.room().is_empty() && second.room().try_recv().is_ok());
+        drop(all);
+        assert!(second.room().is_empty(), "it has not asked again");
+        let rest = first.try_take(&Holder::default(), 1).unwrap_err();
+        assert_eq!(rest, Refused::Full, "the second one is first in the line");
+        assert!(second.try_take(&Holder::default(), READ_BYTES).is_ok());
+        assert!(first.room().try_recv().is_ok());
     }
 
     #[test]

@@ -440,12 +440,13 @@ impl Records {
 
 /// What a record adds to any encoding besides its text: time, tags, lengths. Keeps a batch of empty lines from
 /// growing to ten times its source bytes when it is encoded.
-const RECORD_WEIGHT: u64 = 24;
+pub const RECORD_WEIGHT: u64 = 24;
 
 impl Records {
     /// How many records from `first` on fit into `max_records` and `max_weight`, by source bytes plus a fixed
-    /// weight per record (changed ones by what they have become). May be none.
-    pub fn fit(&self, first: u32, max_records: usize, max_weight: u64) -> u32 {
+    /// weight per record (changed ones by what they have become). May be none. `plain`: that weight where nothing has
+    /// touched the records; all others weigh [`RECORD_WEIGHT`] each.
+    pub fn fit(&self, first: u32, max_records: usize, max_weight: u64, plain: u64) -> u32 {
         let most = (self.len() - first).min(u32::try_from(max_records).unwrap_or(u32::MAX));
         match &self.kept {
             Kept::All => {
@@ -455,7 +456,7 @@ impl Records {
                 let (mut fits, mut beyond) = (0, ends.len() + 1);
                 while beyond - fits > 1 {
                     let middle = fits + (beyond - fits) / 2;
-                    let weight = u64::from(ends[middle - 1]) - begin + middle as u64 * RECORD_WEIGHT;
+                    let weight = u64::from(ends[middle - 1]) - begin + middle as u64 * plain;
                     if weight <= max_weight { fits = middle } else { beyond = middle }
                 }
                 fits as u32
@@ -474,11 +475,11 @@ impl Records {
     }
 
     /// What some of the records weigh; see [`Records::fit`].
-    pub fn weight(&self, range: Range<u32>) -> u64 {
+    pub fn weight(&self, range: Range<u32>, plain: u64) -> u64 {
         match &self.kept {
             Kept::All => {
                 let count = self.count(range);
-                count.bytes + count.lines * RECORD_WEIGHT
+                count.bytes + count.lines * plain
             }
             Kept::Some(_) => range.map(|index| self.weight_of(index)).sum(),
         }

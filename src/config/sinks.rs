@@ -6,6 +6,7 @@ use super::memory::Wish;
 use super::reader::{Item, Reader};
 use super::values::{self, KIB, MIB, quoted};
 use crate::ack::SinkSet;
+use crate::record::RECORD_WEIGHT;
 use crate::sinks::{
     Auth, BatchLimits, FileOptions, Format, HttpOptions, KindOptions, LokiEncoding, LokiOptions, LongLines,
     RetryOptions, RotateOptions, SinkOptions, TlsOptions,
@@ -108,6 +109,10 @@ fn batch<'a>(reader: Reader<'a>, kind: &KindOptions) -> (BatchLimits, Option<Ite
     let bytes = item.as_ref().and_then(|item| item.size(KIB..=BATCH_MOST));
     let limits = BatchLimits {
         max_bytes: bytes.unwrap_or(default) as usize,
+        line_weight: match kind {
+            KindOptions::File(FileOptions { format: Format::Text, .. }) => 0, // stays in its chunk
+            _ => RECORD_WEIGHT,
+        },
         max_lines: reader.integer("max_lines", 10_000, 1..=1_000_000) as usize,
         max_wait: reader.duration("max_wait", wait, ms(1)..=secs(600)),
     };

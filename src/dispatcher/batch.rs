@@ -10,10 +10,18 @@ use crate::ack::Share;
 use crate::record::{Batch, Parcel, Slice};
 use crate::sinks::BatchLimits;
 
+/// A batch that lacks only such a part of its bytes is full: what still fits into it would be a scrap of the next
+/// chunk, which costs another write, another answer and another receipt.
+const SCRAP: u64 = 8;
+
+/// A list for more of them, as ten thousand quiet files fill one, is made anew.
+const PARTS_KEPT: usize = 64;
+
 /// The open batch of one connection.
 pub struct Batcher {
     limits: BatchLimits,
-    parts: Vec<(Slice, Share)>,
+    parts: Sealed,
+    spare: Sealed,
     records: usize,
     weight: u64,
     opened: Option<Instant>,
@@ -24,7 +32,7 @@ pub type Sealed = Vec<(Slice, Share)>;
 
 impl Batcher {
     pub fn new(limits: BatchLimits) -> Batcher {
-        Batcher { limits, parts: Vec::new(), records: 0, weight: 0, opened: None }
+        Batcher { limits, parts: Vec::new(), spare: Vec::new(), records: 0, weight: 0, opened: None }
     }
 
     /// Takes a parcel and hands every batch that it filled to `sealed`.
@@ -44,8 +52,8 @@ impl Batcher {
         while first < end {
             let room = self.limits.max_lines - self.records;
             let room = room.min((end - first) as usize);
-            let mut fits =
-                records.fit(first, room, (self.limits.max_bytes as u64).saturating_sub(self.weight));
+            let (max_bytes, line_weight) = (self.limits.max_bytes as u64, self.limits.line_weight);
+            let mut fits = records.fit(first, room, max_bytes.saturating_sub(self.weight), line_weight);
             if fits == 0 {
                 if self.records > 0 {
                     sealed(self.seal());
@@ -55,12 +63,12 @@ impl Batcher {
             }
             let range = first..first + fits;
             self.records += fits as usize;
-            self.weight += records.weight(range.clone());
+            self.weight += records.weight(range.clone(), line_weight);
             let part = share.split(records.count(range.clone()), records.end(&range));
             self.parts.push((Slice { records: records.clone(), range }, part));
             self.opened.get_or_insert(now);
             first += fits;
-            if self.records >= self.limits.max_lines || self.weight >= self.limits.max_bytes as u64 {
+            if self.records >= self.limits.max_lines || self.weight >= max_bytes - max_bytes / SCRAP {
                 sealed(self.seal());
             }
         }
@@ -76,11 +84,19 @@ impl Batcher {
         (!self.parts.is_empty()).then(|| self.seal())
     }
 
+    /// The list of a batch that is over, for the one after the next.
+    pub fn use_again(&mut self, mut parts: Sealed) {
+        parts.clear();
+        if parts.capacity() <= PARTS_KEPT {
+            self.spare = parts;
+        }
+    }
+
     fn seal(&mut self) -> Sealed {
         self.records = 0;
         self.weight = 0;
         self.opened = None;
-        std::mem::take(&mut self.parts)
+        std::mem::replace(&mut self.parts, std::mem::take(&mut self.spare))
     }
 }
 
@@ -164,7 +180,7 @@ mod tests {
     use crate::record::{Changed, Entry, Records};
 
     fn limits(max_bytes: usize, max_lines: usize) -> BatchLimits {
-        BatchLimits { max_bytes, max_lines, max_wait: Duration::from_secs(1) }
+        BatchLimits { max_bytes, line_weight: 24, max_lines, max_wait: Duration::from_secs(1) }
     }
 
     /// Batches of the given chunks, each chunk a list of line lengths.
@@ -199,6 +215,25 @@ mod tests {
         assert!(batcher.flush().is_some() && batcher.due().is_none() && batcher.flush().is_none());
     }
 
+    /// At full speed a chunk and a batch have the same limit: one goes into the other, and none is divided.
+    #[test]
+    fn what_nearly_fills_a_batch_is_not_mixed_with_a_scrap_of_the_next() {
+        let check = |limits: BatchLimits, length: usize, expected: &[usize]| {
+            let kept = Arc::new(Kept::default());
+            let (batches, _) = batches(limits, &vec![vec![length; 10]; 3], &kept);
+            let lines = |batch: Batch| {
+                let lines = batch.records().count();
+                batch.parts.into_iter().for_each(|(_, share)| share.settle(&Verdict::Delivered));
+                lines
+            };
+            assert_eq!(batches.into_iter().map(lines).collect::<Vec<_>>(), expected, "lines of {length}");
+        };
+        let text = BatchLimits { line_weight: 0, ..limits(1000, 1000) };
+        check(text, 86, &[10, 10, 10]); // 88 with its number and its end
+        check(text, 85, &[11, 11, 8]);
+        check(limits(1000, 1000), 85, &[9, 8, 8, 5]); // 111 and 112 with what an encoding adds
+    }
+
     proptest! {
         /// The model: the batches, one after the other, are the lines, and none is over a limit.
         #[test]
@@ -210,7 +245,7 @@ mod tests {
             let kept = Arc::new(Kept::default());
             let (batches, all) = batches(limits(max_bytes, max_lines), &chunks, &kept);
             for batch in &batches {
-                let weight: u64 = batch.slices().map(|slice| slice.records.weight(slice.range.clone())).sum();
+                let weight: u64 = batch.slices().map(|slice| slice.records.weight(slice.range.clone(), 24)).sum();
                 let records = batch.records().count();
                 prop_assert!(records >= 1 && records <= max_lines);
                 prop_assert!(weight <= max_bytes as u64 || records == 1, "{} in {}", weight, records);

@@ -36,11 +36,12 @@ pub use self::spooling::{Settings as SpoolSettings, Spooling};
 use super::batch::{Batcher, Sealed, apart, each_record, halves};
 use super::retry::Request;
 use super::sender::Report;
+use super::{LINGER, SMALL_BYTES};
 use crate::ack::{Count, Share, SinkId, Verdict};
 use crate::clock::Alarm;
 use crate::deadletter::{DeadLetters, Letter};
 use crate::error::{Error, Result};
-use crate::record::{Batch, Parcel, Slice};
+use crate::record::{Batch, Parcel, RECORD_WEIGHT, Slice};
 use crate::sinks::{Answer, Guilty, SinkOptions};
 use crate::tasks::{Stop, Task};
 
@@ -210,7 +211,13 @@ impl Lane {
             });
             let event = self.next_event();
             task.beat();
+            let is_small =
+                matches!(&event, Event::Parcel(parcel) if parcel.share.count().bytes < SMALL_BYTES);
             self.handle(event, task.now())?;
+            if is_small && self.inlet.is_empty() {
+                task.waits_for("records");
+                self.stop.stop.wait(LINGER); // others may come meanwhile
+            }
         }
         self.tell_at = None;
         self.tell_refusals("see the dead letters", task.now());
@@ -261,7 +268,12 @@ impl Lane {
 
     fn handle(&mut self, event: Event, now: Instant) -> Result<()> {
         match event {
-            Event::Parcel(Parcel { records, share }) => self.take(Slice::all(records), share, now),
+            Event::Parcel(Parcel { records, share }) => {
+                self.take(Slice::all(records), share, now);
+                for Parcel { records, share } in self.inlet.clone().try_iter().take(self.inlet.len()) {
+                    self.take(Slice::all(records), share, now);
+                }
+            }
             Event::InletClosed => {
                 self.inlet_closed = true;
                 self.flush(|_| true);
@@ -364,9 +376,10 @@ impl Lane {
         match answer {
             Answer::Delivered => {
                 self.recovered(now);
-                let spooling = &mut self.spooling;
-                let parts = batch.parts.into_iter();
-                parts.for_each(|(slice, share)| settle(spooling, &slice, share, &Verdict::Delivered));
+                let (spooling, mut parts) = (&mut self.spooling, batch.parts);
+                let all = parts.drain(..);
+                all.for_each(|(slice, share)| settle(spooling, &slice, share, &Verdict::Delivered));
+                self.streets[at].batcher.use_again(parts);
             }
             Answer::Refused { which, why } => self.refused(at, batch, which, &why, now),
             Answer::Retry { .. } | Answer::Gone { .. } if self.giving_up => {
@@ -564,7 +577,8 @@ impl Lane {
         let mut left = range.clone();
         while !left.is_empty() {
             let most = (left.end - left.start) as usize;
-            let some = left.start..left.start + records.fit(left.start, most, LETTERS_BYTES).max(1);
+            let some =
+                left.start..left.start + records.fit(left.start, most, LETTERS_BYTES, RECORD_WEIGHT).max(1);
             let letter =
                 |at| Letter::of(&records.get(at), &self.options.name, "not delivered when the agent stopped");
             if let Err(cause) = self.dead_letters.put_all(some.clone().map(letter)) {

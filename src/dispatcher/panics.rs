@@ -96,7 +96,7 @@ fn lane_with(house: &House, connection: Touchy) -> (Lane, SenderLoop, Receiver<R
     let options = SinkOptions {
         name: "sink".into(),
         labels: Default::default(),
-        batch: BatchLimits { max_bytes: 1 << 20, max_lines: 1000, max_wait: second },
+        batch: BatchLimits { max_bytes: 1 << 20, line_weight: 24, max_lines: 1000, max_wait: second },
         connections: 1,
         timeout: second,
         retry: RetryOptions { initial: second, max: second, max_attempts: None },

@@ -7,9 +7,12 @@
 //! halves the batch, and the guilty record ends alone among the dead letters.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, at, never, select};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
+use super::receive;
 use crate::error::Result;
 use crate::record::Batch;
 use crate::sinks::{Answer, Connection, Guilty};
@@ -29,13 +32,7 @@ pub struct SenderLoop {
     pub reports: Sender<Report>,
     pub connection: Box<dyn Connection>,
     /// For `doing`: `sending to loki at http://…`.
-    pub towards: String,
-}
-
-enum Event {
-    Job(Batch),
-    Idle,
-    Closed,
+    pub towards: Arc<str>,
 }
 
 impl SenderLoop {
@@ -43,19 +40,18 @@ impl SenderLoop {
     pub fn run(mut self, task: &Task) -> Result<()> {
         loop {
             task.waits_for("batches");
-            let idle = self.connection.idle(task.now()).map_or(never(), at);
-            let event = select! {
-                recv(self.jobs) -> job => job.map_or(Event::Closed, Event::Job),
-                recv(idle) -> _ => Event::Idle,
-            };
-            match event {
-                Event::Job(batch) => {
+            let now = task.now();
+            // A time to wait, and not a channel that rings at a time: that takes memory, for each batch.
+            let idle =
+                self.connection.idle(now).map_or(Duration::MAX, |at| at.saturating_duration_since(now));
+            match receive(&self.jobs, idle) {
+                Ok(batch) => {
                     let answer = self.deliver(&batch, task);
                     // The lane waits for this report and outlives it, unless it has panicked.
                     let _ = self.reports.send(Report { street: self.street, batch, answer });
                 }
-                Event::Idle => task.doing("tidying up"),
-                Event::Closed => return Ok(()),
+                Err(RecvTimeoutError::Timeout) => task.doing("tidying up"),
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
             }
         }
     }
@@ -63,7 +59,7 @@ impl SenderLoop {
     /// Nothing that is done with a batch stands outside of the net: a lane waits for what is away.
     fn deliver(&mut self, batch: &Batch, task: &Task) -> Answer {
         let deliver = || {
-            task.doing(self.towards.clone());
+            task.doing(&self.towards);
             self.connection.deliver(batch)
         };
         catch_unwind(AssertUnwindSafe(deliver)).unwrap_or_else(|panic| {

@@ -4,9 +4,11 @@
 //! the whole chunk has passed the pipeline: a panic on its last line has not half-sent the rest.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
 
+use super::{LINGER, SMALL_BYTES, receive};
 use crate::ack::{Count, Share, Verdict};
 use crate::deadletter::{DeadLetters, Letter};
 use crate::error::Result;
@@ -29,13 +31,18 @@ impl Worker {
     pub fn run(mut self, task: &Task) -> Result<()> {
         loop {
             task.waits_for("chunks");
-            let Ok(chunk) = self.intake.recv() else { return Ok(()) };
+            let Ok(chunk) = receive(&self.intake, Duration::MAX) else { return Ok(()) };
             task.doing("passing lines through the pipeline");
+            let is_small = chunk.lines.count().bytes < SMALL_BYTES;
             // What cannot be read again goes on to the lanes, which keep it.
             if self.stop.abort.is_closed() && chunk.lines.origin.replayable {
                 chunk.ack.into_shares().into_iter().for_each(|share| share.let_go());
             } else {
                 self.pass(chunk, task);
+            }
+            if is_small && self.intake.is_empty() {
+                task.waits_for("chunks");
+                self.stop.stop.wait(LINGER); // others may come meanwhile
             }
         }
     }

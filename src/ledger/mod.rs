@@ -269,10 +269,7 @@ impl Ledger {
     /// would cost more than what is written down. Not when there are so many that somebody may wait for room.
     fn linger(&self) {
         if self.notes.len() < NOTES / 4 {
-            select! {
-                recv(self.stop.abort.channel()) -> _ => {}
-                default(LINGER) => {}
-            }
+            self.stop.abort.wait(LINGER);
         }
     }
 

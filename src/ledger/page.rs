@@ -339,16 +339,14 @@ impl Page {
         let first = self.stamp_at(range.start).map_or(range.start, |stamp| stamp.start);
         let sinks = &self.sinks;
         let answered = |stamp: &KeptStamp| sinks.iter().all(|sink| sink.covers(stamp.start..stamp.end));
-        let over: Vec<u64> = self
-            .stamps
-            .range(first, range.end)
-            .filter(|(_, stamp)| answered(stamp))
-            .map(|(start, _)| start)
-            .collect();
-        over.iter().for_each(|start| {
-            self.stamps.remove(*start);
-        });
-        over.iter().filter(|start| **start >= self.known_to).count()
+        let (mut from, mut of_this_life) = (first, 0);
+        loop {
+            let over = self.stamps.range(from, range.end).find(|(_, stamp)| answered(stamp));
+            let Some(start) = over.map(|(start, _)| start) else { return of_this_life };
+            self.stamps.remove(start);
+            of_this_life += usize::from(start >= self.known_to);
+            from = start + 1;
+        }
     }
 
     /// Before anything is read in this life: a sink has this of an earlier one.

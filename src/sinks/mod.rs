@@ -227,6 +227,8 @@ pub struct SinkOptions {
 pub struct BatchLimits {
     /// Of source bytes. A single larger record is a batch of its own.
     pub max_bytes: usize,
+    /// What a line that nothing has touched counts besides its bytes: what an encoding adds to it.
+    pub line_weight: u64,
     pub max_lines: usize,
     /// How long the first record of a batch waits for company.
     pub max_wait: Duration,

@@ -48,7 +48,7 @@ use crate::ack::{Count, GenerationId};
 use crate::disk::{Disk, DiskFile, Open};
 use crate::durable::{Passed, SyncFolder, Unsynced, Written};
 use crate::error::{Context, Result};
-use crate::record::{Origin, Records, Slice};
+use crate::record::{Origin, RECORD_WEIGHT, Records, Slice};
 
 /// What is freed at once, and what a start reads at most to find the end.
 const SEGMENT_BYTES_MOST: u64 = 16 << 20;
@@ -255,7 +255,7 @@ impl Spool {
     }
 
     fn try_put(&mut self, slice: &Slice) -> io::Result<Put> {
-        let need = slice.records.weight(slice.range.clone()) + FRAME_BYTES_BESIDES;
+        let need = slice.records.weight(slice.range.clone(), RECORD_WEIGHT) + FRAME_BYTES_BESIDES;
         if !self.has_room(need)? {
             return Ok(Put::Full);
         }

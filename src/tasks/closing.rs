@@ -6,8 +6,9 @@
 use std::convert::Infallible;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, never, select};
 
 use crate::error::{Context, Result};
 
@@ -37,6 +38,16 @@ impl Closed {
     /// For `select!`: ready for ever once closed, and never before.
     pub fn channel(&self) -> &Receiver<Infallible> {
         &self.channel
+    }
+
+    /// Until it is closed, for so long at most. For short waits that come again and again: `select!` on one channel alone
+    /// would spin before it sleeps, and give the processor away in between.
+    pub fn wait(&self, at_most: Duration) {
+        select! {
+            recv(self.channel) -> _ => {}
+            recv(never::<Infallible>()) -> _ => {}
+            default(at_most) => {}
+        }
     }
 
     pub fn is_closed(&self) -> bool {

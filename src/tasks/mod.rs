@@ -14,7 +14,6 @@ mod stop;
 mod table;
 mod wires;
 
-use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
@@ -24,7 +23,7 @@ use crossbeam_utils::thread::Scope;
 pub use closing::{Closed, Closer, Stop, Switch, closing};
 pub use helpers::Helpers;
 pub use stop::{Action, Event, StopPlan};
-pub use table::{Kind, Spec, State, Table, TaskView};
+pub use table::{Kind, Spec, State, Table, TaskView, Words};
 pub use wires::{Post, Wire, Wires};
 
 use crate::error::{Context, Error, Result};
@@ -115,18 +114,18 @@ impl Task {
     }
 
     /// Busy with this from now on: a beat with words.
-    pub fn doing(&self, what: impl Into<Cow<'static, str>>) {
+    pub fn doing(&self, what: impl Into<Words>) {
         self.say(what.into());
         self.beat();
     }
 
     /// About to wait, for as long as it takes: need not beat until the next [`Task::beat`].
-    pub fn waits_for(&self, what: impl Into<Cow<'static, str>>) {
+    pub fn waits_for(&self, what: impl Into<Words>) {
         self.say(what.into());
         self.row.enter(State::Waiting);
     }
 
-    fn say(&self, what: Cow<'static, str>) {
+    fn say(&self, what: Words) {
         #[cfg(test)]
         faults::strike(self.name(), &what);
         self.row.say(what);

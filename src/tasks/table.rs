@@ -2,7 +2,6 @@
 //!
 //! Rows are written by the thread itself (beats, states: atomics and one short lock) and read by everybody.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -73,6 +72,42 @@ impl Spec {
     }
 }
 
+/// What a thread does, for people. To say it takes no memory, where the words are there already.
+#[derive(Clone, Debug)]
+pub enum Words {
+    Fixed(&'static str),
+    Shared(Arc<str>),
+}
+
+impl From<&'static str> for Words {
+    fn from(words: &'static str) -> Words {
+        Words::Fixed(words)
+    }
+}
+
+impl From<&Arc<str>> for Words {
+    fn from(words: &Arc<str>) -> Words {
+        Words::Shared(words.clone())
+    }
+}
+
+impl From<String> for Words {
+    fn from(words: String) -> Words {
+        Words::Shared(words.into())
+    }
+}
+
+impl std::ops::Deref for Words {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        match self {
+            Words::Fixed(words) => words,
+            Words::Shared(words) => words,
+        }
+    }
+}
+
 /// One row, shared between the thread and the table.
 pub struct Row {
     pub id: u64,
@@ -82,7 +117,7 @@ pub struct Row {
     started: Instant,
     /// Milliseconds after `started`.
     last_beat: AtomicU64,
-    doing: Mutex<Cow<'static, str>>,
+    doing: Mutex<Words>,
     ended: Mutex<Option<std::result::Result<(), Error>>>,
     /// It survived this one.
     fault: Mutex<Option<Error>>,
@@ -103,7 +138,7 @@ impl Row {
         self.last_beat.store(since, Ordering::Relaxed);
     }
 
-    pub(super) fn say(&self, doing: impl Into<Cow<'static, str>>) {
+    pub(super) fn say(&self, doing: impl Into<Words>) {
         *self.doing.lock() = doing.into();
     }
 

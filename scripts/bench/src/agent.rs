@@ -11,6 +11,8 @@ use crate::process::Process;
 
 pub enum Sink {
     Loki(SocketAddr),
+    /// With a `max_wait` of 10 ms: what is measured is not how long a batch waits for company.
+    SwiftLoki(SocketAddr),
     /// One file, `out.log` in the folder of the configuration.
     File,
 }
@@ -27,6 +29,11 @@ impl Setup<'_> {
     pub fn write(&self, folder: &Path) -> Result<PathBuf> {
         let sink = match self.sink {
             Sink::Loki(address) => format!(r#"{{ "type": "loki", "url": "http://{address}" }}"#),
+            Sink::SwiftLoki(address) => {
+                format!(
+                    r#"{{ "type": "loki", "url": "http://{address}", "batch": {{ "max_wait": "10ms" }} }}"#
+                )
+            }
             Sink::File => r#"{ "type": "file", "path": "out.log" }"#.to_owned(),
         };
         let status = self.status.map_or("127.0.0.1:0".to_owned(), |address| address.to_string());

@@ -1,7 +1,7 @@
 //! `make bench`: what the agent costs beside the bare work, on this machine, as a table for the README.
 //!
 //! ```text
-//! log-capturer-bench [--quick] [--only throughput|latency|idle] [--without-peers] AGENT...
+//! log-capturer-bench [--quick] [--only throughput|latency|idle|scale] [--without-peers] AGENT...
 //! ```
 //!
 //! Progress goes to standard error, the tables to standard output. It asserts nothing but that no line is lost.
@@ -13,6 +13,7 @@ mod latency;
 mod peers;
 mod process;
 mod receiver;
+mod scale;
 mod table;
 mod throughput;
 
@@ -44,6 +45,8 @@ pub struct Bench {
     idle_after: Duration,
     idle_for: Duration,
     starts: usize,
+    /// Of a folder that is looked through.
+    entries: usize,
 }
 
 fn main() -> Result<()> {
@@ -77,6 +80,7 @@ fn main() -> Result<()> {
         idle_after: seconds(2, 60),
         idle_for: seconds(4, 30),
         starts: if quick { 3 } else { 10 },
+        entries: if quick { 20_000 } else { 100_000 },
         home,
     };
     let measured = bench.run(only.as_deref());
@@ -96,6 +100,9 @@ impl Bench {
         }
         if wanted("idle") {
             idle::run(self)?;
+        }
+        if wanted("scale") {
+            scale::run(self)?;
         }
         Ok(())
     }

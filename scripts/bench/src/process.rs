@@ -98,6 +98,8 @@ fn cpu_of_children() -> Result<Duration> {
 pub struct Look {
     pub peak_kib: u64,
     pub resident_kib: u64,
+    /// Of it, pages of files: of the program and its libraries.
+    pub of_files_kib: u64,
     pub threads: usize,
     pub descriptors: usize,
     pub cpu: Duration,
@@ -111,6 +113,7 @@ impl Look {
         let mut look = Look {
             peak_kib: field(&status, "VmHWM:"),
             resident_kib: field(&status, "VmRSS:"),
+            of_files_kib: field(&status, "RssFile:"),
             descriptors: fs::read_dir(format!("/proc/{pid}/fd"))?.count(),
             ..Look::default()
         };

@@ -21,12 +21,12 @@ const DEADLINE: Duration = Duration::from_secs(300);
 
 enum Kind {
     Bare(&'static str),
-    /// What it costs is compared with the bare loop of this name.
+    /// What it costs is compared with the bare loops of these names.
     Agent {
         program: PathBuf,
         to_loki: bool,
         memory_budget: &'static str,
-        measure: &'static str,
+        measures: &'static [&'static str],
     },
     Peer(Peer),
 }
@@ -79,14 +79,14 @@ fn contestants(bench: &Bench) -> Vec<Contestant> {
     for program in &bench.agents {
         // Told apart only if there are several.
         let which = if bench.agents.len() > 1 { format!(" ({})", program.display()) } else { String::new() };
-        let agent = |to_loki, memory_budget, measure| Kind::Agent {
+        let agent = |memory_budget| Kind::Agent {
             program: program.clone(),
-            to_loki,
+            to_loki: true,
             memory_budget,
-            measure,
+            measures: &["post"],
         };
-        all.push(new(&format!("**agent: file to Loki**{which}"), agent(true, "16MiB", "post")));
-        all.push(new(&format!("agent: the same, `memory_budget` 2MiB{which}"), agent(true, "2MiB", "post")));
+        all.push(new(&format!("**agent: file to Loki**{which}"), agent("16MiB")));
+        all.push(new(&format!("agent: the same, `memory_budget` 2MiB{which}"), agent("2MiB")));
     }
     all.push(new("bare: read + write", Kind::Bare("write")));
     all.push(new("bare: … + sync", Kind::Bare("sync")));
@@ -96,7 +96,7 @@ fn contestants(bench: &Bench) -> Vec<Contestant> {
             program: program.clone(),
             to_loki: false,
             memory_budget: "16MiB",
-            measure: "write",
+            measures: &["write", "sync"],
         };
         all.push(new(&format!("**agent: file to file**{which}"), kind));
     }
@@ -199,15 +199,19 @@ fn show(bench: &Bench, contestants: &[Contestant], logs: &Path, lines: u64) -> R
         "peak memory",
         "threads",
         "system calls per MB",
-        "allocations per chunk",
+        "allocations per MB",
     ]);
     for contestant in contestants {
         let kind = &contestant.kind;
         let measured = !matches!(kind, Kind::Bare(_));
         let ratio = match kind {
             Kind::Bare(_) => None,
-            Kind::Agent { measure, .. } => ratio(contestant, measure),
-            Kind::Peer(_) => ratio(contestant, "post"),
+            Kind::Agent { measures, .. } => {
+                let ratios: Option<Vec<String>> =
+                    measures.iter().map(|measure| ratio(contestant, measure).map(figure)).collect();
+                ratios.map(|ratios| ratios.join("; "))
+            }
+            Kind::Peer(_) => ratio(contestant, "post").map(figure),
         };
         let calls = match kind {
             Kind::Peer(_) => None,
@@ -221,7 +225,7 @@ fn show(bench: &Bench, contestants: &[Contestant], logs: &Path, lines: u64) -> R
         table::row(&[
             contestant.name.clone(),
             figure(megabytes / of(contestant, |run| run.cpu)),
-            figure_or_dash(ratio),
+            ratio.unwrap_or("-".into()),
             figure(lines as f64 / of(contestant, |run| run.wall)),
             if measured { format!("{peak:.1} MB") } else { "-".into() },
             if measured { of(contestant, |run| run.look.threads as f64).to_string() } else { "-".into() },
@@ -249,7 +253,7 @@ fn system_calls(bench: &Bench, kind: &Kind, logs: &Path) -> Result<Option<u64>> 
     Ok(Some(fs::read_to_string(summary)?.lines().filter_map(count).sum()))
 }
 
-/// In the steady state: what the rest of the file costs after its first quarter. A chunk is what one read gives.
+/// In the steady state: what the rest of the file costs after its first quarter.
 fn allocations(bench: &Bench, to_loki: bool, memory_budget: &str, lines: u64) -> Result<Option<f64>> {
     let Some(counted) = bench.counted.as_ref().filter(|counted| counted.is_file()) else { return Ok(None) };
     let mut counts = Vec::new();
@@ -261,13 +265,11 @@ fn allocations(bench: &Bench, to_loki: bool, memory_budget: &str, lines: u64) ->
         let said = bench.home.join("counted.txt");
         Process::start(Command::new(counted).arg(config), &said)?.wait()?;
         let said = fs::read_to_string(said)?;
-        let mut words =
-            said.lines().last().unwrap_or_default().split(' ').filter_map(|word| word.parse::<f64>().ok());
-        let (Some(allocations), Some(reads)) = (words.next(), words.next()) else {
+        let Some(allocations) = said.lines().last().and_then(|line| line.parse::<f64>().ok()) else {
             return Err(Error::other(format!("the counting agent said {said:?}")));
         };
-        counts.push((allocations, reads));
+        counts.push((allocations, (lines * LINE_BYTES as u64) as f64 / MB));
         fs::remove_file(logs)?;
     }
-    Ok(Some((counts[1].0 - counts[0].0) / (counts[1].1 - counts[0].1).max(1.0)))
+    Ok(Some((counts[1].0 - counts[0].0) / (counts[1].1 - counts[0].1)))
 }

@@ -26,7 +26,7 @@ use crate::budget::{Budget, Door, Holder};
 use crate::error::{Error, Result};
 use crate::ledger::Progress;
 use crate::metrics::{Counter, Gauge, Registry};
-use crate::record::Slice;
+use crate::record::{RECORD_WEIGHT, Slice};
 use crate::spool::{Lost, Put, Spool, Why};
 
 /// A frame is as large as a read at most, if a single record is not larger, so that a window has room for several.
@@ -284,7 +284,7 @@ impl Spooling {
         }
         while let Some((slice, mut share)) = self.waiting.pop_front() {
             let most = (slice.range.end - slice.range.start) as usize;
-            let fits = slice.records.fit(slice.range.start, most, self.frame_bytes).max(1);
+            let fits = slice.records.fit(slice.range.start, most, self.frame_bytes, RECORD_WEIGHT).max(1);
             let middle = slice.range.start + fits;
             let part = Slice { records: slice.records.clone(), range: slice.range.start..middle };
             let rest = Slice { records: slice.records, range: middle..slice.range.end };

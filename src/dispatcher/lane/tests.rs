@@ -61,7 +61,7 @@ impl Stage {
         let options = SinkOptions {
             name: "sink".into(),
             labels: Default::default(),
-            batch: BatchLimits { max_bytes: 1 << 20, max_lines, max_wait: second },
+            batch: BatchLimits { max_bytes: 1 << 20, line_weight: 24, max_lines, max_wait: second },
             connections: 1,
             timeout: second,
             retry: RetryOptions { initial: second, max: second, max_attempts },

@@ -24,30 +24,59 @@ pub enum End {
 ///
 /// `data` has at most 4 GiB, `longest` and `max_lines` are at least 1.
 pub fn frame(data: &[u8], longest: usize, end: End, max_lines: usize, ends: &mut Vec<u32>) -> usize {
-    assert!(longest > 0 && u32::try_from(data.len()).is_ok(), "{} bytes, longest {longest}", data.len());
-    let full = ends.len() + max_lines;
-    let mut done = 0;
-    let push = |to: usize, ends: &mut Vec<u32>| {
-        ends.push(to as u32);
-        to
-    };
-    for newline in memchr_iter(b'\n', data) {
-        while newline + 1 - done > longest && ends.len() < full {
-            done = push(done + cut(&data[done..done + longest]), ends);
+    let (mut framed, full_at) = (Framed::default(), ends.len() + max_lines);
+    framed.go_on(data, longest, end, full_at, ends);
+    framed.bytes
+}
+
+/// What was found.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Framed {
+    /// How many bytes the lines cover.
+    pub bytes: usize,
+    /// How many of them were cut, or are shipped without their last part.
+    pub cut: usize,
+    /// Stopped at the limit of lines: there may be more.
+    pub full: bool,
+}
+
+impl Framed {
+    /// As [`frame`], behind what was found already in the same data, of which there is more now. `full_at`: how long
+    /// `ends` may become.
+    pub fn go_on(&mut self, data: &[u8], longest: usize, end: End, full_at: usize, ends: &mut Vec<u32>) {
+        assert!(longest > 0 && u32::try_from(data.len()).is_ok(), "{} bytes, longest {longest}", data.len());
+        let mut done = self.bytes;
+        for newline in memchr_iter(b'\n', &data[done..]) {
+            let next = self.bytes + newline + 1;
+            while next - done > longest && ends.len() < full_at {
+                done += self.cut_off(&data[done..done + longest], done, ends);
+            }
+            if ends.len() == full_at {
+                break;
+            }
+            ends.push(next as u32);
+            done = next;
         }
-        if ends.len() == full {
-            return done;
+        // No line end follows. What is `longest` already is longer than that with its end.
+        while data.len() - done >= longest && ends.len() < full_at {
+            done += self.cut_off(&data[done..done + longest], done, ends);
         }
-        done = push(newline + 1, ends);
+        if end == End::Final && done < data.len() && ends.len() < full_at {
+            ends.push(data.len() as u32);
+            self.cut += 1;
+            done = data.len();
+        }
+        self.bytes = done;
+        self.full = ends.len() == full_at;
     }
-    // No line end follows. What is `longest` already is longer than that with its end.
-    while data.len() - done >= longest && ends.len() < full {
-        done = push(done + cut(&data[done..done + longest]), ends);
+
+    /// The piece has no line end and stands at `at`. How much of it goes into one record.
+    fn cut_off(&mut self, piece: &[u8], at: usize, ends: &mut Vec<u32>) -> usize {
+        let len = cut(piece);
+        ends.push((at + len) as u32);
+        self.cut += 1;
+        len
     }
-    if end == End::Final && done < data.len() && ends.len() < full {
-        done = push(data.len(), ends);
-    }
-    done
 }
 
 /// How much of `piece`, which has no line end and is not empty, goes into one record: all but a UTF-8 sequence that it does not

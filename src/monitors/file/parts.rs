@@ -21,27 +21,8 @@ use std::ops::Range;
 
 use memchr::memchr;
 
-use super::framing::{End, cut};
+use super::framing::{End, Framed, cut};
 use crate::cri::{Part, part};
-
-/// What was found.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Found {
-    /// How many bytes the groups cover.
-    pub bytes: usize,
-    /// How many lines were cut, or are shipped without their last part.
-    pub cut: usize,
-    /// Stopped at the limit of lines: there may be more.
-    pub full: bool,
-}
-
-impl Found {
-    /// What [`super::framing::frame`] has found in `data`.
-    pub fn of_lines(data: &[u8], bytes: usize, ends: &[u32], max_lines: usize) -> Found {
-        let cut = ends.iter().filter(|end| data[**end as usize - 1] != b'\n').count();
-        Found { bytes, cut, full: ends.len() == max_lines }
-    }
-}
 
 /// As [`super::framing::frame`], with whole groups in the place of lines: none is longer than `longest` bytes or has more than
 /// `max_lines` lines in the file, unless it is a line of its own, which is cut. Appends to `ends` where each record ends
@@ -53,9 +34,9 @@ pub fn frame_parts(
     max_lines: usize,
     ends: &mut Vec<u32>,
     mixed: &mut Vec<Range<usize>>,
-) -> Found {
+) -> Framed {
     assert!(longest > 0 && u32::try_from(data.len()).is_ok(), "{} bytes, longest {longest}", data.len());
-    let mut groups = Groups { data, full_at: ends.len() + max_lines, ends, mixed, found: Found::default() };
+    let mut groups = Groups { data, full_at: ends.len() + max_lines, ends, mixed, found: Framed::default() };
     let mut group = Group::default();
     loop {
         let start = groups.found.bytes;
@@ -117,7 +98,7 @@ struct Groups<'a> {
     full_at: usize,
     ends: &'a mut Vec<u32>,
     mixed: &'a mut Vec<Range<usize>>,
-    found: Found,
+    found: Framed,
 }
 
 impl Groups<'_> {
@@ -240,7 +221,7 @@ mod tests {
         starts.zip(ends).map(|(from, to)| data[from as usize..*to as usize].to_vec()).collect()
     }
 
-    fn framed(data: &[u8], longest: usize, end: End, max_lines: usize) -> (Vec<Vec<u8>>, Found) {
+    fn framed(data: &[u8], longest: usize, end: End, max_lines: usize) -> (Vec<Vec<u8>>, Framed) {
         let (mut data, mut ends, mut mixed) = (data.to_vec(), Vec::new(), Vec::new());
         let found = frame_parts(&data, longest, end, max_lines, &mut ends, &mut mixed);
         arrange(&mut data[..found.bytes], &mixed);

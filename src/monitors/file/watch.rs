@@ -179,9 +179,9 @@ impl Watch {
     /// Whether there is something to read; `false`: stop.
     fn wait(&self, inotify: &Inotify, task: &Task) -> Result<bool> {
         task.waits_for("changes");
-        select! {
-            recv(self.stop.channel()) -> _ => return Ok(false),
-            default(GATHER) => {}
+        self.stop.wait(GATHER);
+        if self.stop.is_closed() {
+            return Ok(false);
         }
         loop {
             let mut ready =

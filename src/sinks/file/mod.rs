@@ -102,6 +102,9 @@ fn open_journal(name: &Arc<str>, folder: &Path, cx: &SinkContext) -> (Journal, V
     (journal, delivered)
 }
 
+/// Those of the hot files of a host; more are put together once more.
+const PLACES_MAX: usize = 256;
+
 struct FileEncoder {
     template: Template,
     /// The path depends on the record's time.
@@ -111,9 +114,9 @@ struct FileEncoder {
     /// A rotation may come between the records of a batch.
     cuts: bool,
     renderer: Renderer,
-    /// Index into the payload's paths. A generation has one source and one filename for ever.
-    places: HashMap<(GenerationId, i64), usize>,
-    /// The same by path: several generations may share an output.
+    /// Known from earlier batches: a generation has one source and one filename for ever.
+    places: HashMap<(GenerationId, i64), Arc<Path>>,
+    /// Index into the payload's paths: several generations may share an output.
     paths: HashMap<Arc<Path>, usize>,
 }
 
@@ -122,7 +125,6 @@ impl Encoder for FileEncoder {
 
     fn encode(&mut self, batch: &Batch, payload: &mut Payload) {
         payload.clear();
-        self.places.clear();
         self.paths.clear();
         for slice in batch.slices() {
             // Nearly always: one stretch of the source, which goes into one output as it is.
@@ -170,10 +172,11 @@ impl FileEncoder {
     }
 
     fn path(&mut self, origin: &Origin, place: (GenerationId, i64), payload: &mut Payload) -> usize {
-        *self.places.entry(place).or_insert_with(|| {
-            let path: Arc<Path> = self.template.render(origin, place.1).into();
-            *self.paths.entry(path).or_insert_with_key(|path| payload.add_path(path.clone()))
-        })
+        if self.places.len() > PLACES_MAX {
+            self.places.clear();
+        }
+        let path = self.places.entry(place).or_insert_with(|| self.template.render(origin, place.1).into());
+        *self.paths.entry(path.clone()).or_insert_with_key(|path| payload.add_path(path.clone()))
     }
 }
 

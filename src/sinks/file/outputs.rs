@@ -60,6 +60,8 @@ pub struct Outputs {
     open_gauge: Arc<Gauge>,
     /// Rises with every try of a batch.
     turn: u64,
+    /// Of the batch that is being written; kept for its memory.
+    undo: Vec<Undo>,
     /// The last folder that got a new name in this turn: many outputs are created side by side.
     folder: Option<(PathBuf, Arc<SyncFolder>)>,
     /// A rotation by age failed, and that was said.
@@ -95,43 +97,44 @@ impl Sender<Payload> for Outputs {
         if let Some(journal) = &mut self.journal {
             journal.answered(); // who brings a batch has dealt with the answer for the last one
         }
-        let mut undo = Vec::new();
+        let mut undo = std::mem::take(&mut self.undo);
         let written = payload.pieces().try_for_each(|piece| self.write_piece(&piece, &mut undo));
         self.open_gauge.set(self.open.len() as i64);
         if let Err(why) = written {
             let why = self.take_back(undo, why);
             return Answer::Retry { not_before: None, why: Error::new(format!("{}: {why}", self.name)) };
         }
-        for step in undo {
+        for step in undo.drain(..) {
             if let Undo::Rotated { path, .. } = step {
                 self.prune(&path);
             }
         }
+        self.undo = undo;
         Answer::Delivered
     }
 
     fn idle(&mut self, now: Instant) -> Option<Instant> {
         let max_age = self.rotate.and_then(|rotate| rotate.max_age);
-        for (path, mut output) in std::mem::take(&mut self.open) {
-            if output.is_old(max_age, now) && rotate::may_end(output.len, output.whole, None) {
-                match self.rotate_quiet(&path, &mut output, now) {
-                    Ok(()) => self.complained = false, // and it is made anew by the next line
-                    Err(cause) => {
-                        if !std::mem::replace(&mut self.complained, true) {
-                            log::warn!(
-                                "{}: could not rotate by age, trying again every second: {cause}",
-                                self.name
-                            );
-                        }
-                        self.open.insert(path, output);
-                    }
-                }
-            } else if now.saturating_duration_since(output.used) < CLOSE_AFTER
-                || max_age.is_some() && output.file.seen().is_ok_and(|seen| seen.links > 0)
-            {
-                self.open.insert(path, output); // with an age limit, it must stay in sight
+        let mut open = std::mem::take(&mut self.open);
+        open.retain(|path, output| {
+            if !output.is_old(max_age, now) || !rotate::may_end(output.len, output.whole, None) {
+                // With an age limit, it must stay in sight.
+                return now.saturating_duration_since(output.used) < CLOSE_AFTER
+                    || max_age.is_some() && output.file.seen().is_ok_and(|seen| seen.links > 0);
             }
-        }
+            match self.rotate_quiet(path, output, now) {
+                Ok(()) => self.complained = false, // and it is made anew by the next line
+                Err(cause) => {
+                    let name = &self.name;
+                    if !std::mem::replace(&mut self.complained, true) {
+                        log::warn!("{name}: could not rotate by age, trying again every second: {cause}");
+                    }
+                    return true;
+                }
+            }
+            false
+        });
+        self.open = open;
         self.open_gauge.set(self.open.len() as i64);
         (!self.open.is_empty()).then(|| now + LOOK_EVERY)
     }
@@ -156,6 +159,7 @@ impl Outputs {
             open: HashMap::new(),
             open_gauge: cx.metrics.gauge("outputs_open", "Outputs that are held open.", &[("sink", name)]),
             turn: 0,
+            undo: Vec::new(),
             folder: None,
             complained: false,
         }

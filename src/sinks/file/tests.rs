@@ -75,7 +75,7 @@ pub fn options(kind: KindOptions) -> SinkOptions {
     SinkOptions {
         name: "out".into(),
         labels: Labels::default(),
-        batch: BatchLimits { max_bytes: 1 << 20, max_lines: 10_000, max_wait: second },
+        batch: BatchLimits { max_bytes: 1 << 20, line_weight: 0, max_lines: 10_000, max_wait: second },
         connections: 4,
         timeout: second,
         retry: RetryOptions { initial: second, max: second, max_attempts: None },

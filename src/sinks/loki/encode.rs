@@ -17,7 +17,7 @@ use super::alone::{self, Look, Way};
 use super::wire::{Entry, json, protobuf};
 use super::{labels, wire};
 use crate::metrics::{Counter, Registry};
-use crate::record::{Batch, Labels, Plain, Record, Records};
+use crate::record::{Batch, Labels, Plain, RECORD_WEIGHT, Record, Records};
 use crate::sinks::{Encoder, LokiEncoding, LokiOptions, LongLines};
 
 /// The longest character of UTF-8: a piece must be able to hold one.
@@ -363,7 +363,8 @@ fn look(batch: &Batch, stream: &[Run]) -> Look {
             None => run.range.clone().for_each(|index| see(records.get(index).time_ns)),
         }
     }
-    look.weight = stream.iter().map(|run| records_of(batch, run).weight(run.range.clone())).sum();
+    look.weight =
+        stream.iter().map(|run| records_of(batch, run).weight(run.range.clone(), RECORD_WEIGHT)).sum();
     look
 }
 

@@ -421,7 +421,7 @@ fn sink(loki: &LokiOptions) -> SinkOptions {
     SinkOptions {
         name: "loki".into(),
         labels: Labels::new([("env", "test")]),
-        batch: BatchLimits { max_bytes: 1000, max_lines: 10, max_wait: second },
+        batch: BatchLimits { max_bytes: 1000, line_weight: 24, max_lines: 10, max_wait: second },
         connections: 2,
         timeout: Duration::from_secs(60),
         retry: RetryOptions { initial: second, max: second, max_attempts: None },
