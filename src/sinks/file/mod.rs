@@ -175,8 +175,18 @@ impl FileEncoder {
         if self.places.len() > PLACES_MAX {
             self.places.clear();
         }
-        let path = self.places.entry(place).or_insert_with(|| self.template.render(origin, place.1).into());
-        *self.paths.entry(path.clone()).or_insert_with_key(|path| payload.add_path(path.clone()))
+        let path = match self.places.get(&place) {
+            Some(path) => path.clone(),
+            None => {
+                // One path for all that share it: what is remembered of a thousand logs of one output is small.
+                let path = self.template.render(origin, place.1);
+                let known = self.places.values().find(|known| ***known == *path);
+                let path = known.cloned().unwrap_or_else(|| path.into());
+                self.places.insert(place, path.clone());
+                path
+            }
+        };
+        *self.paths.entry(path).or_insert_with_key(|path| payload.add_path(path.clone()))
     }
 }
 
