@@ -9,7 +9,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use crate::durable;
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Result};
 
 #[derive(Debug)]
 pub struct Meeting {
@@ -19,18 +19,23 @@ pub struct Meeting {
 }
 
 impl Meeting {
-    /// `folder`: of all sources. Errors: there is a file that cannot be read.
-    pub fn open(folder: &Path, source: &str) -> Result<Meeting> {
+    /// `folder`: of all sources. A file that is damaged or cannot be read is said, and nothing is left out because of it.
+    pub fn open(folder: &Path, source: &str) -> Meeting {
         let path = folder.join(source);
-        let at_ns = match fs::read_to_string(&path) {
-            Ok(text) => Some(text.trim().parse().map_err(|_| Error::new(format!("it says {text:?}")))),
-            Err(error) if error.kind() == ErrorKind::NotFound => None,
-            Err(error) => Some(Err(Error::new(error.to_string()))),
+        let why = match fs::read(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Meeting { path, at_ns: None },
+            Err(error) => error.to_string(),
+            Ok(bytes) => match parse(&bytes) {
+                Some(at_ns) => return Meeting { path, at_ns: Some(at_ns) },
+                None => format!("it says {:?}", String::from_utf8_lossy(&bytes)),
+            },
         };
-        let at_ns = at_ns
-            .transpose()
-            .context(|| format!("{source}: could not read {}, which says where it begins", path.display()))?;
-        Ok(Meeting { path, at_ns })
+        log::error!(
+            "{source}: could not read {}, which says where it began: {why}; containers of which nothing was read yet \
+             are read from their beginning; remove it to begin at its next start",
+            path.display()
+        );
+        Meeting { path, at_ns: Some(0) }
     }
 
     pub fn at_ns(&self) -> Option<i64> {
@@ -42,8 +47,18 @@ impl Meeting {
         self.at_ns = Some(now_ns);
         let folder = durable::folder_of(&self.path);
         fs::create_dir_all(folder).context(|| format!("could not make {}", folder.display()))?;
-        durable::write_atomic(&self.path, format!("{now_ns}\n").as_bytes())
+        durable::write_atomic(&self.path, text(now_ns).as_bytes())
     }
+}
+
+/// With a checksum: another time would leave something out.
+fn text(at_ns: i64) -> String {
+    format!("{at_ns} {:08x}\n", crc32fast::hash(&at_ns.to_le_bytes()))
+}
+
+fn parse(bytes: &[u8]) -> Option<i64> {
+    let at_ns = std::str::from_utf8(bytes).ok()?.split(' ').next()?.parse().ok()?;
+    (text(at_ns).as_bytes() == bytes).then_some(at_ns)
 }
 
 #[cfg(test)]
@@ -51,17 +66,35 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_one_is_remembered_and_a_broken_file_is_said() {
+    fn the_first_one_is_remembered() {
         let home = tempfile::tempdir().unwrap();
         let folder = home.path().join("containers");
-        let mut meeting = Meeting::open(&folder, "docker").unwrap();
+        let mut meeting = Meeting::open(&folder, "docker");
         assert_eq!(meeting.at_ns(), None);
         meeting.is_now(1_795_458_291_000_000_008).unwrap();
         assert_eq!(meeting.at_ns(), Some(1_795_458_291_000_000_008));
-        assert_eq!(Meeting::open(&folder, "docker").unwrap().at_ns(), meeting.at_ns());
-        assert_eq!(Meeting::open(&folder, "other").unwrap().at_ns(), None);
-        durable::write_atomic(&folder.join("docker"), b"soon").unwrap();
-        let said = Meeting::open(&folder, "docker").unwrap_err().to_string();
-        assert!(said.contains("docker: could not read") && said.contains("it says \"soon\""), "{said}");
+        assert_eq!(Meeting::open(&folder, "docker").at_ns(), meeting.at_ns());
+        assert_eq!(Meeting::open(&folder, "other").at_ns(), None);
+    }
+
+    #[test]
+    fn a_damaged_file_leaves_nothing_out() {
+        let home = tempfile::tempdir().unwrap();
+        let whole = text(1_795_458_291_000_000_008).into_bytes();
+        let cut = (0..whole.len()).map(|len| whole[..len].to_vec());
+        let flipped = (0..whole.len()).flat_map(|at| {
+            (0..8).map({
+                let whole = &whole;
+                move |bit| {
+                    let mut bytes = whole.clone();
+                    bytes[at] ^= 1 << bit;
+                    bytes
+                }
+            })
+        });
+        for bytes in cut.chain(flipped) {
+            durable::write_atomic(&home.path().join("docker"), &bytes).unwrap();
+            assert_eq!(Meeting::open(home.path(), "docker").at_ns(), Some(0), "{bytes:?}");
+        }
     }
 }

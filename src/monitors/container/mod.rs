@@ -83,8 +83,7 @@ pub struct Settings {
     pub metrics: Arc<Registry>,
 }
 
-/// Makes the body of the `containers` thread. Errors: certificates, or where to begin, that cannot be read; no
-/// descriptor left.
+/// Makes the body of the `containers` thread. Errors: certificates that cannot be read, no descriptor left.
 pub fn wire(settings: Settings) -> Result<Monitor> {
     Monitor::new(settings)
 }

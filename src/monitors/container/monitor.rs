@@ -111,7 +111,7 @@ impl Monitor {
             known.filter_map(|known| Some((of_place(&known)?.0.to_owned(), known))).collect();
         let meeting = match options.start_at {
             StartAt::Beginning => None,
-            StartAt::End => Some(Meeting::open(&folder, &source.name)?),
+            StartAt::End => Some(Meeting::open(&folder, &source.name)),
         };
         // A source that has read from the beginning goes on so.
         let meeting = meeting.filter(|meeting| meeting.at_ns().is_some() || known.is_empty());
