@@ -181,6 +181,7 @@ impl State {
         self.books.read += count;
         self.meters.read_lines.add(count.lines);
         self.meters.read_bytes.add(count.bytes);
+        self.meters.read_chunks.add(1);
         for sink in stamp.sinks.iter() {
             self.books.owe(sink, count, &self.meters);
             if again {

@@ -219,7 +219,7 @@ fn the_ledger_hears_that_all_of_a_frame_was_answered_for() {
     let receipts = stage.kept.0.lock();
     let answered: Vec<_> =
         receipts.iter().flat_map(|receipt| receipt.answered().collect::<Vec<_>>()).collect();
-    assert_eq!(answered, [0..12]);
+    assert_eq!(answered, std::slice::from_ref(&(0..12)));
 }
 
 /// The agent has died between the sink's answer and its own note of it.
