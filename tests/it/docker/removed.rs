@@ -101,6 +101,7 @@ fn of_one_that_was_read_to_its_end_nothing_is_lost_in_a_later_life() {
                 said += 1;
                 checkpoints(&agent) >= saved + 2
             });
+            house.until_arrived(&agent, 20 + said as usize);
             agent.kill9();
         } else {
             assert_eq!(agent.stop(), 0, "{}", agent.stderr());
