@@ -44,6 +44,9 @@ const TRY_AGAIN_MAX: Duration = Duration::from_secs(1);
 /// Nothing happens on most hosts for hours.
 const PING_AFTER: Duration = Duration::from_secs(10);
 
+/// Engines drop events of those that are slow to take them, on a host that is busy for a moment.
+const LIST_AFTER: Duration = Duration::from_secs(60);
+
 /// Of whatever broke. An engine that was well for so long was well.
 const THE_LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
@@ -88,6 +91,8 @@ pub struct Monitor {
     met: bool,
     /// When the session began, once it has met the engine.
     met_at: Option<Instant>,
+    /// When it was asked last who is there.
+    listed_at: Option<Instant>,
     given_up: u64,
     naming: Naming,
     view: View,
@@ -156,6 +161,7 @@ impl Monitor {
             ill: None,
             met: false,
             met_at: None,
+            listed_at: None,
             given_up: 0,
             naming: Naming::default(),
         })
@@ -220,9 +226,10 @@ impl Monitor {
             log::error!("{}: {cause}; if the agent dies, it will begin elsewhere", self.shared.source.name);
         }
         let mut events = Events::new(self.shared.engine.events(self.event_ns)?);
-        let listed = self.shared.engine.list()?;
+        let listed = self.list(task)?;
         self.is_well(&about, task.now());
-        self.take_in(listed, task);
+        self.miss(&listed);
+        self.see(listed, task);
         let mut heard = task.now();
         let stop = self.outlet.stop().stop.clone();
         loop {
@@ -237,11 +244,12 @@ impl Monitor {
             self.show();
             if self.once && !self.is_any(|state| matches!(state, State::Waiting | State::Reading)) {
                 if self.is_any(|state| matches!(state, State::Missing { .. })) {
-                    self.miss(&self.shared.engine.list()?);
+                    let listed = self.list(task)?;
+                    self.miss(&listed);
                 }
                 return Ok(End::Done);
             }
-            self.look_for_the_missing(task)?;
+            self.look_again(task)?;
             let now = task.now();
             if now.saturating_duration_since(heard) >= PING_AFTER {
                 task.doing("asking whether the engine is there");
@@ -280,9 +288,8 @@ impl Monitor {
         self.show();
     }
 
-    /// All that is there now: what is new, what has gone meanwhile, what may have said more meanwhile.
-    fn take_in(&mut self, listed: Vec<Listed>, task: &Task) {
-        self.miss(&listed);
+    /// They are there now: what is new, what may have said more meanwhile.
+    fn see(&mut self, listed: Vec<Listed>, task: &Task) {
         for listed in listed {
             let (never_ran, alive) = (listed.never_ran(), listed.is_alive());
             let facts = Facts::of_list(listed);
@@ -295,24 +302,30 @@ impl Monitor {
         self.start_waiting(task);
     }
 
-    /// Those whose logs were not there: is it still in the list?
-    fn look_for_the_missing(&mut self, task: &Task) -> std::result::Result<(), Failure> {
+    /// Is it still in the list, whose log was not there? And once in a while: was an event lost?
+    fn look_again(&mut self, task: &Task) -> std::result::Result<(), Failure> {
         let now = task.now();
         let is_due = |state: &State| matches!(state, State::Missing { look } if *look <= now);
-        if !self.is_any(is_due) {
+        let is_old = |at: Instant| now.saturating_duration_since(at) >= LIST_AFTER;
+        if !self.listed_at.is_some_and(is_old) && !self.is_any(is_due) {
             return Ok(());
         }
         task.doing("asking the engine who is there");
-        let listed = self.shared.engine.list()?;
+        let listed = self.list(task)?;
         self.miss(&listed);
-        for listed in listed {
-            if self.slots.get(&listed.id).is_some_and(|slot| is_due(&slot.state)) {
-                let alive = listed.is_alive();
-                self.is_there(Facts::of_list(listed), alive, now);
-            }
-        }
-        self.start_waiting(task);
+        // Those that are dead and were read need no look.
+        let has_news = |listed: &Listed| {
+            let slot = self.slots.get(&listed.id);
+            slot.is_none_or(|slot| is_due(&slot.state) || slot.is_alive() != listed.is_alive())
+        };
+        let news = listed.into_iter().filter(has_news).collect();
+        self.see(news, task);
         Ok(())
+    }
+
+    fn list(&mut self, task: &Task) -> std::result::Result<Vec<Listed>, Failure> {
+        self.listed_at = Some(task.now());
+        self.shared.engine.list()
     }
 
     fn happened(&mut self, event: &Happening, task: &Task) {

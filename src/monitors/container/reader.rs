@@ -273,21 +273,18 @@ impl Reader {
             lineage: lineage(&source.name, Path::new(&self.facts.id)),
             stages: self.stages(),
         };
-        let mut place = match self.begin.take() {
+        let place = match self.begin.take() {
             Some(Begin::Going(place)) => *place,
             Some(Begin::Known(known)) => {
                 let stream = self.outlet.reopen_timed(who, &known);
                 let half = known.before.filter(|_| known.is_whole());
-                Place { stream, cursor: known.cursor, at_end: known.at_end, half }
+                Place { stream, cursor: known.cursor, at_end: known.at_end && !self.follow, half }
             }
             begin => {
                 let from = if let Some(Begin::New(from)) = begin { from } else { None };
                 Place { stream: self.outlet.open_timed(who, from), cursor: from, at_end: false, half: None }
             }
         };
-        if self.follow {
-            place.set_at_end(false, &mut self.outlet);
-        }
         Opened { place, sides: Arc::new(sides) }
     }
 

@@ -60,6 +60,8 @@ pub enum Mood {
 #[derive(Default)]
 struct State {
     containers: BTreeMap<String, Container>,
+    /// Whoever has their logs open can read them to their ends.
+    removed: BTreeMap<String, Container>,
     events: Vec<Value>,
     mood: Mood,
     /// Rises when it goes: connections of before end.
@@ -75,6 +77,14 @@ struct State {
     now_ns: i64,
     /// Whoever follows a log gets so many messages of it.
     followers_get: Option<usize>,
+}
+
+impl State {
+    fn take_away(&mut self, name: &str) -> Container {
+        let container = self.containers.remove(&id_of(name)).unwrap();
+        self.removed.insert(id_of(name), container.clone());
+        container
+    }
 }
 
 #[derive(Default)]
@@ -199,7 +209,7 @@ impl Daemon {
     /// As with `--rm`: nobody can ask for its log once it is dead.
     pub fn die_removed(&self, name: &str) {
         self.change(|state| {
-            let container = state.containers.remove(&id_of(name)).unwrap();
+            let container = state.take_away(name);
             state.events.extend(["die", "destroy"].map(|action| event(action, name, &container)));
         });
     }
@@ -210,14 +220,22 @@ impl Daemon {
 
     pub fn remove(&self, name: &str) {
         self.change(|state| {
-            let container = state.containers.remove(&id_of(name)).unwrap();
+            let container = state.take_away(name);
             state.events.push(event("destroy", name, &container));
+        });
+    }
+
+    /// Started, and the event of it gets lost.
+    pub fn run_unheard(&self, name: &str) {
+        self.change(|state| {
+            let container = state.containers.get_mut(&id_of(name)).unwrap();
+            (container.running, container.ran) = (true, true);
         });
     }
 
     /// Removed, and the event of it gets lost.
     pub fn forget(&self, name: &str) {
-        self.change(|state| drop(state.containers.remove(&id_of(name)).unwrap()));
+        self.change(|state| drop(state.take_away(name)));
     }
 
     fn set_running(&self, name: &str, running: bool, action: &str) {
@@ -408,9 +426,11 @@ fn logs(
             if state.life != life {
                 return Ok(());
             }
-            // What is removed can be read to its end by whoever has it open, which is at once here.
-            let Some(container) = state.containers.get(id) else { return out.write_all(b"0\r\n\r\n") };
-            let is_over = !follow || !container.running && !state.leaves_logs_open;
+            let there = state.containers.get(id);
+            let Some(container) = there.or_else(|| state.removed.get(id)) else {
+                return out.write_all(b"0\r\n\r\n");
+            };
+            let is_over = !follow || there.is_none() || !container.running && !state.leaves_logs_open;
             let upto = state.followers_get.filter(|_| follow).unwrap_or(usize::MAX).min(container.log.len());
             if upto > at || is_over {
                 break (container.clone(), upto, is_over);

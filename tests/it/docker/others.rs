@@ -73,7 +73,11 @@ fn podman_is_read_like_docker() {
     });
     println!("podman: {} of {short} with --rm were removed before they could be read", missing().len());
     engine.remove_all();
-    agent.until("all are forgotten", || agent.get("/metrics").1.contains("containers_known 0"));
+    let details = || {
+        let list = engine.well("GET", "/containers/json?all=1", &Value::Null);
+        format!("the engine has {list}\nthe agent has {}", agent.get("/api/v1/sources").1)
+    };
+    until("all are forgotten", PATIENCE, details, || agent.get("/metrics").1.contains("containers_known 0"));
     assert_eq!(agent.stop(), 0, "{}", agent.stderr());
 
     let numbers = (1..=1000).map(|number: usize| number.to_string());

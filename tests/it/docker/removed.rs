@@ -3,8 +3,9 @@
 use serde_json::json;
 
 use super::daemon::{Mood, OUT};
+use super::engine::{PATIENCE, is_left_out};
 use super::{House, MS, T, checkpoints, line, metric, named_as_removed, numbered, readers};
-use crate::agent::Agent;
+use crate::agent::{Agent, until};
 
 fn given_up(agent: &Agent, count: usize) -> bool {
     metric(agent, "containers_given_up_total") == count as f64
@@ -100,6 +101,7 @@ fn of_one_that_was_read_to_its_end_nothing_is_lost_in_a_later_life() {
                 said += 1;
                 checkpoints(&agent) >= saved + 2
             });
+            house.until_arrived(&agent, 20 + said as usize);
             agent.kill9();
         } else {
             assert_eq!(agent.stop(), 0, "{}", agent.stderr());
@@ -157,6 +159,34 @@ fn the_last_words_are_asked_for_at_once() {
     house.daemon.remove("c");
     agent.until("nobody reads it", || readers(&agent) == 0);
     assert_eq!(house.arrived(), numbered("c", 0..15));
+    assert!(given_up(&agent, 0), "{}", agent.stderr());
+    assert_eq!(agent.stop(), 0, "{}", agent.stderr());
+}
+
+#[test]
+fn what_no_event_told_is_found_in_the_list() {
+    if is_left_out("removed::what_no_event_told_is_found_in_the_list", "takes a minute") {
+        return;
+    }
+    let house = House::new(json!({}));
+    for name in ["stays", "vanishes", "returns"] {
+        house.daemon.run(name);
+        house.say(name, 0..10);
+    }
+    let agent = house.room.run();
+    house.until_arrived(&agent, 30);
+    house.daemon.die("vanishes");
+    house.daemon.die("returns");
+    agent.until("one is followed", || readers(&agent) == 1);
+    let asked = house.daemon.requests("logs");
+    house.daemon.forget("vanishes");
+    house.daemon.create("new", false, &[]);
+    house.daemon.run_unheard("returns");
+    house.daemon.run_unheard("new");
+    let details = || agent.stderr();
+    until("three are followed", PATIENCE, details, || readers(&agent) == 3);
+    agent.until("one is forgotten", || agent.get("/metrics").1.contains("containers_known 3\n"));
+    assert_eq!(house.daemon.requests("logs"), asked + 2, "nobody was asked in vain");
     assert!(given_up(&agent, 0), "{}", agent.stderr());
     assert_eq!(agent.stop(), 0, "{}", agent.stderr());
 }

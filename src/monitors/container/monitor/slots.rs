@@ -192,7 +192,7 @@ impl Monitor {
     fn start(&mut self, id: &str, task: &Task) {
         let known = self.known.remove(id);
         let Some(slot) = self.slots.get_mut(id) else { return };
-        let begin = match (slot.next.take(), known) {
+        let mut begin = match (slot.next.take(), known) {
             (Some(next), _) => next,
             (None, Some(known)) => Begin::Known(Box::new(known)),
             (None, None) => {
@@ -201,6 +201,11 @@ impl Monitor {
             }
         };
         let follow = slot.is_alive() && !self.once;
+        match &mut begin {
+            Begin::Going(place) if follow => place.set_at_end(false, &mut self.outlet),
+            Begin::Known(known) if follow && known.at_end => self.outlet.goes_on(known),
+            _ => {}
+        }
         // Without a descriptor for it, the reader looks now and then.
         slot.bell = follow.then(|| Bell::new().ok().map(Arc::new)).flatten();
         let reader = Reader {
