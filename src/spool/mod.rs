@@ -180,6 +180,8 @@ pub struct Spool {
     ahead: Option<Header>,
     tries: u32,
     under_way: VecDeque<UnderWay>,
+    /// Read, not answered for, and to be read again before all others: see [`Spool::rewind`].
+    again: VecDeque<UnderWay>,
     /// How far the last life was, for frames below the sequence where it ended.
     former: Option<(u64, Cursor)>,
     /// What was found torn at the start, from one running total to another: told then, and not counted as pending.
@@ -212,6 +214,7 @@ impl Spool {
             ahead: None,
             tries: 0,
             under_way: VecDeque::new(),
+            again: VecDeque::new(),
             former: None,
             torn: Vec::new(),
             cursor,
@@ -226,7 +229,17 @@ impl Spool {
 
     /// Something waits to be read.
     pub fn has_unread(&self) -> bool {
-        self.read_sequence < self.next_sequence
+        self.read_sequence < self.next_sequence || !self.again.is_empty()
+    }
+
+    /// Something was read and is not answered for.
+    pub fn has_under_way(&self) -> bool {
+        self.oldest().is_some()
+    }
+
+    /// The oldest frame that was read and is not answered for.
+    fn oldest(&self) -> Option<&UnderWay> {
+        self.under_way.front().or(self.again.front())
     }
 
     /// What is not answered for, read or not.
@@ -295,7 +308,7 @@ impl Spool {
         let Some(at) = self.segments.iter().position(|segment| segment.number >= self.read.segment) else {
             return false;
         };
-        if !self.has_unread() {
+        if self.read_sequence == self.next_sequence {
             return false;
         }
         let (upto, sequence) = match self.segments.get(at + 1) {
@@ -417,7 +430,7 @@ impl Spool {
 
     fn remove_answered(&mut self) -> io::Result<()> {
         let passed = &self.settings.passed;
-        let oldest_needed = self.under_way.front().map_or(self.read.segment, |frame| frame.at.segment);
+        let oldest_needed = self.oldest().map_or(self.read.segment, |frame| frame.at.segment);
         while let Some(first) = self.segments.front()
             && first.number < oldest_needed
             && (first.dropped || first.answered.is_some_and(|answered| passed.by(answered)))

@@ -111,6 +111,8 @@ enum Act {
     Put(usize),
     /// Reads so many frames, and has all but so many of those under way answered for.
     Read(usize, usize),
+    /// Those under way are let go of.
+    Rewind,
     Checkpoint,
     /// The next sync fails, and has lost what it was to write.
     LoseInSync,
@@ -122,6 +124,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
     let act = prop_oneof![
         6 => (0usize..2000).prop_map(Act::Put),
         3 => (0usize..6, 0usize..3).prop_map(|(read, left)| Act::Read(read, left)),
+        1 => Just(Act::Rewind),
         3 => Just(Act::Checkpoint),
         1 => Just(Act::LoseInSync),
         1 => Just(Act::Kill),
@@ -166,6 +169,10 @@ proptest! {
             };
             match act {
                 Act::LoseInSync => disk.lose_in_sync(),
+                Act::Rewind => {
+                    spool.rewind();
+                    under_way.clear();
+                }
                 Act::Put(len) => {
                     let text = format!("{next} {}\n", "x".repeat(len));
                     // An error: what is in it has to be written again first.
@@ -181,6 +188,7 @@ proptest! {
                         let Some(replayed) = spool.next(credit()).unwrap() else { continue };
                         under_way.push_back((replayed.sequence, replayed.range.start));
                     }
+                    prop_assert!(under_way.iter().is_sorted(), "{under_way:?}");
                     while under_way.len() > left {
                         let (sequence, start) = under_way.pop_front().unwrap();
                         spool.answered(sequence);

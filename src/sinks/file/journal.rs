@@ -3,9 +3,9 @@
 //! Frames (`frame.rs`) in a few preallocated segments of one folder below `data_dir`.
 //!
 //! Numbers rise by one from frame to frame, so that what a recycled segment held before is known by its number, and so
-//! is what a power cut has taken from the middle. `live from` is the first number that two checkpoints were not past yet when the frame was written: what stands
-//! below it in the newest frame is history. Every frame tells all there is to know about its bytes, so segments
-//! are recycled without a look at what is in them.
+//! is what a power cut has taken from the middle. `live from` is the first number that two checkpoints were not past
+//! yet when the frame was written: what stands below it in the newest frame is history. Every frame tells all there is
+//! to know about its bytes, so segments are recycled without a look at what is in them.
 //!
 //! Always true: a frame is never trusted, only compared (`recovery.rs`): after a power cut journal and output can
 //! each have lost what was not synced. A journal that cannot be written costs doubles after a crash, and nothing

@@ -13,9 +13,9 @@
 //! If a sync of the last life has failed, what is a receipt is written to its place again, before it is one.
 //!
 //! A power cut may leave a hole with whole entries behind it, in the same file or in the one that was begun after a
-//! rotation, or take entries from the journal and leave those behind them. They are cut off with it, or, where something else stands around them, are no receipts: written anew
-//! behind what was in the hole, so that order holds. Nothing that the ledger knew before is among them: a checkpoint
-//! comes after a sync of all that was written before it, holes and all.
+//! rotation, or take entries from the journal and leave those behind them. They are cut off with it, or, where something
+//! else stands around them, are no receipts: written anew behind what was in the hole, so that order holds. Nothing that
+//! the ledger knew before is among them: a checkpoint comes after a sync of all that was written before it, holes and all.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
