@@ -21,6 +21,7 @@
 //! Not here: how a batch is encoded (the sinks), when a sink is tried again (`retry.rs`), when a position is
 //! saved (the ledger).
 
+mod health;
 mod spooling;
 
 use std::collections::VecDeque;
@@ -30,8 +31,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, never, select};
 use parking_lot::Mutex;
-use serde::Serialize;
 
+pub use self::health::{Health, HealthView, Mood};
 pub use self::spooling::{Settings as SpoolSettings, Spooling};
 use super::batch::{Batcher, Sealed, apart, each_record, halves};
 use super::retry::Request;
@@ -87,32 +88,6 @@ struct Street {
     away: bool,
 }
 
-/// The states in the picture above.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Mood {
-    Well,
-    Resting,
-    Probing,
-}
-
-/// How a sink is, for the status server.
-#[derive(Clone, Debug, Serialize)]
-pub struct Health {
-    pub name: String,
-    pub mood: Mood,
-    /// Why it is not well.
-    pub why: Option<String>,
-    #[serde(skip)]
-    pub since: Instant,
-    pub queued_batches: usize,
-    /// Lines that wait in its spool.
-    pub spooled_lines: u64,
-    pub spooled_bytes: u64,
-}
-
-pub type HealthView = Arc<Mutex<Health>>;
-
 /// The channels that end at a lane.
 pub struct Ends {
     pub inlet: Receiver<Parcel>,
@@ -158,16 +133,6 @@ impl Lane {
         }
         let street =
             |jobs| Street { jobs, batcher: Batcher::new(options.batch), queue: VecDeque::new(), away: false };
-        let name = options.name.to_string();
-        let health = Health {
-            name,
-            mood: Mood::Well,
-            why: None,
-            since: now,
-            queued_batches: 0,
-            spooled_lines: 0,
-            spooled_bytes: 0,
-        };
         Lane {
             sink,
             inlet: ends.inlet,
@@ -187,7 +152,7 @@ impl Lane {
             spooling,
             untold_refusals: 0,
             tell_at: None,
-            health: Arc::new(Mutex::new(health)),
+            health: Arc::new(Mutex::new(Health::new(&options.name, now))),
             options,
         }
     }
