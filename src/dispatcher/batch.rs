@@ -14,8 +14,8 @@ use crate::sinks::BatchLimits;
 /// chunk, which costs another write, another answer and another receipt.
 const SCRAP: u64 = 8;
 
-/// A list for more of them, as ten thousand quiet files fill one, is made anew.
-const PARTS_KEPT: usize = 64;
+/// At full speed a batch has one or two. A list for more of them, as ten thousand quiet files fill one, is made anew.
+const PARTS_KEPT: usize = 8;
 
 /// The open batch of one connection.
 pub struct Batcher {
