@@ -41,7 +41,7 @@ test:
 	cargo test --locked
 	$(MAKE) --no-print-directory model
 
-# Some ten minutes, as root. The short form is part of make test.
+# Some fifteen minutes, as root. The short form is part of make test.
 test-docker:
 	bash scripts/prepare.sh
 	LOG_CAPTURER_DOCKER_FULL=1 LOG_CAPTURER_DOCKER_GONE_SECONDS=30 cargo test --locked --release --test it -- docker:: --nocapture --test-threads=1

@@ -43,6 +43,7 @@ use crate::monitors::{self, SourceKind, Supply};
 use crate::net;
 use crate::pipeline::Pipeline;
 use crate::sinks::{self, SinkContext};
+use crate::spool;
 use crate::stats::{self, Stats};
 use crate::status::{self, Rooms};
 use crate::tasks::{self, Closed, Post, Spec, StopPlan, Switch, Table, TaskManager, Wires};
@@ -217,7 +218,9 @@ impl Agent {
         let plan = StopPlan::new(config.agent.stop_timeout);
         let ended = tasks::closing()?;
         let budget = Budget::new(config.memory.chunk_bytes);
-        let (unsynced, own_files, passed) = (Unsynced::default(), OwnFiles::default(), Passed::default());
+        let in_doubt = config.agent.data_dir.join("in-doubt");
+        let unsynced = Unsynced::open(Arc::new(RealDisk), &in_doubt, spool::boot_id());
+        let (own_files, passed) = (OwnFiles::default(), Passed::default());
 
         // What was left behind.
         let names: Vec<Arc<str>> = config.sinks.iter().map(|sink| sink.name.clone()).collect();
@@ -367,7 +370,7 @@ impl Agent {
                 source: source.clone(),
                 options: (**options).clone(),
                 known: known_containers.clone(),
-                first_start: restored.first_start,
+                folder: config.agent.data_dir.join("containers"),
                 once: orders.once,
                 supply: supply.clone(),
                 helpers: tasks::Helpers::new(table.clone()),

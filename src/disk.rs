@@ -12,6 +12,7 @@ pub mod model;
 
 use std::fs::{DirBuilder, File, Metadata, OpenOptions};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -133,6 +134,8 @@ pub trait DiskFile: Durable {
     /// Makes the file at least so long, and sure that it can be written so far whatever becomes of the free room.
     /// On a file system that cannot promise it the file is made longer all the same.
     fn allocate(&self, size: u64) -> io::Result<()>;
+    /// The same file, whatever it is called now, to be written where it is said to be, also if this one appends.
+    fn in_place(&self) -> io::Result<Arc<dyn DiskFile>>;
     fn id(&self) -> io::Result<FileId>;
     fn seen(&self) -> io::Result<Seen>;
 }
@@ -294,6 +297,11 @@ impl DiskFile for File {
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
             Err(cause) => Err(cause.into()),
         }
+    }
+
+    fn in_place(&self) -> io::Result<Arc<dyn DiskFile>> {
+        let path = format!("/proc/self/fd/{}", self.as_raw_fd());
+        Ok(Arc::new(OpenOptions::new().read(true).write(true).open(path)?))
     }
 
     fn id(&self) -> io::Result<FileId> {

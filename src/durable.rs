@@ -1,11 +1,11 @@
-//! Files that survive: atomic writes, what is still to be synced, the lock of the data folder, and which files
-//! are our own.
+//! Files that survive: atomic writes, what is still to be synced (`unsynced.rs`) and what a failed sync means
+//! (`written.rs`), the lock of the data folder, and which files are our own.
 //!
 //! The only place that renames, and the only one that replaces a file: a rename without a sync of its folder
 //! may be forgotten by a power cut, and a plain write can be torn.
-//!
-//! Always true: what was noted as unsynced stays noted until a sync of it has succeeded that began after the
-//! note. No lock is held during input or output.
+
+mod unsynced;
+mod written;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,8 +19,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 use rustix::fs::{FlockOperation, flock};
 
+pub use unsynced::{SyncFolder, Unsynced};
+pub use written::Written;
+
 pub use crate::disk::FileId;
-use crate::disk::{Disk, Durable};
 use crate::error::{Context, Error, Result};
 
 /// Replaces `path` by a file of these bytes, readable by us alone (0600). After a crash at any moment `path` is
@@ -142,84 +144,6 @@ fn sign(file: &File) -> io::Result<()> {
     let written = file.metadata()?.mtime();
     let since = jiff::Timestamp::from_second(written).map_err(io::Error::other)?;
     file.write_all_at(format!("pid {pid} since {since}\n").as_bytes(), 0)
-}
-
-/// Outputs that were written and not yet made durable. Writers note a file *before* they report it written;
-/// the ledger syncs them before it writes a checkpoint that relies on them.
-#[derive(Clone, Default)]
-pub struct Unsynced(Arc<Mutex<Notes>>);
-
-#[derive(Default)]
-struct Notes {
-    /// With the turn of the last note: what was noted again during a sync has to be synced again.
-    files: Vec<(Arc<dyn Durable>, u64)>,
-    turn: u64,
-}
-
-impl Unsynced {
-    /// Also for the folder of a file that was created.
-    pub fn note(&self, file: Arc<dyn Durable>) {
-        let mut notes = self.0.lock();
-        notes.turn += 1;
-        let turn = notes.turn;
-        match notes.files.iter_mut().find(|(known, _)| Arc::ptr_eq(known, &file)) {
-            Some((_, noted)) => *noted = turn,
-            None => notes.files.push((file, turn)),
-        }
-    }
-
-    /// How many files are held open for a later sync.
-    pub fn len(&self) -> usize {
-        self.0.lock().files.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Syncs everything noted so far. On an error, what was not synced stays noted. Several threads may sync at
-    /// the same time: each returns after all that was noted before it began is on the disk.
-    pub fn sync(&self) -> Result<()> {
-        let files = self.0.lock().files.clone();
-        let mut first_error = Ok(());
-        for (file, turn) in files {
-            match file.sync() {
-                Ok(()) => self.synced(&file, turn),
-                Err(cause) => {
-                    let error = Error::new(format!("could not sync an output: {cause}"));
-                    first_error = first_error.and(Err(error));
-                }
-            }
-        }
-        first_error
-    }
-
-    /// What was noted at `turn` is on the disk; a later note stays.
-    fn synced(&self, file: &Arc<dyn Durable>, turn: u64) {
-        self.0.lock().files.retain(|(known, noted)| !(Arc::ptr_eq(known, file) && *noted == turn));
-    }
-}
-
-/// The names in a folder, to be made durable with everything else.
-pub struct SyncFolder {
-    disk: Arc<dyn Disk>,
-    folder: PathBuf,
-}
-
-impl SyncFolder {
-    /// Whoever makes many names in one folder should keep it: each one that is noted is synced.
-    pub fn of(disk: &Arc<dyn Disk>, folder: &Path) -> Arc<SyncFolder> {
-        Arc::new(SyncFolder { disk: disk.clone(), folder: folder.to_owned() })
-    }
-}
-
-impl Durable for SyncFolder {
-    fn sync(&self) -> io::Result<()> {
-        match self.disk.sync_folder(&self.folder) {
-            Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(()), // somebody deleted it with all names
-            synced => synced,
-        }
-    }
 }
 
 /// Which checkpoints this life has begun and written: the ledger counts, the keepers of journals read. What the ledger
@@ -378,35 +302,6 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         write_atomic(&folder.path().join("file"), b"").unwrap();
         assert!(matches!(lock_dir(&folder.path().join("file/data")), Err(LockError::Io(_))));
-    }
-
-    #[test]
-    fn what_could_not_be_synced_stays_noted() {
-        let folder = tempfile::tempdir().unwrap();
-        let unsynced = Unsynced::default();
-        let good = Arc::new(File::create(folder.path().join("good")).unwrap());
-        let (read, _write) = rustix::pipe::pipe().unwrap();
-        let bad = Arc::new(File::from(read)); // a pipe cannot be synced
-        unsynced.note(good.clone());
-        unsynced.note(bad.clone());
-        unsynced.note(good.clone());
-        assert_eq!(unsynced.len(), 2);
-        assert!(unsynced.sync().is_err());
-        assert_eq!(unsynced.len(), 1);
-        assert_eq!((Arc::strong_count(&good), Arc::strong_count(&bad)), (1, 2));
-    }
-
-    #[test]
-    fn what_was_written_during_a_sync_is_synced_again() {
-        let unsynced = Unsynced::default();
-        let file = Arc::new(tempfile::tempfile().unwrap());
-        unsynced.note(file.clone());
-        let before = unsynced.0.lock().files[0].1;
-        unsynced.note(file.clone());
-        unsynced.synced(&(file as Arc<dyn Durable>), before);
-        assert_eq!(unsynced.len(), 1);
-        unsynced.sync().unwrap();
-        assert!(unsynced.is_empty());
     }
 
     #[test]

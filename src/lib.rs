@@ -126,6 +126,9 @@
 //!   each answer and outlives the process, so a death repeats only what was on its way. It says of which boot it is:
 //!   after a power cut only what two checkpoints have made safe is believed. The ledger keeps which ranges stand in a
 //!   spool and nowhere else, so what is missing there is read again.
+//! * **After a sync that failed nothing is believed** before it was written again ([`durable::Written`]): the kernel tells
+//!   of a failure once, and may call clean what it has dropped. So whoever writes an output, a spool or a journal writes
+//!   through that, and the ledger, which syncs, writes again.
 //! * **The binary has one heap for all threads** (`main.rs`), not the C library's arena for each: chunks are freed by
 //!   other threads than those that asked for them, and what lay between the arenas was a third of the process.
 //! * **Ledger, worker and lane linger a millisecond or two behind what is small**: a line in each of a thousand files would

@@ -45,7 +45,8 @@ fn describe(path: &Path, config: &Config) -> String {
                 let _ = writeln!(text, "  only those that ask for it (the label {ENABLE})");
             }
             if options.start_at == StartAt::End {
-                let _ = writeln!(text, "  at the first start, from the end of what is there");
+                let _ =
+                    writeln!(text, "  from the moment on at which it meets its engine for the first time");
             }
         } else if let SourceKind::File(file) = &source.kind {
             let _ = writeln!(text, "  captures {}", file.include.join(", "));

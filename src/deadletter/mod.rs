@@ -39,7 +39,8 @@ use serde::{Deserialize, Serialize};
 use crate::ack::GenerationId;
 use crate::budget::Credit;
 use crate::clock::Clock;
-use crate::durable::{FileId, Unsynced, folder_of};
+use crate::disk::{Disk, RealDisk};
+use crate::durable::{FileId, SyncFolder, Unsynced, Written, folder_of};
 use crate::error::{Context, Error, Result};
 use crate::metrics::{Counter, Registry};
 use crate::record::{Changed, Entry, Labels, Lines, Origin, Record, Records};
@@ -212,6 +213,8 @@ struct Inner {
 #[derive(Clone)]
 struct Open {
     file: Arc<File>,
+    /// The same, to be synced.
+    written: Arc<Written>,
     id: FileId,
 }
 
@@ -278,7 +281,7 @@ impl DeadLetters {
 impl Inner {
     /// `under_way`: this letter and those that other threads are writing.
     fn write(&self, line: &[u8], under_way: u64) -> Result<()> {
-        let (file, len, _held) = self.held_file()?;
+        let (Open { file, written: to_sync, .. }, len, _held) = self.held_file()?;
         let is_full = |aside: u64| aside + len + under_way > self.max_bytes;
         if is_full(self.aside.load(Ordering::Relaxed)) {
             let aside = folder::bytes_aside(folder_of(&self.path))?; // somebody may have replayed or purged
@@ -300,7 +303,8 @@ impl Inner {
                 written => break written,
             }
         };
-        self.unsynced.note(file.clone());
+        to_sync.wrote_unseen(); // others write beside us: where it stands is not known
+        self.unsynced.note(to_sync);
         let short = match written {
             Ok(bytes) if bytes == line.len() => {
                 self.len.store(len + bytes as u64, Ordering::Relaxed);
@@ -319,27 +323,24 @@ impl Inner {
     }
 
     /// The file, its length, and the lock that keeps it from being moved aside unnoticed.
-    fn held_file(&self) -> Result<(Arc<File>, u64, File)> {
+    fn held_file(&self) -> Result<(Open, u64, File)> {
         for _ in 0..TRIES {
-            let (file, len) = self.file()?;
-            let id = FileId::of(
-                &file.metadata().context(|| format!("could not look at {}", self.path.display()))?,
-            );
+            let (open, len) = self.file()?;
             // A descriptor of our own: those who share one share its lock, and the first to be ready lets go of it.
             let Ok(held) = File::open(&self.path) else { continue };
-            let is_it = held.metadata().is_ok_and(|metadata| FileId::of(&metadata) == id);
+            let is_it = held.metadata().is_ok_and(|metadata| FileId::of(&metadata) == open.id);
             if is_it
                 && flock(&held, FlockOperation::NonBlockingLockShared).is_ok()
-                && id.stands_at(&self.path)
+                && open.id.stands_at(&self.path)
             {
-                return Ok((file, len, held));
+                return Ok((open, len, held));
             }
         }
         Err(Error::new(format!("could not write to {}: somebody holds it", self.path.display())))
     }
 
     /// The file that stands at `path` now (somebody may have moved it aside), and its length.
-    fn file(&self) -> Result<(Arc<File>, u64)> {
+    fn file(&self) -> Result<(Open, u64)> {
         let doing = || format!("could not open {}", self.path.display());
         let known = self.open.lock().clone();
         let there = match std::fs::metadata(&self.path) {
@@ -347,10 +348,10 @@ impl Inner {
             Err(cause) if cause.kind() == ErrorKind::NotFound => None,
             Err(cause) => return Err(cause).context(doing),
         };
-        if let (Some(Open { file, id }), Some(metadata)) = (known, &there)
-            && FileId::of(metadata) == id
+        if let (Some(open), Some(metadata)) = (known, &there)
+            && FileId::of(metadata) == open.id
         {
-            return Ok((file, metadata.len()));
+            return Ok((open, metadata.len()));
         }
         if there.is_none() {
             DirBuilder::new().recursive(true).mode(0o700).create(folder_of(&self.path)).context(doing)?;
@@ -359,9 +360,9 @@ impl Inner {
         let file = Arc::new(file.context(doing)?);
         let metadata = file.metadata().context(doing)?;
         self.aside.store(folder::bytes_aside(folder_of(&self.path))?, Ordering::Relaxed);
-        if there.is_none() {
-            self.unsynced.note(Arc::new(File::open(folder_of(&self.path)).context(doing)?));
-        }
+        // Also if it is there: the life that made it may have died before it could sync the name.
+        let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+        self.unsynced.note_folder(SyncFolder::of(&disk, folder_of(&self.path)));
         if let Some(last) = metadata.len().checked_sub(1) {
             let mut byte = [0];
             file.read_exact_at(&mut byte, last).context(doing)?;
@@ -369,8 +370,9 @@ impl Inner {
                 self.torn.store(true, Ordering::SeqCst);
             }
         }
-        *self.open.lock() = Some(Open { file: file.clone(), id: FileId::of(&metadata) });
-        Ok((file, metadata.len()))
+        let open = Open { written: Written::new(file.clone()), file, id: FileId::of(&metadata) };
+        *self.open.lock() = Some(open.clone());
+        Ok((open, metadata.len()))
     }
 }
 

@@ -215,6 +215,15 @@ impl ModelDisk {
         self.0.lock().loses_in_sync = true;
     }
 
+    /// What is in memory and not waiting to be written is read from the disk again.
+    pub fn drop_caches(&self) {
+        for content in self.0.lock().files.values_mut() {
+            let mut now = content.durable.clone();
+            content.pending.iter().for_each(|write| write.clone().apply(&mut now));
+            content.now = now;
+        }
+    }
+
     /// How often something was read.
     pub fn reads(&self) -> u64 {
         self.0.lock().reads
@@ -413,6 +422,10 @@ impl DiskFile for Handle {
             }
             Ok(())
         })
+    }
+
+    fn in_place(&self) -> io::Result<Arc<dyn DiskFile>> {
+        Ok(Arc::new(Handle { disk: self.disk.clone(), inode: self.inode, life: self.life, appends: false }))
     }
 
     fn id(&self) -> io::Result<FileId> {

@@ -14,7 +14,7 @@ use crate::sinks::BatchLimits;
 /// chunk, which costs another write, another answer and another receipt.
 const SCRAP: u64 = 8;
 
-/// At full speed a batch is a chunk or two. A list for more, as many quiet files fill one, is not worth keeping.
+/// At full speed a batch has one or two. A list for more of them, as ten thousand quiet files fill one, is made anew.
 const PARTS_KEPT: usize = 8;
 
 /// The open batch of one connection.

@@ -235,6 +235,7 @@ pub fn view(id: GenerationId, page: &Page, names: &[Arc<str>]) -> GenerationView
 pub struct Meters {
     pub read_lines: Arc<Counter>,
     pub read_bytes: Arc<Counter>,
+    pub read_chunks: Arc<Counter>,
     pub generations: Arc<Gauge>,
     pub finished: Arc<Gauge>,
     pub open_chunks: Arc<Gauge>,
@@ -303,6 +304,7 @@ impl Meters {
         Meters {
             read_lines: metrics.counter("read_lines_total", "Lines that were read from all sources.", &[]),
             read_bytes: metrics.counter("read_bytes_total", "Bytes of those lines, line ends included.", &[]),
+            read_chunks: metrics.counter("read_chunks_total", "Chunks in which those lines travelled.", &[]),
             generations: metrics.gauge("generations", "Generations of sources in the ledger.", &[]),
             finished: metrics.gauge(
                 "generations_finished",

@@ -118,6 +118,8 @@ pub struct Ledger {
     /// Why files wait, if nothing can be stamped.
     stamping_ill: Option<String>,
     first_start: bool,
+    /// Outputs and spools have told what no checkpoint knows.
+    has_found: bool,
 }
 
 /// The checkpoint that a stop owes us even if somebody never ends.
@@ -185,6 +187,7 @@ impl Ledger {
             ill: None,
             stamping_ill: None,
             first_start,
+            has_found: false,
         };
         (ledger, Book::new(book), journal)
     }
@@ -197,14 +200,14 @@ impl Ledger {
     /// What a sink has found of an earlier life in its outputs: as good as receipts. Before monitors are given
     /// [`Ledger::restored`].
     pub fn recovered(&mut self, sink: SinkId, ranges: &[Ranged]) {
-        self.state.recovered(sink, ranges);
+        self.has_found |= self.state.recovered(sink, ranges);
         self.show();
     }
 
     /// What a spool has found at the start: each whole frame is as good as a receipt, `pending` of them waits there,
     /// and what is missing is read again. Before monitors are given [`Ledger::restored`].
     pub fn spool_found(&mut self, sink: SinkId, frames: &[InSpool], pending: Count) {
-        self.state.spool_found(sink, frames, pending);
+        self.has_found |= self.state.spool_found(sink, frames, pending);
         self.show();
     }
 
@@ -223,6 +226,9 @@ impl Ledger {
             // That there has been a start must outlive us whatever happens, and soon: the next one must not take
             // `start_at: end` for its own.
             self.save_at = Some(task.now() + FIRST_SAVE);
+        } else if self.has_found || self.settings.unsynced.was_in_doubt() {
+            // Although nothing may be left to read: whoever audits believes the checkpoint alone.
+            self.save_at = Some(task.now() + self.settings.sync_interval);
         }
         loop {
             task.waits_for("notes");
@@ -253,6 +259,9 @@ impl Ledger {
             }
         }
         self.save(task);
+        if self.ill.is_some() {
+            self.save(task); // nobody comes after us, and what a disk did not keep at first it may keep now
+        }
         Ok(())
     }
 
@@ -322,7 +331,7 @@ impl Ledger {
 
     /// Outputs first, then the checkpoint that relies on them. Whether it became a snapshot.
     fn write(&mut self, force_snapshot: bool) -> Result<bool> {
-        self.settings.unsynced.sync()?;
+        self.settings.unsynced.prove()?;
         let mut is_snapshot = force_snapshot || self.needs_snapshot();
         let (mark, own_files) = (self.mark, &self.settings.own_files);
         let mut written = None;
@@ -421,6 +430,9 @@ impl Ledger {
                     );
                 }
                 self.ill = Some(cause);
+                if let Some(fault) = self.settings.unsynced.take_lost() {
+                    task.fault(fault); // the next life begins at the last checkpoint, and writes it again
+                }
                 self.save_at = Some(task.now() + self.settings.sync_interval);
                 self.snapshot_at = None; // the next one is tried soon enough
             }

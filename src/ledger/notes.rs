@@ -145,6 +145,11 @@ pub enum Note {
     Finished {
         generation: GenerationId,
     },
+    /// Whether its source is silent for good, as far as anybody knows, and all that it said was read.
+    AtEnd {
+        generation: GenerationId,
+        at_end: bool,
+    },
     /// At the end: what stands in the source and was not read.
     Unread {
         generation: GenerationId,
@@ -173,6 +178,8 @@ pub struct Known {
     /// Number of the line that starts there.
     pub line: u64,
     pub continues: bool,
+    /// Its source was silent for good, and all that it said was read.
+    pub at_end: bool,
     /// How what is read again was cut and timed: rising, disjoint, none ends before the position.
     pub stamps: Vec<KeptStamp>,
     /// What each sink of the configuration has of it, by [`crate::ack::SinkId`].
@@ -180,6 +187,11 @@ pub struct Known {
 }
 
 impl Known {
+    /// Its source was silent for good, all that it said was read, and every sink has answered for it.
+    pub fn is_whole(&self) -> bool {
+        self.at_end && self.position >= self.known_to()
+    }
+
     /// Up to here it was read: all of this did stand in the source once.
     pub fn known_to(&self) -> u64 {
         let edges = self.progress.iter().flat_map(|progress| progress.edges(self.position));

@@ -34,6 +34,8 @@ pub struct Page {
     /// That somebody has not answered for, by their start.
     pub stamps: Offsets<KeptStamp>,
     pub finished: bool,
+    /// See [`super::Note::AtEnd`]. What is read later ends it.
+    pub at_end: bool,
     pub unread: u64,
     /// What this life has done with it, from where it began: read, and given up.
     begun: u64,
@@ -89,6 +91,7 @@ impl Page {
             apart: Apart { former: former.into_iter().map(at_start).collect(), ..Apart::default() }.boxed(),
             stamps: Offsets::default(),
             finished: false,
+            at_end: false,
             unread: 0,
             begun: 0,
             read: 0,
@@ -124,7 +127,7 @@ impl Page {
 
     /// All of it is read once more.
     pub fn begin_anew(&mut self, start: u64) {
-        self.finished = false;
+        (self.finished, self.at_end) = (false, false);
         self.known_to = self.high.to;
         (self.read, self.passed_over) = (0, 0);
         self.read_to = start;
@@ -166,6 +169,7 @@ impl Page {
             apart: apart.boxed(),
             stamps: saved.stamps.into_iter().map(|stamp| (stamp.start, stamp)).collect(),
             finished: false,
+            at_end: saved.at_end,
             unread: 0,
             begun: 0,
             read: 0,
@@ -192,6 +196,7 @@ impl Page {
             sinks: named.chain(former).collect(),
             spooled: spooled.filter(|(_, ranges)| ranges.ranges().next().is_some()).collect(),
             stamps: self.stamps().copied().collect(),
+            at_end: self.at_end,
         }
     }
 
@@ -216,6 +221,7 @@ impl Page {
             cursor: at.cursor,
             line: at.line,
             continues: at.continues,
+            at_end: self.at_end,
             stamps: self.stamps().copied().collect(),
             progress: self.sinks.to_vec(),
         }
@@ -272,6 +278,7 @@ impl Page {
     /// A chunk of this life.
     pub fn read(&mut self, range: Range<u64>) {
         self.begin_account();
+        self.at_end = false;
         self.read += range.end - range.start;
         self.read_to = range.end;
     }

@@ -74,6 +74,8 @@ pub struct SavedGeneration {
     pub spooled: Vec<(String, Progress)>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stamps: Vec<KeptStamp>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub at_end: bool,
 }
 
 #[derive(Debug, PartialEq, Clone, Serialize, Deserialize)]

@@ -113,6 +113,7 @@ impl State {
                 }
                 self.forget_if_over(generation);
             }
+            Note::AtEnd { generation, at_end } => self.page(generation)?.at_end = at_end,
             Note::Unseen { places } => self.books.unseen = places,
             Note::Stamping { .. } => {} // the ledger's own affair
             Note::Unread { generation, bytes } => {
@@ -180,6 +181,7 @@ impl State {
         self.books.read += count;
         self.meters.read_lines.add(count.lines);
         self.meters.read_bytes.add(count.bytes);
+        self.meters.read_chunks.add(1);
         for sink in stamp.sinks.iter() {
             self.books.owe(sink, count, &self.meters);
             if again {
@@ -209,12 +211,14 @@ impl State {
         }
     }
 
-    /// A sink has these of an earlier life.
-    pub fn recovered(&mut self, sink: SinkId, ranges: &[Ranged]) {
+    /// A sink has these of an earlier life. Whether that is news.
+    pub fn recovered(&mut self, sink: SinkId, ranges: &[Ranged]) -> bool {
+        let mut is_news = false;
         for (generation, range) in ranges {
             // A power cut may have taken a generation from the ledger and not from the outputs.
             self.is_used(*generation);
             if let Some(page) = self.pages.get_mut(generation) {
+                is_news |= !page.sinks[sink.0 as usize].covers(range.clone());
                 page.recover(sink, range.clone());
             } else if generation.is_derived() {
                 let foretold = || Box::new(Page::foretold(self.names.len()));
@@ -222,14 +226,17 @@ impl State {
             }
             // Of others every sink has answered, or they were streams.
         }
+        is_news
     }
 
-    pub fn spool_found(&mut self, sink: SinkId, frames: &[InSpool], pending: Count) {
+    /// Whether it is news.
+    pub fn spool_found(&mut self, sink: SinkId, frames: &[InSpool], pending: Count) -> bool {
+        let mut is_news = false;
         self.books.carry_over(sink, pending);
         let name = self.names[sink.0 as usize].clone();
         let mut found: BTreeMap<GenerationId, Vec<(Range<u64>, bool)>> = BTreeMap::new();
         for (generation, range, answered) in frames {
-            self.recovered(sink, &[(*generation, range.clone())]);
+            is_news |= self.recovered(sink, &[(*generation, range.clone())]);
             found.entry(*generation).or_default().push((range.clone(), *answered));
         }
         let mut missing = 0;
@@ -241,6 +248,7 @@ impl State {
                 "{name}: {missing} bytes are missing in its spool; they are read again from their sources"
             );
         }
+        is_news || missing > 0
     }
 
     fn receipt(&mut self, receipt: Receipt, aborting: bool) -> Result<()> {

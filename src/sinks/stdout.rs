@@ -18,7 +18,7 @@ use rustix::io::Errno;
 
 use super::format::Renderer;
 use super::{Answer, Encoder, Format, Link, OpenResult, OpenSink, Sender, SinkContext, SinkOptions};
-use crate::durable::{FileId, Unsynced};
+use crate::durable::{FileId, Unsynced, Written};
 use crate::error::{Context, Error, Result};
 use crate::record::Batch;
 use crate::tasks::Closed;
@@ -65,7 +65,7 @@ impl Encoder for StdoutEncoder {
 struct StdoutSender {
     stdout: Arc<File>,
     /// A regular file never makes us wait, and has to be synced like every output.
-    is_file: bool,
+    file: Option<Arc<Written>>,
     unsynced: Unsynced,
     abort: Closed,
     closed: crossbeam_channel::Sender<()>,
@@ -76,8 +76,9 @@ struct StdoutSender {
 impl StdoutSender {
     fn new(stdout: File, closed: crossbeam_channel::Sender<()>, cx: &SinkContext) -> Result<StdoutSender> {
         let metadata = stdout.metadata().context(|| "could not look at stdout".into())?;
-        let is_file = metadata.is_file();
-        if is_file {
+        let stdout = Arc::new(stdout);
+        let file = metadata.is_file().then(|| Written::new(stdout.clone()));
+        if file.is_some() {
             // `> agent.log` in a folder that is captured: the agent would feed itself. Without /proc nobody can
             // tell the path; then that is for the configuration to avoid.
             if let Ok(path) = std::fs::read_link(format!("/proc/self/fd/{}", stdout.as_raw_fd())) {
@@ -85,8 +86,8 @@ impl StdoutSender {
             }
         }
         Ok(StdoutSender {
-            stdout: Arc::new(stdout),
-            is_file,
+            stdout,
+            file,
             unsynced: cx.unsynced.clone(),
             abort: cx.stop.abort.clone(),
             closed,
@@ -115,7 +116,7 @@ impl StdoutSender {
         if self.written.0 != payload.number {
             self.written = (payload.number, 0);
         }
-        let piece_bytes = if self.is_file { usize::MAX } else { PIECE_BYTES };
+        let piece_bytes = if self.file.is_some() { usize::MAX } else { PIECE_BYTES };
         loop {
             let rest = &payload.bytes[self.written.1..];
             if rest.is_empty() {
@@ -145,8 +146,9 @@ enum Failure {
 impl Sender<Payload> for StdoutSender {
     fn send(&mut self, payload: &Payload) -> Answer {
         let written = self.write(payload);
-        if self.is_file {
-            self.unsynced.note(self.stdout.clone()); // also after an error: a part of it counts on the next try
+        if let Some(file) = &self.file {
+            file.wrote_unseen(); // also after an error: a part of it counts on the next try
+            self.unsynced.note(file.clone());
         }
         let why = match written {
             Ok(()) => return Answer::Delivered,

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use crate::ack::Count;
 use crate::disk::{Disk, DiskFile, Open};
-use crate::durable::Passed;
+use crate::durable::{Passed, Written};
 
 const SLOT_BYTES: usize = 512;
 
@@ -67,7 +67,7 @@ impl Cursor {
 
 /// The file, once there is a spool at all.
 pub struct CursorFile {
-    file: Arc<dyn DiskFile>,
+    file: Arc<Written>,
     boot: u64,
     /// Of the newest record of each kind.
     turn: u64,
@@ -84,7 +84,7 @@ impl CursorFile {
         how: Open,
         boot: u64,
     ) -> io::Result<(CursorFile, Option<Cursor>)> {
-        let file = disk.open(path, how)?;
+        let file = Written::new(disk.open(path, how)?);
         let mut newest: [Option<Slot>; 2] = [None, None];
         for at in 0..4 {
             let mut bytes = [0; SLOT_BYTES];
@@ -104,7 +104,7 @@ impl CursorFile {
         Ok((CursorFile { file, boot, turn, safe_turn, maturing: None }, cursor))
     }
 
-    pub fn file(&self) -> &Arc<dyn DiskFile> {
+    pub fn file(&self) -> &Arc<Written> {
         &self.file
     }
 

@@ -46,7 +46,7 @@ use segment::{FIRST_FRAME, Segment};
 
 use crate::ack::{Count, GenerationId};
 use crate::disk::{Disk, DiskFile, Open};
-use crate::durable::{Passed, SyncFolder, Unsynced};
+use crate::durable::{Passed, SyncFolder, Unsynced, Written};
 use crate::error::{Context, Result};
 use crate::record::{Origin, RECORD_WEIGHT, Records, Slice};
 
@@ -164,7 +164,7 @@ pub struct Spool {
     /// Oldest first.
     segments: VecDeque<Segment>,
     /// The last segment, if this life has begun it.
-    writing: Option<Arc<dyn DiskFile>>,
+    writing: Option<Arc<Written>>,
     next_segment: u64,
     next_sequence: u64,
     /// All that was ever put into it.
@@ -180,6 +180,8 @@ pub struct Spool {
     ahead: Option<Header>,
     tries: u32,
     under_way: VecDeque<UnderWay>,
+    /// Read, not answered for, and to be read again before all others: see [`Spool::rewind`].
+    again: VecDeque<UnderWay>,
     /// How far the last life was, for frames below the sequence where it ended.
     former: Option<(u64, Cursor)>,
     /// What was found torn at the start, from one running total to another: told then, and not counted as pending.
@@ -212,6 +214,7 @@ impl Spool {
             ahead: None,
             tries: 0,
             under_way: VecDeque::new(),
+            again: VecDeque::new(),
             former: None,
             torn: Vec::new(),
             cursor,
@@ -226,7 +229,17 @@ impl Spool {
 
     /// Something waits to be read.
     pub fn has_unread(&self) -> bool {
-        self.read_sequence < self.next_sequence
+        self.read_sequence < self.next_sequence || !self.again.is_empty()
+    }
+
+    /// Something was read and is not answered for.
+    pub fn has_under_way(&self) -> bool {
+        self.oldest().is_some()
+    }
+
+    /// The oldest frame that was read and is not answered for.
+    fn oldest(&self) -> Option<&UnderWay> {
+        self.under_way.front().or(self.again.front())
     }
 
     /// What is not answered for, read or not.
@@ -295,7 +308,7 @@ impl Spool {
         let Some(at) = self.segments.iter().position(|segment| segment.number >= self.read.segment) else {
             return false;
         };
-        if !self.has_unread() {
+        if self.read_sequence == self.next_sequence {
             return false;
         }
         let (upto, sequence) = match self.segments.get(at + 1) {
@@ -353,7 +366,7 @@ impl Spool {
         }
     }
 
-    fn file_to_write(&mut self) -> io::Result<Arc<dyn DiskFile>> {
+    fn file_to_write(&mut self) -> io::Result<Arc<Written>> {
         let most = (self.max_bytes / SEGMENTS_LEAST).min(SEGMENT_BYTES_MOST);
         if let (Some(file), Some(last)) = (&self.writing, self.segments.back())
             && last.end < most
@@ -378,7 +391,7 @@ impl Spool {
         let file = segment.create(&*self.settings.disk)?;
         segment.end = FIRST_FRAME;
         self.settings.unsynced.note(file.clone());
-        self.settings.unsynced.note(folder);
+        self.settings.unsynced.note_folder(folder);
         self.next_segment += 1;
         self.segments.push_back(segment);
         self.writing = Some(file.clone());
@@ -417,7 +430,7 @@ impl Spool {
 
     fn remove_answered(&mut self) -> io::Result<()> {
         let passed = &self.settings.passed;
-        let oldest_needed = self.under_way.front().map_or(self.read.segment, |frame| frame.at.segment);
+        let oldest_needed = self.oldest().map_or(self.read.segment, |frame| frame.at.segment);
         while let Some(first) = self.segments.front()
             && first.number < oldest_needed
             && (first.dropped || first.answered.is_some_and(|answered| passed.by(answered)))
@@ -443,10 +456,10 @@ impl Spool {
             });
         }
         for above in path.ancestors().skip(1).take(2) {
-            unsynced.note(SyncFolder::of(disk, above));
+            unsynced.note_folder(SyncFolder::of(disk, above));
         }
         let folder = SyncFolder::of(disk, path);
-        unsynced.note(folder.clone());
+        unsynced.note_folder(folder.clone());
         self.folder = Some(folder.clone());
         Ok(folder)
     }
@@ -454,8 +467,8 @@ impl Spool {
     /// Copies damaged bytes to where a person can look at them.
     fn put_aside(&mut self, path: &Path, range: Range<u64>) -> io::Result<()> {
         let Settings { disk, folder, unsynced, .. } = &self.settings;
-        let (from, to) =
-            (disk.open(path, Open::Existing)?, disk.open(&folder.join(QUARANTINE), Open::OrCreate)?);
+        let from = disk.open(path, Open::Existing)?;
+        let to = Written::new(disk.open(&folder.join(QUARANTINE), Open::OrCreate)?);
         let (mut at, mut end) = (range.start, to.size()?);
         while at < range.end && end < QUARANTINE_BYTES_MOST {
             let most = (range.end - at).min(frame::SCRATCH_BYTES as u64);

@@ -13,6 +13,7 @@ use super::segment::{self, FIRST_FRAME, Segment};
 use super::{Opened, Settings, Spool, between};
 use crate::ack::Count;
 use crate::disk::{Disk, Open};
+use crate::durable::Written;
 use crate::error::{Context, Result};
 
 /// What waits in the spool of one sink.
@@ -262,6 +263,9 @@ impl Spool {
         })?;
         self.scratch = scratch;
         let file = disk.open(&segment.path, Open::Existing)?;
+        if self.settings.unsynced.was_in_doubt() {
+            segment.write_again(&*file, &mut self.scratch)?;
+        }
         if whole_to < segment.end {
             if behind > 0 {
                 self.put_aside(&segment.path, whole_to..segment.end)?;
@@ -270,7 +274,7 @@ impl Spool {
             segment.end = whole_to;
         }
         // The next checkpoint relies on what is said here, and the last life may have died before it could sync.
-        self.settings.unsynced.note(file);
+        self.settings.unsynced.note(Written::found(file));
         Ok(())
     }
 }

@@ -24,8 +24,28 @@ impl Spool {
         Ok(found.then(|| self.ahead.as_ref().expect("it was found").cost()))
     }
 
+    /// What was read and is not answered for is read once more, and next. For whoever has let go of all of it.
+    pub fn rewind(&mut self) {
+        self.ahead = None;
+        self.again.extend(self.under_way.drain(..).filter(|frame| !frame.done));
+        self.again.make_contiguous().sort_by_key(|frame| frame.sequence);
+    }
+
     /// Finds the next frame that is not answered for.
     fn seek(&mut self) -> io::Result<bool> {
+        if self.ahead.is_none()
+            && let Some(UnderWay { at: place, .. }) = self.again.front()
+        {
+            let place = *place;
+            let held = |segment: &Segment| segment.number == place.segment;
+            let at = self.segments.iter().position(held).expect("what is not answered for stays");
+            let file = self.file_to_read(at)?;
+            self.ahead = self.segments[at].header(&*file, place.offset)?;
+            if self.ahead.is_none() {
+                self.lose_again();
+                return self.seek();
+            }
+        }
         while self.ahead.is_none() {
             let Some(at) = self.segments.iter().position(|segment| segment.number >= self.read.segment)
             else {
@@ -61,6 +81,14 @@ impl Spool {
             }
         }
         Ok(true)
+    }
+
+    /// A frame that was whole a moment ago is not any more.
+    fn lose_again(&mut self) {
+        (self.ahead, self.tries) = (None, 0);
+        if let Some(UnderWay { count, .. }) = self.again.pop_front() {
+            self.lose(Lost { why: Why::Corrupt, count });
+        }
     }
 
     fn answered_before(&mut self, header: &Header) -> u32 {
@@ -101,9 +129,10 @@ impl Spool {
 
     fn try_next(&mut self, credit: Credit) -> io::Result<Option<Replayed>> {
         let Some(header) = self.ahead.clone() else { return Ok(None) };
-        let at = self.segments.iter().position(|segment| segment.number == self.read.segment);
+        let place = self.again.front().map_or(self.read, |frame| frame.at);
+        let at = self.segments.iter().position(|segment| segment.number == place.segment);
         let Some(at) = at else { return Ok(None) };
-        let (file, place) = (self.file_to_read(at)?, self.read);
+        let file = self.file_to_read(at)?;
         let range = header.start..header.end;
         let records = match frame::read(&*file, place.offset, &header, credit, &mut self.origin) {
             Ok(records) => Arc::new(records),
@@ -114,12 +143,22 @@ impl Spool {
             Err(_) => {
                 let path = self.segments[at].path.clone();
                 self.put_aside(&path, place.offset..place.offset + header.len())?;
+                if !self.again.is_empty() {
+                    self.lose_again();
+                    return Ok(None);
+                }
                 let count = self.not_torn(header.before, header.after());
                 self.lose(Lost { why: Why::Corrupt, count });
                 self.step_over(&header);
                 return Ok(None);
             }
         };
+        if let Some(frame) = self.again.pop_front() {
+            let (sequence, answered) = (frame.sequence, frame.answered);
+            self.under_way.push_back(frame);
+            (self.ahead, self.tries) = (None, 0);
+            return Ok(Some(Replayed { sequence, records, answered, range }));
+        }
         let answered = self.answered_before(&header);
         let answered_count = records.count(0..answered);
         self.lose(Lost { why: Why::AnsweredBefore, count: answered_count });
@@ -190,7 +229,7 @@ impl Spool {
     }
 
     pub(super) fn cursor_now(&self) -> Cursor {
-        let (at, sequence, before) = match self.under_way.front() {
+        let (at, sequence, before) = match self.oldest() {
             Some(frame) => (frame.at, frame.sequence, frame.before),
             None => (self.read, self.read_sequence, self.read_total),
         };
@@ -201,7 +240,7 @@ impl Spool {
             let of_street =
                 |frame: &&UnderWay| !frame.done && (frame.lineage % streets as u64) as usize == street;
             let unread = Mark { sequence: self.read_sequence, records: 0 };
-            match (self.under_way.iter().find(of_street), former.get(street)) {
+            match (self.under_way.iter().chain(&self.again).find(of_street), former.get(street)) {
                 (Some(frame), _) => Mark { sequence: frame.sequence, records: frame.answered },
                 (None, Some(former)) if former.sequence >= self.read_sequence => *former,
                 (None, _) => unread,

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::frame::{self, HEADER_BYTES, Header};
 use crate::ack::Count;
 use crate::disk::{Disk, DiskFile, Open};
+use crate::durable::Written;
 
 /// `lcspool` and the version of the format.
 const MAGIC: u64 = u64::from_le_bytes(*b"lcspool\x01");
@@ -38,8 +39,8 @@ pub struct Segment {
 
 impl Segment {
     /// Writes the header of a new file.
-    pub fn create(&self, disk: &dyn Disk) -> io::Result<Arc<dyn DiskFile>> {
-        let file = disk.open(&self.path, Open::OrCreate)?;
+    pub fn create(&self, disk: &dyn Disk) -> io::Result<Arc<Written>> {
+        let file = Written::new(disk.open(&self.path, Open::OrCreate)?);
         file.set_size(0)?; // of an attempt that failed
         file.write_at(&self.encode(), 0)?;
         Ok(file)
@@ -118,6 +119,18 @@ impl Segment {
             at += (read - (salt.len() - 1)) as u64; // one that stands across the edge
         }
         Ok(self.end)
+    }
+
+    /// A sync of the last life has failed: what can be read may not stand on the disk, and a sync would not know.
+    pub fn write_again(&self, file: &dyn DiskFile, scratch: &mut Vec<u8>) -> io::Result<()> {
+        let mut at = 0;
+        while at < self.end {
+            scratch.resize(frame::SCRATCH_BYTES.min((self.end - at) as usize), 0);
+            file.read_at(scratch, at)?;
+            file.write_at(scratch, at)?;
+            at += scratch.len() as u64;
+        }
+        Ok(())
     }
 
     /// Goes over its frames by their headers alone, past what is damaged.

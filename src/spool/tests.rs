@@ -111,7 +111,11 @@ enum Act {
     Put(usize),
     /// Reads so many frames, and has all but so many of those under way answered for.
     Read(usize, usize),
+    /// Those under way are let go of.
+    Rewind,
     Checkpoint,
+    /// The next sync fails, and has lost what it was to write.
+    LoseInSync,
     Kill,
     PowerCut(u64),
 }
@@ -120,7 +124,9 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
     let act = prop_oneof![
         6 => (0usize..2000).prop_map(Act::Put),
         3 => (0usize..6, 0usize..3).prop_map(|(read, left)| Act::Read(read, left)),
+        1 => Just(Act::Rewind),
         3 => Just(Act::Checkpoint),
+        1 => Just(Act::LoseInSync),
         1 => Just(Act::Kill),
         1 => any::<u64>().prop_map(Act::PowerCut),
     ];
@@ -140,21 +146,37 @@ struct Known {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
-    /// Whenever the process dies or the power fails: what was synced and not answered for comes back, in order; after
+    /// Whenever the process dies or the power fails, and whatever became of earlier syncs: what was synced and not answered for comes back, in order; after
     /// a mere death nothing else does; nothing torn ever does; and what no checkpoint knows is a receipt.
     #[test]
     fn what_was_synced_is_never_lost(acts in acts()) {
         let disk = ModelDisk::default();
         let mut settings = settings(&disk, 1 << 16, WhenFull::Wait);
+        let begin = |boot| Unsynced::open(Arc::new(disk.clone()), Path::new("/data/in-doubt"), boot);
+        settings.unsynced = begin(settings.boot);
         let (mut spool, _) = Spool::open(settings.clone()).unwrap();
         let mut frames: Vec<Known> = Vec::new();
         let mut under_way: VecDeque<(u64, u64)> = VecDeque::new();
         let (mut next, mut passed, mut was_cut) = (0, 0, false);
         for act in acts {
+            let act = match act {
+                Act::Checkpoint if settings.unsynced.prove().is_err() => {
+                    // What can be written again waits for the next one; else the agent ends, and another life begins.
+                    if settings.unsynced.take_lost().is_none() { continue }
+                    Act::Kill
+                }
+                act => act,
+            };
             match act {
+                Act::LoseInSync => disk.lose_in_sync(),
+                Act::Rewind => {
+                    spool.rewind();
+                    under_way.clear();
+                }
                 Act::Put(len) => {
                     let text = format!("{next} {}\n", "x".repeat(len));
-                    if spool.put(&chunk(next, &text)).unwrap() == Put::Written {
+                    // An error: what is in it has to be written again first.
+                    if spool.put(&chunk(next, &text)).is_ok_and(|put| put == Put::Written) {
                         frames.push(Known { start: next, synced: false, put: passed, answered: None });
                         next += text.len() as u64;
                     }
@@ -166,19 +188,21 @@ proptest! {
                         let Some(replayed) = spool.next(credit()).unwrap() else { continue };
                         under_way.push_back((replayed.sequence, replayed.range.start));
                     }
+                    prop_assert!(under_way.iter().is_sorted(), "{under_way:?}");
                     while under_way.len() > left {
                         let (sequence, start) = under_way.pop_front().unwrap();
                         spool.answered(sequence);
                         let frame = frames.iter_mut().find(|frame| frame.start == start);
                         frame.expect("it was put").answered = Some(passed);
                     }
-                    spool.save().unwrap();
+                    while spool.save().is_err() {
+                        drop(settings.unsynced.sync()); // and a lane tries again
+                    }
                     // A hole that a power cut has torn is told at the start that finds it; a later start can take it for
                     // damage.
                     prop_assert!(spool.take_lost().iter().all(|lost| was_cut || lost.why == Why::AnsweredBefore));
                 }
                 Act::Checkpoint => {
-                    settings.unsynced.sync().unwrap();
                     frames.iter_mut().for_each(|frame| frame.synced = true);
                     passed += 1;
                     settings.passed.written();
@@ -195,7 +219,7 @@ proptest! {
                         frames.iter_mut().for_each(|frame| frame.answered = frame.answered.map(|_| passed));
                     }
                     under_way.clear();
-                    settings.unsynced = Unsynced::default();
+                    settings.unsynced = begin(settings.boot);
                     let (mut opened, found) = Spool::open(settings.clone()).unwrap();
                     let back: Vec<u64> = read_all(&mut opened).iter().map(|(_, offset, text)| {
                         assert!(text.starts_with(&format!("{offset} ")), "{offset}: {text}");

@@ -195,8 +195,9 @@ pub static THINGS: [Thing; COUNT] = [
             let connections = scale.connections + n(sample.helpers);
             let held = held + SPOOL_DESCRIPTORS * scale.sinks;
             let sockets = DESCRIPTORS_PER_CONNECTION * connections + n(sample.status_clients);
+            let bells = n(sample.containers_followed);
             let own = OWN_DESCRIPTORS + DESCRIPTORS_PER_ENGINE * scale.engines;
-            Some(scale.at_start?.descriptors + own + PASSING_DESCRIPTORS + held + sockets)
+            Some(scale.at_start?.descriptors + own + PASSING_DESCRIPTORS + held + sockets + bells)
         },
     },
     // Twice the budget, since an allocator keeps what was freed in another size; then what grows with the number

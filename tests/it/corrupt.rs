@@ -131,7 +131,7 @@ impl Place {
         let spools = [End::KilledWithSpool, End::KilledAfterSpool].contains(&end);
         let after = if spools { "0ms" } else { "10m" };
         let config = json!({
-            "agent": { "stop_timeout": "300ms", "sync_interval": sync_interval },
+            "agent": { "stop_timeout": "5s", "sync_interval": sync_interval },
             "status": { "listen": null },
             "sources": [{ "type": "file", "include": ["logs/*.log"] }],
             "sinks": [

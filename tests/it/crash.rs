@@ -17,6 +17,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "many programs write at the same time, and sync nothing")]
 
+mod disks;
 mod ends;
 mod hand;
 mod many;
@@ -199,7 +200,7 @@ fn run_block(seed: u64, figures: &mut Figures, choose: fn(&mut Rng) -> End) -> V
     }));
     let mut hands: Vec<Hand> = (0..HANDS).map(|id| Hand::new(&room, id, STEPS_PER_ROTATION)).collect();
     let outputs: Vec<PathBuf> = hands.iter().map(|hand| hand.output.clone()).collect();
-    let mut complaints = Vec::new();
+    let (mut complaints, mut lives) = (Vec::new(), Vec::new());
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         let guard = Ends(&over);
@@ -235,6 +236,10 @@ fn run_block(seed: u64, figures: &mut Figures, choose: fn(&mut Rng) -> End) -> V
                     agent.stderr()
                 ));
             }
+            lives.push(format!(
+                "a life that ended by {end}, its outputs refused {refused:?}:\n{}",
+                agent.stderr()
+            ));
             pause(Duration::from_millis(random.u64(..60)));
         }
         drop(guard);
@@ -248,6 +253,10 @@ fn run_block(seed: u64, figures: &mut Figures, choose: fn(&mut Rng) -> End) -> V
     }
     let findings = compare(&hands, &heard.lock(), figures);
     complaints.extend(findings.iter().filter(|finding| !finding.is_exact()).map(ToString::to_string));
+    if !complaints.is_empty() {
+        complaints.extend(lives);
+        complaints.push(format!("the life in peace:\n{}", agent.stderr()));
+    }
     complaints
 }
 

@@ -121,7 +121,7 @@ impl Lane {
             let Some(spooling) = &mut self.spooling else { return };
             log::info!("{}: spools what it cannot take", spooling.name);
             spooling.active = true;
-            all.into_iter().for_each(|(slice, share)| spooling.put(slice, share, now));
+            spooling.put_all(all, now);
         }
         let is_over = self.inlet_closed && self.stop.stop.is_closed();
         let Some(spooling) = &mut self.spooling else { return };
@@ -277,6 +277,20 @@ impl Spooling {
         self.write(now);
     }
 
+    /// The same for all that the sink could not take. What came out of the spool stands there: to write it once more would
+    /// leave it there twice, if we died before the first one is called answered for.
+    fn put_all(&mut self, all: Vec<(Slice, Share)>, now: Instant) {
+        let (back, new): (Vec<_>, Vec<_>) =
+            all.into_iter().partition(|(slice, _)| slice.records.frame().is_some());
+        if !back.is_empty() {
+            back.into_iter().for_each(|(_, share)| share.let_go());
+            self.reap(now);
+            self.spool.rewind();
+        }
+        self.waiting.extend(new);
+        self.write(now);
+    }
+
     /// What waits, as far as there is room.
     pub fn write(&mut self, now: Instant) {
         if self.waiting.is_empty() {
@@ -366,7 +380,8 @@ impl Spooling {
         match next {
             Ok(Some((slice, share))) => Some(self.without_delivered(slice, share)),
             Ok(None) => {
-                if !self.has_unread() {
+                // What is under way may be read again.
+                if !self.has_unread() && !self.spool.has_under_way() {
                     self.delivered = HashMap::new();
                 }
                 None
@@ -420,15 +435,11 @@ impl Spooling {
             credit.grow(cost - paid);
             let Some(frame) = self.spool.next(credit)? else { continue };
             let slice = Slice { range: frame.answered..frame.records.len(), records: frame.records };
-            let first = match frame.answered {
-                0 => frame.range.start,
-                _ => slice.first().offset,
-            };
             let generation = slice.records.origin().generation;
             let (sequence, ends) = (frame.sequence, self.ends.clone());
             let receipts: Arc<dyn Receipts> = Arc::new(Frame { sequence, ends });
-            let range = first..frame.range.end;
-            let ack = Ack::from_spool(generation, range, slice.count(), self.sink, &receipts);
+            // All of it, though some was answered for in an earlier life, which may not have told the ledger.
+            let ack = Ack::from_spool(generation, frame.range, slice.count(), self.sink, &receipts);
             let share = ack.into_shares().pop().expect("one share for one sink");
             return Ok(Some((slice, share)));
         }
@@ -446,6 +457,7 @@ impl Spooling {
                 self.receipts.receipt(receipt);
             }
             if let Err(cause) = self.spool.save() {
+                self.progressed = true; // written down as soon as that can be
                 self.is_ill(cause, now);
             }
             (self.tidy_at, self.tidy_wait) = (Some(now + TIDY_FIRST), TIDY_FIRST);

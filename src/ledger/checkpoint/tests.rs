@@ -26,6 +26,7 @@ fn generation(id: u64, low: u64) -> SavedGeneration {
         sinks: vec![("loki".into(), Progress::starting_at(low))],
         spooled: Vec::new(),
         stamps: Vec::new(),
+        at_end: false,
     }
 }
 

@@ -70,7 +70,12 @@ fn every_damage_ends_the_journal_where_it_is() {
         {
             let (disk, file) = five();
             match damage {
-                "flipped" => file.write_at(&[whole[at] ^ 4], at as u64).unwrap(),
+                "flipped" => {
+                    // Its own byte: seals are drawn anew each time.
+                    let mut byte = [0];
+                    file.read_at(&mut byte, at as u64).unwrap();
+                    file.write_at(&[byte[0] ^ 4], at as u64).unwrap();
+                }
                 "cut" => file.set_size(at as u64).unwrap(),
                 _ => file.write_at(&vec![0; whole.len() - at], at as u64).unwrap(),
             }

@@ -156,3 +156,51 @@ fn what_outputs_have_of_a_stream_that_nobody_saved_is_not_sent_again() {
     assert!(state.check_laws().is_none());
     assert_eq!(state.books().generations, 1);
 }
+
+#[test]
+fn that_a_source_was_read_to_its_end_outlives_the_process_until_more_is_read() {
+    let mut state = state();
+    let at_end = |at_end| Note::AtEnd { generation: GENERATION, at_end };
+    for (note, expected) in [
+        (opened(0), false),
+        (stamp(0, SinkSet::all(2)), false),
+        (at_end(true), true),
+        (receipt(0, 0, true, false), true),
+        (stamp(1, SinkSet::all(2)), false),
+        (at_end(true), true),
+        (at_end(false), false),
+    ] {
+        let words = format!("{note:?}");
+        state.apply(note, false).unwrap();
+        assert_eq!(known(&reload(&state)).at_end, expected, "{words}");
+    }
+}
+
+/// Everything was delivered, and the last life died before it could save that: nothing is left to read, and nobody tells
+/// the ledger anything more.
+#[test]
+fn what_outputs_told_at_the_start_is_saved_although_nothing_else_happens() {
+    let disk = ModelDisk::default();
+    let (mut ledger, book) = open(&disk);
+    [opened(0), stamp(0, SinkSet::all(2)), receipt(0, 0, true, false)]
+        .into_iter()
+        .for_each(|note| book.note(note));
+    ledger.catch_up(true).unwrap();
+    let lows = |ledger: &Ledger| {
+        let known = ledger.restored().known;
+        known[0].progress.iter().map(Progress::low).collect::<Vec<_>>()
+    };
+    for (recovered, expected) in [(true, [100, 100]), (false, [100, 100])] {
+        disk.process_dies();
+        let (mut ledger, book) = open(&disk);
+        let passed = ledger.settings.passed.clone();
+        if recovered {
+            ledger.recovered(SinkId(1), &[(GENERATION, 0..100)]);
+        }
+        drop(book);
+        in_its_thread(|task| ledger.run(task));
+        disk.process_dies();
+        assert_eq!(lows(&open(&disk).0), expected);
+        assert_eq!(passed.count() > 0, recovered, "what is known is not saved again");
+    }
+}

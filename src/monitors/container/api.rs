@@ -36,6 +36,8 @@ const BODY_MAX: u64 = 64 << 20;
 /// The newest version whose answers were looked at. An engine that has left all up to it behind gets its own oldest.
 const NEWEST: Version = Version(1, 51);
 
+const DOCKER_23: Version = Version(1, 42);
+
 /// Per stream. What an engine sends for a line is some hundred bytes.
 const STREAM_BUFFER_BYTES: usize = 16 * 1024;
 
@@ -145,6 +147,11 @@ impl Listed {
     /// It writes, or may do so at any moment.
     pub fn is_alive(&self) -> bool {
         ["running", "paused"].contains(&&*self.state)
+    }
+
+    /// It has not been started yet, or is still being made.
+    pub fn never_ran(&self) -> bool {
+        self.state == "created"
     }
 }
 
@@ -270,6 +277,12 @@ impl Engine {
     /// As it was met last.
     pub fn is_podman(&self) -> bool {
         self.about.lock().as_ref().is_some_and(|about| about.is_podman)
+    }
+
+    /// What it sends of a log that is followed is all of it when it ends that in order. Docker before 23 may leave out what
+    /// was written last.
+    pub fn follows_to_the_end(&self) -> bool {
+        self.about.lock().as_ref().is_some_and(|about| !about.is_podman && about.version >= DOCKER_23)
     }
 
     /// Whether it answers at all.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use globset::GlobMatcher;
 
+use super::api::Listed;
 use crate::record::Labels;
 
 /// Loki and its like begin to suffer above some ten thousand streams, which are the product of all labels.
@@ -36,6 +37,17 @@ pub struct Facts {
 }
 
 impl Facts {
+    pub fn of_list(listed: Listed) -> Facts {
+        let name = listed.names.iter().flatten().next().map(|name| name.trim_start_matches('/').to_owned());
+        Facts {
+            id: listed.id,
+            name: name.unwrap_or_default(),
+            image: listed.image,
+            labels: listed.labels.unwrap_or_default(),
+            env: Vec::new(),
+        }
+    }
+
     /// As an event names it: what belongs to the event is among the labels, and does no harm there.
     pub fn of_event(id: &str, attributes: &BTreeMap<String, String>) -> Facts {
         let text = |key| attributes.get(key).cloned().unwrap_or_default();

@@ -6,7 +6,8 @@
 //!
 //! All parts of one line carry the same time in Docker. So a further message with another time begins a new line,
 //! and what stood before it was cut short by an end of the container. Podman's parts have times of their own: there
-//! the next message always goes on with the line ([`Joiner::new`]).
+//! the next message always goes on with the line ([`Joiner::new`]), and what a dead container wrote last without a
+//! line end comes twice: as it is, and as the beginning of the next life's first line.
 //!
 //! Always true: the same messages give the same lines, however their text was cut into pieces; that is what
 //! makes a replay equal. At most `max_line_bytes` of each stream are held.

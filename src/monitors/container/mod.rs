@@ -7,8 +7,9 @@
 //! ```
 //!
 //! The `containers` thread (`monitor.rs`) knows who is there: it opens the stream of events, then lists, so that nothing
-//! falls between; after every gap it lists again. A container that runs has a reader (`reader.rs`), a helper with an
-//! Outlet of its own; one that has stopped has none once its log was read to its end, only a place in memory.
+//! falls between; after every gap it lists again. A container that runs has a reader (`reader.rs`, `shipper.rs`), a
+//! helper with an Outlet of its own; one that has stopped has none once its log was read to its end, only a place in
+//! memory.
 //!
 //! Always true: the place of a container in the ledger is forgotten only when the container is removed. Only the
 //! `containers` thread finds out whether the engine is well; readers that lose it end and are started again.
@@ -21,12 +22,16 @@ pub mod cursor;
 pub mod frames;
 pub mod labels;
 pub mod lines;
+mod meeting;
 mod monitor;
 mod own;
+mod pause;
 mod reader;
 mod reports;
+mod shipper;
 pub mod view;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use labels::{Choice, From};
@@ -36,7 +41,7 @@ pub use monitor::Monitor;
 
 use super::{SourceOptions, StartAt, Supply};
 use crate::error::Result;
-use crate::ledger::Known;
+use crate::ledger::{Head, Known};
 use crate::metrics::Registry;
 use crate::net::Resolve;
 use crate::tasks::Helpers;
@@ -69,7 +74,8 @@ pub struct Settings {
     pub options: ContainerSourceOptions,
     /// All that the last life left behind of containers; others' are passed over.
     pub known: Vec<Known>,
-    pub first_start: bool,
+    /// For what the sources have to keep, besides their places in the ledger.
+    pub folder: PathBuf,
     pub once: bool,
     pub supply: Supply,
     pub helpers: Helpers,
@@ -103,6 +109,19 @@ pub fn is_container(known: &Known) -> bool {
 struct Place {
     stream: super::Stream,
     cursor: Option<crate::ledger::Cursor>,
+    /// The container was dead and all of it was read: the ledger knows.
+    at_end: bool,
+    /// Of half a line that was handed over because the container was dead, and that its log gives once more: see
+    /// [`lines`].
+    half: Option<Head>,
+}
+
+impl Place {
+    fn set_at_end(&mut self, at_end: bool, outlet: &mut super::Outlet) {
+        if std::mem::replace(&mut self.at_end, at_end) != at_end {
+            outlet.at_end(&self.stream, at_end);
+        }
+    }
 }
 
 /// Room for text on its way from a socket into a chunk.

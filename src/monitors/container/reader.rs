@@ -3,10 +3,10 @@
 //! It begins where the last reading ended, follows the log until the engine ends it, and reads what is left once the
 //! container is dead: its last words. Then it reports how it ended, and its place, to the `containers` thread.
 //!
-//! Always true: credit is taken before a read, and none is held while the log is silent; at most `max_line_bytes`
-//! of half lines per stream are held besides. A report is made whatever happens, but for a panic, which is a fault.
+//! Always true: a report is made whatever happens, but for a panic, which is a fault.
+//!
+//! Not here: how a log becomes lines and chunks (`shipper.rs`).
 
-use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,39 +14,23 @@ use std::time::Duration;
 
 use crossbeam_channel::select;
 
-use super::api::{Came, Engine, Failure, Stream as Log};
-use super::cursor::{Step, Track};
-use super::frames::{Event, Frames};
+use super::api::{Engine, Failure, Stream as Log};
+use super::cursor::Track;
+use super::frames::Frames;
 use super::labels::{Chosen, Facts, Labeller, STAGES, chosen, exist};
-use super::lines::{Joiner, Line};
-use super::reports::{Begin, How, Report, Reports};
-use super::{Place, READ_BYTES, StreamAs, place_of};
-use crate::budget::Credit;
+use super::lines::Joiner;
+use super::reports::{Begin, Bell, How, Report, Reports};
+use super::shipper::{Followed, Shipper, Text};
+use super::{Place, StreamAs, place_of};
 use crate::monitors::file::identity::lineage;
-use crate::monitors::outlet::{CHUNK_LINES, Gathered, Timekeeper};
+use crate::monitors::outlet::{Gathered, Timekeeper};
 use crate::monitors::{Outlet, SourceOptions};
-use crate::record::{Beside, Labels, Mark, Timed};
+use crate::record::{Beside, Labels, Timed};
 use crate::tasks::Task;
-
-/// A busy container's lines come one by one; so long they gather. Nobody waits for it: the engine writes on.
-const GATHER: Duration = Duration::from_millis(50);
-
-/// A round that brought more is followed by the next one at once.
-const GATHER_BYTES: usize = 6 * 1024;
 
 /// The engine ended the log of a container that runs: it was started again, or this is all that it can do.
 const AGAIN: Duration = Duration::from_millis(50);
 const AGAIN_MAX: Duration = Duration::from_secs(2);
-
-/// An engine that says nothing for so long has nothing left of a log; a shorter silence is its own reading.
-const CAUGHT_UP: Duration = Duration::from_millis(200);
-
-/// There are engines that leave the log of a dead container open. After such a silence it is asked for once more, to its
-/// end. As often a silent reader looks whether its container is dead.
-const DEAD_SILENCE: Duration = Duration::from_secs(5);
-
-/// Of what came instead of a log: a sentence of the engine.
-const SHOWN_BYTES: usize = 200;
 
 /// What all readers of a source share.
 pub(super) struct Shared {
@@ -77,9 +61,14 @@ pub(super) struct Reader {
     pub follow: bool,
     /// As far as is known; the `containers` thread hears of it.
     pub alive: Arc<AtomicBool>,
-    /// It had to wait for room, and has not seen since that nothing is left, see [`CAUGHT_UP`]. An engine ends the log
+    /// Rings when it dies.
+    pub bell: Option<Arc<Bell>>,
+    /// It had to wait for room, and has not seen since that nothing is left, see `CAUGHT_UP` in `shipper.rs`. An engine ends the log
     /// of a container that is removed meanwhile, and does not say that there was more.
     pub behind: bool,
+    /// What the engine had of its last life was read to the end: it was asked for it when the container was dead, or is one
+    /// that leaves nothing out.
+    pub heard_out: bool,
 }
 
 /// The place, and what its lines have.
@@ -92,7 +81,13 @@ impl Reader {
     /// The thread's body.
     pub fn run(mut self, task: &Task) -> crate::error::Result<()> {
         let mut opened = None;
+        let was_dead = !self.alive.load(Ordering::Relaxed);
         let how = self.read(&mut opened, task);
+        if let (How::Dead, Some(Opened { place, .. })) = (&how, &mut opened)
+            && (self.follow || was_dead)
+        {
+            place.set_at_end(true, &mut self.outlet);
+        }
         let next = opened.map(|opened: Opened| Begin::Going(Box::new(opened.place))).or(self.begin);
         self.outlet.nothing_to_read();
         self.shared.reports.put(Report { id: self.facts.id, next, how });
@@ -106,9 +101,12 @@ impl Reader {
             if self.follow {
                 // The log that is followed ends when the container does, and some engines end it before all of it was
                 // sent. What is left is asked for first of all: one that was run with `--rm` is removed at once.
-                if let Err(how) =
-                    self.round(opened, true, task).and_then(|()| self.round(opened, false, task))
-                {
+                let followed = self.round(opened, true, task);
+                let read = followed.and_then(|()| match self.heard_out {
+                    true => Ok(()),
+                    false => self.round(opened, false, task),
+                });
+                if let Err(how) = read {
                     return how;
                 }
                 // Is the container dead?
@@ -124,15 +122,15 @@ impl Reader {
                         continue;
                     }
                     Ok(_) => {}
-                    Err(Failure::Gone) => return How::Gone { complete: !self.behind },
+                    Err(Failure::Gone) => return How::Missing { complete: !self.behind },
                     Err(failure) => return ended_by(failure),
                 }
             }
             return match self.round(opened, false, task) {
-                Ok(()) if self.behind && self.is_gone() => How::Gone { complete: false },
+                Ok(()) if self.behind && self.is_gone() => How::Missing { complete: false },
                 Ok(()) => How::Dead,
                 // It was read to its end a moment ago, when it was dead already.
-                Err(How::Gone { .. }) if self.follow => How::Gone { complete: !self.behind },
+                Err(How::Missing { .. }) if self.follow => How::Missing { complete: !self.behind },
                 Err(how) => how,
             };
         }
@@ -142,14 +140,6 @@ impl Reader {
         match self.shared.engine.inspect(&self.facts.id) {
             Ok(found) => found.state.is_going(),
             Err(failure) => matches!(failure, Failure::Gone),
-        }
-    }
-
-    /// An engine answers 404 for a log also while it is still making the container.
-    fn refused(&self, failure: Failure) -> How {
-        match failure {
-            Failure::Gone if !self.is_gone() => How::Broken("the engine has no log of it yet".into()),
-            other => ended_by(other),
         }
     }
 
@@ -170,12 +160,31 @@ impl Reader {
             (None, None) => None,
         };
         // First of all: whoever has the log open can read it, even if the container is removed at once.
-        let log = self.shared.engine.logs(&self.facts.id, from, follow);
-        let log = log.map_err(|failure| self.refused(failure))?;
+        self.heard_out = false;
+        let log = self.shared.engine.logs(&self.facts.id, from, follow).map_err(ended_by)?;
         if opened.is_none() {
             *opened = Some(self.open());
         }
-        let Some(Opened { place, sides }) = opened else { return Ok(()) };
+        let Some(opened) = opened else { return Ok(()) };
+        let Some(last_words) = self.take(opened, log, follow, was_dead, task)? else { return Ok(()) };
+        self.take(opened, last_words, false, true, task)?;
+        self.heard_out = true;
+        Ok(())
+    }
+
+    /// Reads a log that is open. When the container dies meanwhile, what is left of it to be read instead is returned.
+    fn take(
+        &mut self,
+        opened: &mut Opened,
+        log: Log,
+        follow: bool,
+        was_dead: bool,
+        task: &Task,
+    ) -> std::result::Result<Option<Log>, How> {
+        // Dead before the engine began to answer: then it has waited with that for the end of all that there is.
+        let was_over = !self.alive.load(Ordering::Relaxed);
+        let Opened { place, sides } = opened;
+        let from = place.cursor;
         let parts_share_a_time = !self.shared.engine.is_podman();
         let max_line_bytes = self.shared.source.max_line_bytes;
         let mut shipper = Shipper {
@@ -190,7 +199,13 @@ impl Reader {
             },
             place,
             track: Track::new(from),
-            alive: follow.then_some(&*self.alive),
+            followed: follow.then_some(Followed {
+                shared: &self.shared,
+                id: &self.facts.id,
+                alive: &self.alive,
+                bell: self.bell.as_deref(),
+                asked: false,
+            }),
             counts: true,
             credit: None,
             stopped: false,
@@ -209,11 +224,22 @@ impl Reader {
                 self.facts.called()
             );
         }
+        if let Ok(Some(last_words)) = how {
+            return Ok(Some(last_words));
+        }
+        self.heard_out = how.is_ok() && follow && (was_over || self.shared.engine.follows_to_the_end());
         // Only of a dead container: else the rest of a half line may come, and be taken for what was read.
-        if how.is_ok() && !follow && (self.follow || was_dead) && self.shared.is_dead(&self.facts.id) {
+        if how.is_ok()
+            && (!follow || self.heard_out)
+            && (self.follow || was_dead)
+            && self.shared.is_dead(&self.facts.id)
+        {
             shipper.counts = parts_share_a_time;
             text.end(&mut shipper);
-            shipper.ship();
+            let half = shipper.half();
+            if half.is_none() || half != shipper.place.half {
+                shipper.ship();
+            }
         }
         if shipper.stopped { Err(How::Stopped) } else { how }
     }
@@ -250,10 +276,14 @@ impl Reader {
         let place = match self.begin.take() {
             Some(Begin::Going(place)) => *place,
             Some(Begin::Known(known)) => {
-                Place { stream: self.outlet.reopen_timed(who, &known), cursor: known.cursor }
+                let stream = self.outlet.reopen_timed(who, &known);
+                let half = known.before.filter(|_| known.is_whole());
+                Place { stream, cursor: known.cursor, at_end: known.at_end && !self.follow, half }
             }
-            Some(Begin::New(from)) => Place { stream: self.outlet.open_timed(who, from), cursor: from },
-            None => Place { stream: self.outlet.open_timed(who, None), cursor: None },
+            begin => {
+                let from = if let Some(Begin::New(from)) = begin { from } else { None };
+                Place { stream: self.outlet.open_timed(who, from), cursor: from, at_end: false, half: None }
+            }
         };
         Opened { place, sides: Arc::new(sides) }
     }
@@ -275,202 +305,9 @@ impl Reader {
 
 fn ended_by(failure: Failure) -> How {
     match failure {
-        Failure::Gone => How::Gone { complete: false },
+        Failure::Gone => How::Missing { complete: false },
         Failure::Unreadable(said) => How::Unreadable(said),
         Failure::Ill(why) => How::Broken(why.to_string()),
         Failure::Stopping => How::Stopped,
-    }
-}
-
-/// From bytes to lines.
-struct Text {
-    frames: Frames,
-    joiner: Joiner,
-}
-
-impl Text {
-    /// `false`: nobody can understand what follows.
-    fn feed(&mut self, bytes: &[u8], shipper: &mut Shipper<'_>) -> bool {
-        let (joiner, plain) = (&mut self.joiner, self.frames.is_plain_from(bytes));
-        let each = &mut |event: Event<'_>| match event {
-            Event::Message { side, ns } => joiner.message(side, ns, &mut |line| shipper.line(&line)),
-            Event::Text { side, bytes } => joiner.text(side, bytes, plain, &mut |line| shipper.line(&line)),
-            Event::Complaint(said) => {
-                shipper.behind = true; // what it could not read may be removed before it is asked again
-                log::warn!(
-                    "{}: the engine says: {}",
-                    shipper.task.name(),
-                    String::from_utf8_lossy(said).trim()
-                );
-            }
-        };
-        self.frames.feed(bytes, each).is_ok()
-    }
-
-    fn end(&mut self, shipper: &mut Shipper<'_>) {
-        let (joiner, plain) = (&mut self.joiner, self.frames.is_plain_from(&[]));
-        self.frames.end(&mut |event| {
-            if let Event::Text { side, bytes } = event {
-                joiner.text(side, bytes, plain, &mut |line| shipper.line(&line));
-            }
-        });
-        joiner.end(plain, &mut |line| shipper.line(&line));
-    }
-}
-
-/// Gathers lines into chunks.
-struct Shipper<'a> {
-    outlet: &'a mut Outlet,
-    task: &'a Task,
-    place: &'a mut Place,
-    track: Track,
-    /// Of one that is followed.
-    alive: Option<&'a AtomicBool>,
-    gathered: Gathered,
-    /// A chunk ends here, as it did in an earlier life.
-    edge: Option<u64>,
-    /// For the next chunk.
-    credit: Option<Credit>,
-    /// The cursor moves with the lines. Not for half lines whose rest may still come to them: they would
-    /// not be found again.
-    counts: bool,
-    stopped: bool,
-    gap: bool,
-    behind: bool,
-}
-
-impl Shipper<'_> {
-    /// Reads until the engine ends the log, or should have.
-    fn pump(&mut self, mut log: Log, text: &mut Text) -> std::result::Result<(), How> {
-        let stop = self.outlet.stop().stop.clone();
-        let mut buffer = vec![0; 16 * 1024];
-        loop {
-            self.take_credit(READ_BYTES + text.joiner.held_bytes());
-            let mut read = 0;
-            let came = loop {
-                if self.stopped {
-                    return Err(How::Stopped);
-                }
-                match log.read(&mut buffer) {
-                    Ok(Came::Bytes(bytes)) => {
-                        read += bytes;
-                        if !text.feed(&buffer[..bytes], self) {
-                            let start = String::from_utf8_lossy(&buffer[..bytes.min(SHOWN_BYTES)]);
-                            break Err(How::Broken(format!("what came is no log: {}", start.escape_debug())));
-                        }
-                        if read >= READ_BYTES {
-                            break Ok(Came::Bytes(read));
-                        }
-                    }
-                    Ok(came) => break Ok(came),
-                    Err(cause) => break Err(How::Broken(format!("the connection broke: {cause}"))),
-                }
-            };
-            self.ship();
-            match came? {
-                Came::Bytes(_) => {}
-                Came::End => return Ok(()),
-                Came::Nothing => {
-                    self.credit = None;
-                    self.outlet.nothing_to_read();
-                    if read > 0 && read < GATHER_BYTES {
-                        self.task.waits_for("more lines");
-                        select! {
-                            recv(stop.channel()) -> _ => self.stopped = true,
-                            default(GATHER) => {}
-                        }
-                    } else if read == 0 {
-                        self.task.waits_for("lines");
-                        let began = self.task.now();
-                        if let Err(cause) = log.wait(&[stop.as_fd()], self.alive.map(|_| DEAD_SILENCE)) {
-                            return Err(How::Broken(format!("could not wait for lines: {cause}")));
-                        }
-                        let silence = self.task.now().saturating_duration_since(began);
-                        self.behind &= silence < CAUGHT_UP;
-                        self.stopped |= stop.is_closed();
-                        let is_dead = self.alive.is_some_and(|alive| !alive.load(Ordering::Relaxed));
-                        if is_dead && silence >= DEAD_SILENCE && !self.stopped {
-                            return Ok(());
-                        }
-                    }
-                    self.task.beat();
-                }
-            }
-        }
-    }
-
-    fn line(&mut self, line: &Line<'_>) {
-        if self.stopped {
-            return;
-        }
-        let before = self.track.cursor();
-        let time_ns = match self.track.line(line.ns, line.held) {
-            Step::Known => return,
-            Step::New { time_ns } => time_ns,
-            Step::NewAfterGap { time_ns } => {
-                self.gap = true;
-                self.place.stream.forget_the_past();
-                self.edge = None;
-                time_ns
-            }
-        };
-        if self.place.stream.is_nameless() {
-            self.outlet.name_by_first_line(&mut self.place.stream, time_ns);
-            self.edge = self.place.stream.read_limit();
-        }
-        let end = |shipper: &Shipper<'_>| {
-            shipper.place.stream.position() + (shipper.gathered.data.len() + line.raw.len()) as u64
-        };
-        let crosses = |shipper: &Shipper<'_>| shipper.edge.is_some_and(|edge| end(shipper) > edge);
-        if self.gathered.ends.len() == CHUNK_LINES || crosses(self) {
-            self.ship();
-            if crosses(self) {
-                // Not the line that stood here: the log is not what it was.
-                self.place.stream.forget_the_past();
-                self.edge = None;
-            }
-        }
-        let gathered = &mut self.gathered;
-        gathered.data.extend_from_slice(line.raw);
-        gathered.ends.push(gathered.data.len() as u32);
-        gathered.timed.times.push(time_ns);
-        gathered.timed.marks.push(Mark::new(line.side as u8, line.partial));
-        gathered.cursor = if self.counts { self.track.cursor() } else { before };
-        if self.edge == Some(self.place.stream.position() + self.gathered.data.len() as u64) {
-            self.ship();
-        }
-    }
-
-    fn ship(&mut self) {
-        if self.gathered.ends.is_empty() || self.stopped {
-            return;
-        }
-        if self.credit.is_none() {
-            self.take_credit(self.gathered.data.len());
-        }
-        let Some(credit) = self.credit.take() else { return }; // the agent is stopping
-        self.task.waits_for("the workers");
-        let cursor = self.gathered.cursor;
-        match self.outlet.send_timed(&mut self.place.stream, &mut self.gathered, credit) {
-            Ok(()) => self.place.cursor = cursor,
-            Err(_) => self.stopped = true,
-        }
-        self.edge = self.place.stream.read_limit();
-        self.task.doing("reading");
-    }
-
-    fn take_credit(&mut self, bytes: usize) {
-        while !self.stopped && self.credit.is_none() {
-            if let Ok(credit) = self.outlet.take_timed(&self.place.stream, bytes) {
-                self.credit = Some(credit);
-                return;
-            }
-            self.behind = true;
-            self.task.waits_for("room");
-            select! {
-                recv(self.outlet.stop().stop.channel()) -> _ => self.stopped = true,
-                recv(self.outlet.room()) -> _ => self.task.beat(),
-            }
-        }
     }
 }

@@ -23,8 +23,9 @@ pub(super) enum Begin {
 pub(super) enum How {
     /// The container is dead, and its log was read to its end.
     Dead,
-    /// The container is removed. `complete`: its log was read to its end before.
-    Gone {
+    /// The engine has no log of it: the container is removed, or still being made. `complete`: its log was read to its
+    /// end before.
+    Missing {
         complete: bool,
     },
     /// The engine, or the connection.
@@ -41,23 +42,45 @@ pub(super) struct Report {
     pub how: How,
 }
 
+/// Calls a thread that polls.
+pub(super) struct Bell(OwnedFd);
+
+impl Bell {
+    pub fn new() -> Result<Bell> {
+        let bell = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC);
+        bell.map(Bell).context(|| "could not make an event descriptor".into())
+    }
+
+    pub fn ring(&self) {
+        // It can only fail because it rings already.
+        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
+    }
+
+    pub fn silence(&self) {
+        let _ = rustix::io::read(&self.0, &mut [0u8; 8]); // it was silent
+    }
+}
+
+impl AsFd for Bell {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 /// What readers have to say, and the bell that calls the thread which polls.
 pub(super) struct Reports {
     list: Mutex<Vec<Report>>,
-    bell: OwnedFd,
+    bell: Bell,
 }
 
 impl Reports {
     pub fn new() -> Result<Reports> {
-        let bell = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC);
-        let bell = bell.context(|| "could not make an event descriptor".into())?;
-        Ok(Reports { list: Mutex::default(), bell })
+        Ok(Reports { list: Mutex::default(), bell: Bell::new()? })
     }
 
     pub fn put(&self, report: Report) {
         self.list.lock().push(report);
-        // It can only fail because it rings already.
-        let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
+        self.bell.ring();
     }
 
     /// For `poll`: rings when there are reports.
@@ -66,7 +89,7 @@ impl Reports {
     }
 
     pub fn take(&self) -> Vec<Report> {
-        let _ = rustix::io::read(&self.bell, &mut [0u8; 8]); // it was silent: nothing to take, or soon again
+        self.bell.silence();
         std::mem::take(&mut *self.list.lock())
     }
 }

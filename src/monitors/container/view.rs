@@ -24,7 +24,7 @@ pub struct ContainerView {
     pub id: String,
     pub name: String,
     pub image: String,
-    /// `reading`, `waiting` (for its turn), `stopped`, `broken`, `unreadable`.
+    /// `reading`, `waiting` (for its turn), `stopped`, `broken`, `missing`, `unreadable`.
     pub state: &'static str,
     pub why: Option<String>,
 }

@@ -151,6 +151,7 @@ mod tests {
             cursor: None,
             line: 0,
             continues: false,
+            at_end: false,
             stamps: Vec::new(),
             progress: Vec::new(),
         }

@@ -139,6 +139,18 @@ impl Outlet {
         }
     }
 
+    /// Whether what it is read from is silent for good, as far as anybody knows, and all of it was read.
+    pub fn at_end(&mut self, stream: &Stream, at_end: bool) {
+        if !stream.nameless {
+            self.supply.book.note(Note::AtEnd { generation: stream.generation, at_end });
+        }
+    }
+
+    /// One of an earlier life that was at its end then is read from now on.
+    pub fn goes_on(&mut self, known: &Known) {
+        self.supply.book.note(Note::AtEnd { generation: known.generation, at_end: false });
+    }
+
     /// Credit for reading up to `bytes` as they come, and for the lines that they may be.
     pub fn take_timed(&mut self, stream: &Stream, bytes: usize) -> Result<Credit, Refused> {
         let lines = CHUNK_LINES.min(bytes / WIRE_BYTES_MIN + 1);

@@ -44,6 +44,8 @@ pub struct Appended {
     /// Of each block, see [`blocks`].
     pub sums: Vec<u32>,
     pub parts: Vec<Part>,
+    /// A power cut has taken entries before it.
+    pub is_behind_gap: bool,
 }
 
 impl Appended {
@@ -229,6 +231,6 @@ impl<'a> Reader<'a> {
             let range = start..start.checked_add(tail >> 1)?;
             parts.push(Part { generation, range, replayable: tail & 1 == 1 });
         }
-        Some(Appended { path, inode, offset, length, sums, parts })
+        Some(Appended { path, inode, offset, length, sums, parts, is_behind_gap: false })
     }
 }

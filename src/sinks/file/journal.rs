@@ -2,10 +2,10 @@
 //!
 //! Frames (`frame.rs`) in a few preallocated segments of one folder below `data_dir`.
 //!
-//! Numbers rise by one within a segment, so that what a recycled segment held before is known by its number.
-//! `live from` is the first number that two checkpoints were not past yet when the frame was written: what stands
-//! below it in the newest frame is history. Every frame tells all there is to know about its bytes, so segments
-//! are recycled without a look at what is in them.
+//! Numbers rise by one from frame to frame, so that what a recycled segment held before is known by its number, and so
+//! is what a power cut has taken from the middle. `live from` is the first number that two checkpoints were not past
+//! yet when the frame was written: what stands below it in the newest frame is history. Every frame tells all there is
+//! to know about its bytes, so segments are recycled without a look at what is in them.
 //!
 //! Always true: a frame is never trusted, only compared (`recovery.rs`): after a power cut journal and output can
 //! each have lost what was not synced. A journal that cannot be written costs doubles after a crash, and nothing
@@ -15,9 +15,9 @@ use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::frame::{self, Entry, Frame, Part};
+use super::frame::{self, Appended, Entry, Frame, Part};
 use crate::disk::{Disk, DiskFile, Open};
-use crate::durable::{Passed, SyncFolder, Unsynced};
+use crate::durable::{Passed, SyncFolder, Unsynced, Written};
 use crate::error::{Context, Error, Result};
 use crate::metrics::{Counter, Gauge};
 
@@ -64,7 +64,7 @@ pub struct Meters {
 
 struct Segment {
     path: PathBuf,
-    file: Arc<dyn DiskFile>,
+    file: Arc<Written>,
     /// Number of its newest frame; 0: it has none.
     last: u64,
 }
@@ -112,7 +112,7 @@ impl Journal {
         let doing = || format!("could not read the journal in {}", self.folder.display());
         let mut newest = 0;
         for path in self.disk.list(&self.folder).context(doing)? {
-            let file = self.disk.open(&path, Open::Existing).context(doing)?;
+            let file = Written::new(self.disk.open(&path, Open::Existing).context(doing)?);
             let mut last = 0;
             frame::read(&*file, |number, payload| {
                 last = number;
@@ -125,11 +125,18 @@ impl Journal {
             self.segments.push(Segment { path, file, last });
         }
         self.segments.sort_by_key(|segment| segment.last);
+        let (mut last, mut is_whole) = (self.live_from - 1, true);
         for segment in self.segments.iter().filter(|segment| segment.last >= self.live_from) {
             frame::read(&*segment.file, |number, payload| {
-                if number >= self.live_from {
-                    entries.extend(payload.entry());
+                if number < self.live_from {
+                    return;
                 }
+                is_whole &= [last + 1, last + GAP_BETWEEN_LIVES].contains(&number);
+                last = number;
+                entries.extend(payload.entry().map(|entry| match entry {
+                    Entry::Appended(entry) => Entry::Appended(Appended { is_behind_gap: !is_whole, ..entry }),
+                    deleted => deleted,
+                }));
             })
             .context(doing)?;
         }
@@ -149,6 +156,7 @@ impl Journal {
 
     /// Of all that was read: whoever comes next shall not find it.
     pub fn forget(&mut self) {
+        self.start_over();
         for segment in self.segments.drain(..) {
             let removed = self.disk.remove(&segment.path);
             if let Err(cause) = removed.and_then(|()| self.disk.sync_folder(&self.folder)) {
@@ -168,29 +176,40 @@ impl Journal {
         while let Some(group) = self.groups.front()
             && self.passed.by(group.count)
         {
-            self.live_from = group.upto;
+            self.live_from = self.live_from.max(group.upto);
             self.groups.pop_front();
         }
     }
 
-    /// About to append `bytes` to the output at `path`, which has `offset` bytes.
-    pub fn append(&mut self, path: &Path, inode: u64, offset: u64, bytes: &[u8], parts: &[Part]) {
+    /// About to append `bytes` to the output at `path`, which has `offset` bytes. An error: it must not be, now. What
+    /// was noted before did not reach the disk, and is written again first.
+    pub fn append(
+        &mut self,
+        path: &Path,
+        inode: u64,
+        offset: u64,
+        bytes: &[u8],
+        parts: &[Part],
+    ) -> Result<()> {
         self.frame.append(self.live_from, path, inode, offset, bytes, parts);
-        self.write();
+        self.write()
     }
 
-    /// About to delete an output of so many bytes.
-    pub fn delete(&mut self, inode: u64, length: u64) {
+    /// About to delete an output of so many bytes. An error: as of [`Journal::append`].
+    pub fn delete(&mut self, inode: u64, length: u64) -> Result<()> {
         self.frame.delete(self.live_from, inode, length);
-        self.write();
+        self.write()
     }
 
-    fn write(&mut self) {
+    fn write(&mut self) -> Result<()> {
+        let is_in_doubt = |segment: &Segment| segment.file.is_in_doubt();
         match self.try_write() {
-            Ok(()) if std::mem::take(&mut self.ill) => {
-                log::info!("{}: the journal of the outputs can be written again", self.name);
+            Ok(()) => {
+                if std::mem::take(&mut self.ill) {
+                    log::info!("{}: the journal of the outputs can be written again", self.name);
+                }
             }
-            Ok(()) => {}
+            Err(cause) if self.segments.last().is_some_and(is_in_doubt) => return Err(cause),
             Err(cause) => {
                 self.meters.unjournaled.add(1);
                 if !std::mem::replace(&mut self.ill, true) {
@@ -199,6 +218,7 @@ impl Journal {
                 }
             }
         }
+        Ok(())
     }
 
     fn try_write(&mut self) -> Result<()> {
@@ -232,6 +252,7 @@ impl Journal {
             self.segments.remove(0); // sorted: the passed ones come first
         }
         if passed > 0 || self.segments.len() >= SEGMENTS_MAX {
+            self.live_from = self.live_from.max(self.segments[0].last + 1);
             self.segments.rotate_left(1);
         } else {
             let spares = if self.segments.is_empty() { SPARE } else { 0 };
@@ -251,13 +272,13 @@ impl Journal {
         let path = |number: usize| self.folder.join(format!("journal-{number}"));
         let is_free = |path: &PathBuf| self.segments.iter().all(|segment| segment.path != *path);
         let path = (0..).map(path).find(is_free).expect("there are more numbers than segments");
-        let file = self.disk.open(&path, Open::OrCreate)?;
+        let file = Written::new(self.disk.open(&path, Open::OrCreate)?);
         if let Err(cause) = file.allocate(SEGMENT_BYTES) {
             self.disk.remove(&path)?; // else each try on a full disk would leave a file behind
             return Err(cause);
         }
         for folder in self.folder.ancestors().take(3) {
-            self.unsynced.note(SyncFolder::of(&self.disk, folder)); // up to `data_dir`
+            self.unsynced.note_folder(SyncFolder::of(&self.disk, folder)); // up to `data_dir`
         }
         Ok(Segment { path, file, last: 0 })
     }
@@ -270,7 +291,7 @@ mod tests {
     use super::*;
     use crate::ack::GenerationId;
     use crate::disk::model::ModelDisk;
-    use crate::sinks::file::frame::{Appended, sum_of};
+    use crate::sinks::file::frame::sum_of;
 
     struct Bench {
         disk: ModelDisk,
@@ -330,16 +351,24 @@ mod tests {
         assert!(entries.is_empty() && bench.segments() == 0, "nothing is made before the first entry");
         let bytes = vec![7; 1300];
         let parts = [part(1, 0..1000), part(2, 1 << 40..u64::MAX / 4)];
-        journal.append(Path::new("/out/x \u{e4}"), 9, 300, &bytes, &parts);
-        journal.delete(9, 1600);
+        journal.append(Path::new("/out/x \u{e4}"), 9, 300, &bytes, &parts).unwrap();
+        journal.delete(9, 1600).unwrap();
         let (mut journal, entries) = bench.open();
         let sums =
             vec![sum_of(&bytes[..212]), sum_of(&bytes[..512]), sum_of(&bytes[..512]), sum_of(&bytes[..64])];
         let path = "/out/x \u{e4}".into();
-        let appended = Appended { path, inode: 9, offset: 300, length: 1300, sums, parts: parts.to_vec() };
+        let appended = Appended {
+            path,
+            inode: 9,
+            offset: 300,
+            length: 1300,
+            sums,
+            parts: parts.to_vec(),
+            is_behind_gap: false,
+        };
         let expected = [Entry::Appended(appended), Entry::Deleted { inode: 9, length: 1600 }];
         assert_eq!(entries, expected);
-        journal.append(Path::new("/y"), 1, 0, b"", &[]);
+        journal.append(Path::new("/y"), 1, 0, b"", &[]).unwrap();
         assert_eq!(offsets(&bench.open().1), [300, 1600, 0], "over two lives");
     }
 
@@ -349,7 +378,7 @@ mod tests {
         let (mut journal, _) = bench.open();
         let mut note = |offset| {
             journal.answered();
-            journal.append(Path::new("/x"), 1, offset, b"x", &[]);
+            journal.append(Path::new("/x"), 1, offset, b"x", &[]).unwrap();
             offsets(&bench.open().1)
         };
         assert_eq!(note(0), [0]);
@@ -371,7 +400,7 @@ mod tests {
         let parts = vec![part(1, 1 << 60..(1 << 60) + 1); 40_000]; // an entry of 430 KiB: two a segment
         let mut note = |offset| {
             journal.answered();
-            journal.append(Path::new("/x"), 1, offset, b"x", &parts);
+            journal.append(Path::new("/x"), 1, offset, b"x", &parts).unwrap();
         };
         (0..20).for_each(|at| {
             note(at);
@@ -399,7 +428,9 @@ mod tests {
     fn every_byte_flipped_and_every_length_is_survived() {
         let bench = Bench::new();
         let (mut journal, _) = bench.open();
-        (0..3).for_each(|at| journal.append(Path::new("/x"), 1, at * 10, b"0123456789", &[part(1, 0..10)]));
+        (0..3).for_each(|at| {
+            journal.append(Path::new("/x"), 1, at * 10, b"0123456789", &[part(1, 0..10)]).unwrap()
+        });
         let path = bench.disk.list(Path::new("/data/outputs/out")).unwrap().remove(0);
         let file = bench.disk.open(&path, Open::Existing).unwrap();
         let mut whole = vec![0; journal.at as usize];
@@ -426,12 +457,12 @@ mod tests {
         let bench = Bench::new();
         let (mut journal, _) = bench.open();
         bench.disk.set_full(true);
-        journal.append(Path::new("/x"), 1, 0, b"x", &[]);
+        journal.append(Path::new("/x"), 1, 0, b"x", &[]).unwrap();
         assert_eq!((bench.counter.get(), bench.segments()), (1, 0));
         bench.disk.set_full(false);
-        journal.append(Path::new("/x"), 1, 1, b"x", &[]);
+        journal.append(Path::new("/x"), 1, 1, b"x", &[]).unwrap();
         bench.disk.set_full(true);
-        journal.append(Path::new("/x"), 1, 2, b"x", &[]);
+        journal.append(Path::new("/x"), 1, 2, b"x", &[]).unwrap();
         assert_eq!((bench.counter.get(), offsets(&bench.open().1)), (1, vec![1, 2]), "room was set aside");
     }
 
@@ -441,7 +472,7 @@ mod tests {
         for seed in 0..200 {
             let bench = Bench::new();
             let (mut journal, _) = bench.open();
-            let mut note = |offset| journal.append(Path::new("/x"), 1, offset, &[1; 9000], &[]);
+            let mut note = |offset| journal.append(Path::new("/x"), 1, offset, &[1; 9000], &[]).unwrap();
             (0..5).for_each(&mut note);
             bench.unsynced.sync().unwrap();
             (5..9).for_each(&mut note);
@@ -449,7 +480,7 @@ mod tests {
             let (mut journal, entries) = bench.open();
             let known = offsets(&entries);
             assert!(known.len() >= 5 && known.iter().copied().eq(0..known.len() as u64), "{seed}: {known:?}");
-            journal.append(Path::new("/x"), 1, 77, b"x", &[]);
+            journal.append(Path::new("/x"), 1, 77, b"x", &[]).unwrap();
             assert_eq!(*offsets(&bench.open().1).last().unwrap(), 77, "{seed}");
         }
     }

@@ -78,7 +78,7 @@ fn open_journal(name: &Arc<str>, folder: &Path, cx: &SinkContext) -> (Journal, V
     let meters = journal::Meters { unjournaled, segments };
     let (disk, unsynced, passed) = (cx.disk.clone(), cx.unsynced.clone(), cx.passed.clone());
     let (mut journal, entries) = Journal::open(name, folder.join(&**name), disk, unsynced, passed, meters);
-    let Recovered { mut delivered, cut, strange, failed } = recover(name, entries, &*cx.disk, &cx.unsynced);
+    let Recovered { mut delivered, cut, strange, failed } = recover(name, entries, &cx.disk, &cx.unsynced);
     counter("outputs_cut_bytes_total", "Bytes of torn writes cut off outputs at the start.").add(cut);
     counter(
         "outputs_strange_bytes_total",

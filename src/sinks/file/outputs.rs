@@ -27,7 +27,7 @@ use super::payload::{Payload, Piece};
 use super::rotate;
 use crate::clock::Clock;
 use crate::disk::{Disk, DiskFile, FileId, Kind, Open, Seen};
-use crate::durable::{OwnFiles, SyncFolder, Unsynced, folder_of};
+use crate::durable::{OwnFiles, SyncFolder, Unsynced, Written, folder_of};
 use crate::error::{Context, Error, Result};
 use crate::metrics::Gauge;
 use crate::sinks::{Answer, RotateOptions, Sender, SinkContext};
@@ -69,7 +69,7 @@ pub struct Outputs {
 }
 
 struct Output {
-    file: Arc<dyn DiskFile>,
+    file: Arc<Written>,
     id: FileId,
     len: u64,
     /// Empty, or ends in a line end.
@@ -85,7 +85,7 @@ struct Output {
 /// A step of a batch, and how to take it back.
 enum Undo {
     /// It had this length. `file` is weak, since a batch may have more outputs than may be open.
-    Appended { path: Arc<Path>, file: Weak<dyn DiskFile>, id: FileId, len: u64 },
+    Appended { path: Arc<Path>, file: Weak<Written>, id: FileId, len: u64 },
     /// `new` was created at `path` and has only bytes of this batch.
     Rotated { path: Arc<Path>, new: Option<FileId>, moves: Vec<(PathBuf, PathBuf)> },
 }
@@ -192,6 +192,9 @@ impl Outputs {
             });
             let fresh = std::mem::replace(&mut output.turn, self.turn) == 0;
             if fresh && !output.whole && !piece.continues {
+                if let Some(journal) = &mut self.journal {
+                    journal.append(path, output.id.inode, output.len, b"\n", &[])?;
+                }
                 self.append(path, output, b"\n")?;
             }
         }
@@ -202,7 +205,7 @@ impl Outputs {
                 if let Some(journal) = &mut self.journal {
                     piece.parts(at..at + part, &mut self.parts);
                     let bytes = &piece.bytes[at..at + part];
-                    journal.append(path, output.id.inode, output.len, bytes, &self.parts);
+                    journal.append(path, output.id.inode, output.len, bytes, &self.parts)?;
                 }
                 self.append(path, output, &piece.bytes[at..at + part])?;
                 at += part;
@@ -269,7 +272,7 @@ impl Outputs {
             self.create_folder(folder_of(path))
                 .context(|| format!("could not create the folder {}", folder_of(path).display()))?;
         }
-        let file = self.disk.open(path, Open::Append).context(doing)?;
+        let file = Written::new(self.disk.open(path, Open::Append).context(doing)?);
         let seen = file.seen().context(doing)?;
         must_be_regular(path, &seen)?;
         if is_new {
@@ -330,7 +333,7 @@ impl Outputs {
             Some((known, note)) if known == folder => note.clone(),
             _ => SyncFolder::of(&self.disk, folder),
         };
-        self.unsynced.note(note.clone());
+        self.unsynced.note_folder(note.clone());
         self.folder = Some((folder.to_owned(), note));
     }
 
@@ -366,10 +369,9 @@ impl Outputs {
     fn prune(&mut self, path: &Path) {
         let keep = self.rotate.map_or(usize::MAX - 1, |rotate| rotate.keep);
         let Outputs { disk, journal, .. } = self;
-        let note = |old: &Path| {
-            if let (Some(journal), Ok(seen)) = (&mut *journal, disk.look(old)) {
-                journal.delete(seen.id.inode, seen.size);
-            }
+        let note = |old: &Path| match (&mut *journal, disk.look(old)) {
+            (Some(journal), Ok(seen)) => journal.delete(seen.id.inode, seen.size),
+            _ => Ok(()),
         };
         if let Err(cause) = rotate::prune(&**disk, path, keep, note) {
             log::warn!("file: the rotated files of {} are more than {keep}: {cause}", path.display());
@@ -397,7 +399,7 @@ impl Outputs {
                 let doing = || format!("could not cut {} back to {len} bytes", path.display());
                 let file = match file.upgrade() {
                     Some(file) => file,
-                    None => self.disk.open(&path, Open::Existing).context(doing)?,
+                    None => Written::new(self.disk.open(&path, Open::Existing).context(doing)?),
                 };
                 let seen = file.seen().context(doing)?;
                 if seen.id != id {

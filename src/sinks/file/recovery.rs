@@ -10,23 +10,24 @@
 //! Always true: bytes are a receipt only if every block of their entry is there. What is cut off is ours, block by
 //! block: as its entry says, or never written (zeros), up to the end of the file; and can be read again from its
 //! source. Everything else stays as it is, and what an entry says is written once more: rather doubled than lost.
+//! If a sync of the last life has failed, what is a receipt is written to its place again, before it is one.
 //!
 //! A power cut may leave a hole with whole entries behind it, in the same file or in the one that was begun after a
-//! rotation. They are cut off with it, or, where something else stands around them, are no receipts: written anew
-//! behind what was in the hole, so that order holds. Nothing that the ledger knew before is among them: a checkpoint
-//! comes after a sync of all that was written before it, holes and all.
+//! rotation, or take entries from the journal and leave those behind them. They are cut off with it, or, where something
+//! else stands around them, are no receipts: written anew behind what was in the hole, so that order holds. Nothing that
+//! the ledger knew before is among them: a checkpoint comes after a sync of all that was written before it, holes and all.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::frame::{Appended, Entry, Part, blocks, sum_of};
 use super::{UNSYNCED_MAX, rotate};
 use crate::ack::GenerationId;
 use crate::disk::{Disk, DiskFile, Kind, Open, Seen};
-use crate::durable::{Unsynced, folder_of};
+use crate::durable::{self, SyncFolder, Unsynced, folder_of};
 use crate::error::{Context, Result};
 
 /// As much of an output as is read at once: whole blocks.
@@ -47,50 +48,71 @@ pub struct Recovered {
 
 /// `entries` in the order in which they were written. An output that cannot be looked at is said, and nothing of
 /// it is a receipt. Cuts are noted as unsynced.
-pub fn recover(name: &str, entries: Vec<Entry>, disk: &dyn Disk, unsynced: &Unsynced) -> Recovered {
+pub fn recover(name: &str, entries: Vec<Entry>, disk: &Arc<dyn Disk>, unsynced: &Unsynced) -> Recovered {
     let mut recovered = Recovered::default();
     // By inode: a rotation gives a file another name, and its old name to another file. The older ones first.
     let mut outputs: Vec<(u64, Vec<Appended>)> = Vec::new();
     let mut written = Written::default();
     for (number, entry) in entries.into_iter().enumerate() {
-        if let Entry::Appended(appended) = &entry {
-            written.note(number, appended);
-        }
         match entry {
-            Entry::Appended(appended) => match outputs.iter_mut().find(|(inode, _)| *inode == appended.inode)
-            {
-                Some((_, known)) => {
-                    // What was to stand there before was taken back, or the file has another life.
-                    known.retain(|earlier| earlier.end() <= appended.offset);
-                    known.push(appended);
+            Entry::Appended(appended) => {
+                written.numbers.insert((appended.inode, appended.offset), number);
+                match outputs.iter_mut().find(|(inode, _)| *inode == appended.inode) {
+                    Some((_, known)) => {
+                        // What was to stand there before was taken back, or the file has another life.
+                        known.retain(|earlier| earlier.end() <= appended.offset);
+                        known.push(appended);
+                    }
+                    None => outputs.push((appended.inode, vec![appended])),
                 }
-                None => outputs.push((appended.inode, vec![appended])),
-            },
+            }
             Entry::Deleted { inode, length } => {
                 let deleted =
                     outputs.extract_if(.., |(known, _)| *known == inode).flat_map(|(_, known)| known);
-                deleted.filter(|known| known.end() <= length).for_each(|known| recovered.add(&known.parts));
+                for entry in deleted.filter(|known| known.end() <= length) {
+                    recovered.add(&entry.parts);
+                    written.note(&entry);
+                }
             }
         }
     }
-    let mut damaged = BTreeSet::new();
-    for (inode, known) in outputs {
-        let path = &known.last().expect("an output is known by its entries").path;
-        let compared = find(path, inode, disk).and_then(|file| match file {
-            Some(file) => {
-                // What the last life has not synced is about to be relied on.
-                unsynced.note(file.clone());
-                if unsynced.len() >= UNSYNCED_MAX {
-                    unsynced.sync()?;
-                }
-                let whole = compare(&*file, &known, !damaged.contains(path), &written, &mut recovered);
-                whole.context(|| format!("could not repair {}", path.display()))
+    // All are looked at before any is judged: what was torn in one may stand in another that came later.
+    let mut folders = BTreeSet::new();
+    let look = |(inode, known): (u64, Vec<Appended>)| {
+        let path = path_of(&known);
+        let states = find(path, inode, &**disk).and_then(|file| {
+            let Some(file) = file else { return Ok(None) }; // somebody moved or deleted it
+            // What the last life has not synced is about to be relied on, the name included.
+            unsynced.note(durable::Written::found(file.clone()));
+            note_folders(path, disk, unsynced, &mut folders);
+            if unsynced.len() >= UNSYNCED_MAX {
+                unsynced.sync()?;
             }
-            None => Ok(true), // somebody moved or deleted it
+            let states = states(&*file, &known).context(|| format!("could not read {}", path.display()))?;
+            known.iter().zip(&states).filter(|(_, state)| **state == State::Whole).for_each(|(entry, _)| {
+                written.note(entry);
+            });
+            Ok(Some(states))
         });
-        match compared {
+        (inode, known, states)
+    };
+    let looked: Vec<_> = outputs.into_iter().map(look).collect();
+    let mut damaged = BTreeSet::new();
+    for (inode, known, states) in looked {
+        let path = path_of(&known);
+        let judged = states.and_then(|states| {
+            let Some((file, states)) = find(path, inode, &**disk)?.zip(states) else { return Ok(true) };
+            let whole = judge(&*file, &known, &states, !damaged.contains(path), &written, &mut recovered);
+            let whole = whole.context(|| format!("could not repair {}", path.display()))?;
+            if unsynced.was_in_doubt() {
+                let again = known.iter().try_for_each(|entry| write_again(&*file, entry));
+                again.context(|| format!("could not write {} again", path.display()))?;
+            }
+            Ok(whole)
+        });
+        match judged {
             Ok(true) => {}
-            Ok(false) => drop(damaged.insert(path.clone())),
+            Ok(false) => drop(damaged.insert(path.to_owned())),
             Err(cause) => {
                 log::warn!("{name}: {cause}; what was written there last will be written once more");
                 recovered.failed = true;
@@ -100,9 +122,27 @@ pub fn recover(name: &str, entries: Vec<Entry>, disk: &dyn Disk, unsynced: &Unsy
     recovered
 }
 
+fn path_of(known: &[Appended]) -> &Path {
+    &known.last().expect("an output is known by its entries").path
+}
+
 impl Recovered {
     fn add(&mut self, parts: &[Part]) {
         self.delivered.extend(parts.iter().map(|part| (part.generation, part.range.clone())));
+    }
+}
+
+/// An output may have been the first in its folder, and that the first in the one above it.
+fn note_folders(path: &Path, disk: &Arc<dyn Disk>, unsynced: &Unsynced, known: &mut BTreeSet<PathBuf>) {
+    let folder = folder_of(path);
+    if known.insert(folder.to_owned()) {
+        unsynced.note_folder(SyncFolder::of(disk, folder));
+    }
+    for above in folder.ancestors().skip(1).filter(|above| !above.as_os_str().is_empty()) {
+        if !known.insert(above.to_owned()) {
+            break;
+        }
+        unsynced.note_folder(SyncFolder::above(disk, above));
     }
 }
 
@@ -134,15 +174,15 @@ enum State {
 
 /// Says whether everything is there. `known`: by rising offset, none over another. `in_order`: nothing is missing
 /// that was written before them.
-fn compare(
+fn judge(
     file: &dyn DiskFile,
     known: &[Appended],
+    states: &[State],
     in_order: bool,
     written: &Written,
     recovered: &mut Recovered,
 ) -> io::Result<bool> {
     let size = file.size()?;
-    let states = known.iter().map(|entry| state(file, entry, size)).collect::<io::Result<Vec<State>>>()?;
     // From the end back, as far as everything is ours and can be read again.
     let mut cut = None;
     let mut end = size.max(known.last().map_or(0, Appended::end));
@@ -161,7 +201,7 @@ fn compare(
     }
     let mut whole = in_order;
     for (at, entry) in known.iter().enumerate().take(cut.unwrap_or(known.len())) {
-        whole &= states[at] == State::Whole;
+        whole &= states[at] == State::Whole && !entry.is_behind_gap;
         if whole || states[at] == State::Whole && !entry.can_be_read_again() {
             recovered.add(&entry.parts);
         } else {
@@ -172,8 +212,8 @@ fn compare(
     Ok(whole && !cut.is_some_and(|at| known[at..].iter().any(lost)))
 }
 
-/// What the journal says was written, whatever became of it: an entry that was cut off by an earlier start, and whose
-/// lines went to another file of the same output since, is no gap in front of them.
+/// What was written and is whole: an entry that was cut off by an earlier start, and whose lines went to another file of
+/// the same output since, is no gap in front of them.
 #[derive(Default)]
 struct Written {
     /// By generation, in the order of the journal.
@@ -183,9 +223,9 @@ struct Written {
 }
 
 impl Written {
-    fn note(&mut self, number: usize, entry: &Appended) {
-        self.numbers.insert((entry.inode, entry.offset), number);
-        for part in &entry.parts {
+    fn note(&mut self, entry: &Appended) {
+        let Some(number) = self.numbers.get(&(entry.inode, entry.offset)).copied() else { return };
+        for part in entry.parts.iter().filter(|_| !entry.is_behind_gap) {
             self.parts.entry(part.generation).or_default().push((number, part.range.clone()));
         }
     }
@@ -204,6 +244,23 @@ impl Written {
             covered >= part.range.end
         })
     }
+}
+
+/// What can be read may not stand on the disk, and a sync would not know.
+fn write_again(file: &dyn DiskFile, entry: &Appended) -> io::Result<()> {
+    let (mut at, end) = (entry.offset, entry.end().min(file.size()?));
+    while at < end {
+        let mut bytes = vec![0; READ_BYTES.min(end - at) as usize];
+        file.read_at(&mut bytes, at)?;
+        file.write_at(&bytes, at)?;
+        at += bytes.len() as u64;
+    }
+    Ok(())
+}
+
+fn states(file: &dyn DiskFile, known: &[Appended]) -> io::Result<Vec<State>> {
+    let size = file.size()?;
+    known.iter().map(|entry| state(file, entry, size)).collect()
 }
 
 fn state(file: &dyn DiskFile, entry: &Appended, size: u64) -> io::Result<State> {
@@ -265,6 +322,7 @@ mod tests {
                 length: bytes.len() as u64,
                 sums,
                 parts: vec![Part { generation, range: 0..bytes.len() as u64, replayable }],
+                is_behind_gap: false,
             }));
         }
 
@@ -279,7 +337,8 @@ mod tests {
 
         /// Generations that stand in the output, and its length afterwards.
         fn recover(&self) -> (Vec<u64>, u64, Recovered) {
-            let recovered = recover("out", self.entries.clone(), &self.disk, &Unsynced::default());
+            let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
+            let recovered = recover("out", self.entries.clone(), &disk, &Unsynced::default());
             let delivered = recovered.delivered.iter().map(|(generation, _)| generation.0).collect();
             (delivered, self.file.size().unwrap(), recovered)
         }

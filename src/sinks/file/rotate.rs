@@ -54,16 +54,21 @@ pub fn moves(disk: &dyn Disk, path: &Path) -> Result<Vec<(PathBuf, PathBuf)>> {
     Ok((0..gap).rev().map(|number| (name(number), name(number + 1))).collect())
 }
 
-/// Deletes what is numbered beyond `keep`, up to the first gap. `before` is told of each. The oldest goes first: what
-/// a crash leaves has no gap either.
-pub fn prune(disk: &dyn Disk, path: &Path, keep: usize, mut before: impl FnMut(&Path)) -> Result<()> {
+/// Deletes what is numbered beyond `keep`, up to the first gap. `before` is told of each, and may forbid it. The oldest
+/// goes first: what a crash leaves has no gap either.
+pub fn prune(
+    disk: &dyn Disk,
+    path: &Path,
+    keep: usize,
+    mut before: impl FnMut(&Path) -> Result<()>,
+) -> Result<()> {
     let mut gap = keep + 1;
     while exists(disk, &numbered(path, gap))? {
         gap += 1;
     }
     for number in (keep + 1..gap).rev() {
         let old = numbered(path, number);
-        before(&old);
+        before(&old)?;
         disk.remove(&old).context(|| format!("could not delete {}", old.display()))?;
     }
     Ok(())
@@ -109,7 +114,13 @@ mod tests {
             moves(&RealDisk, &path).unwrap().iter().map(|(from, to)| (name(from), name(to))).collect();
         let expected = [("x.log.2", "x.log.3"), ("x.log.1", "x.log.2"), ("x.log", "x.log.1")];
         assert_eq!(moves, expected.map(|(from, to)| (from.to_owned(), to.to_owned())));
-        prune(&RealDisk, &path, 1, |old| assert!(old.ends_with("x.log.2"))).unwrap();
+        let mut told = Vec::new();
+        let tell = |old: &Path| {
+            told.push(name(&old.to_owned()));
+            Ok(())
+        };
+        prune(&RealDisk, &path, 1, tell).unwrap();
+        assert_eq!(told, ["x.log.2"]);
         assert!(!exists(&RealDisk, &folder.path().join("x.log.2")).unwrap());
         assert!(exists(&RealDisk, &folder.path().join("x.log.1")).unwrap());
         for (other, expected) in

@@ -186,7 +186,7 @@ fn neighbours_of_one_output_are_one_write() {
     let renderer = Renderer::new(Format::Text, Labels::default());
     let (places, paths) = (HashMap::new(), HashMap::new());
     let mut encoder =
-        FileEncoder { template, timed: false, exact: true, cuts: false, renderer, places, paths };
+        FileEncoder { template, timed: false, exact: true, cuts: false, renderer, places, paths, last: None };
     let mut payload = Payload::default();
     let (a, b, c) = (origin(1, "a", None), origin(2, "b", None), origin(3, "a", None));
     let part = |origin| lines(origin, &[b"x\n", b"y\n"], NOON_NS);

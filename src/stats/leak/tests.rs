@@ -73,7 +73,7 @@ fn bounds_follow_the_configuration_and_the_work() {
     check("threads", readers.clone(), 18);
     check("tasks", readers.clone(), 17);
     check("helpers", readers.clone(), 12);
-    check("descriptors", readers, 39 + 6 + 10);
+    check("descriptors", readers, 39 + 6 + 10 + 4);
     check("descriptors", idle(), 5 + 12 + 16 + 6 + 2 * 3);
     let busy = Sample {
         files_open: some(100),

@@ -82,16 +82,7 @@ impl End {
             }
             _ => return room.run(),
         };
-        let mut command = Command::new("strace");
-        // The tracer is the grandchild, so that the agent itself is ours.
-        command.args(["-D", "-f", "-qqq", "-o", "/dev/null", "-e", &format!("trace={calls}")]);
-        command.args(["-e", &format!("inject={calls}:{what}")]);
-        for path in paths {
-            command.arg("-P").arg(path);
-        }
-        command.arg(BINARY).arg("run").arg("--config").arg(room.path("config.json"));
-        command.current_dir(room.outside()).env_remove("RUST_LOG");
-        room.start(command.stdin(Stdio::null()).stdout(Stdio::null()))
+        traced(room, calls, &what, &paths)
     }
 
     /// The life is over by chance now: returns its exit code, and whether it had to be killed although its end was
@@ -133,6 +124,35 @@ impl fmt::Display for End {
             _ => Ok(()),
         }
     }
+}
+
+/// An agent of whose `calls` (on these paths, or on any) the chosen ones end as `what` says.
+fn traced(room: &Room, calls: &str, what: &str, paths: &[PathBuf]) -> Agent {
+    let mut command = Command::new("strace");
+    // The tracer is the grandchild, so that the agent itself is ours.
+    command.args(["-D", "-f", "-qqq", "-o", "/dev/null", "-e", &format!("trace={calls}")]);
+    command.args(["-e", &format!("inject={calls}:{what}")]);
+    for path in paths {
+        command.arg("-P").arg(path);
+    }
+    command.arg(BINARY).arg("run").arg("--config").arg(room.path("config.json"));
+    command.current_dir(room.outside()).env_remove("RUST_LOG");
+    room.start(command.stdin(Stdio::null()).stdout(Stdio::null()))
+}
+
+/// An agent whose disk does not keep what is written to it, from the second to the `last` sync of each of its threads.
+/// `None`: no program may be traced here, which is said.
+pub fn with_failing_syncs(room: &Room, last: u32) -> Option<Agent> {
+    let calls = CALLS[1].1;
+    STRACE.then(|| traced(room, calls, &format!("error=EIO:when=2..{last}"), &[]))
+}
+
+/// An agent whose state cannot be written for a while, since each of its threads meets `error` there, from its third
+/// write to the `last` one. `None`: as above.
+pub fn with_failing_state(room: &Room, error: &str, last: u32) -> Option<Agent> {
+    let of_ledger = ["checkpoint-0", "checkpoint-1", "journal-0", "journal-1", "journal-2"];
+    let paths: Vec<PathBuf> = of_ledger.iter().map(|name| room.path("data/ledger").join(name)).collect();
+    STRACE.then(|| traced(room, CALLS[0].1, &format!("error={error}:when=3..{last}"), &paths))
 }
 
 /// Whether a program may be traced here: the tool may be missing, or forbidden.

@@ -13,6 +13,9 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 use serde_json::{Value, json};
 
+/// Of Docker 20.
+const API: &str = "1.41";
+
 pub const OUT: u8 = 1;
 pub const ERR: u8 = 2;
 
@@ -28,7 +31,10 @@ struct Container {
     name: String,
     labels: BTreeMap<String, String>,
     running: bool,
+    ran: bool,
     tty: bool,
+    /// In the list, and whoever asks for it hears that there is no such container.
+    only_listed: bool,
     log: Vec<Message>,
 }
 
@@ -54,6 +60,8 @@ pub enum Mood {
 #[derive(Default)]
 struct State {
     containers: BTreeMap<String, Container>,
+    /// Whoever has their logs open can read them to their ends.
+    removed: BTreeMap<String, Container>,
     events: Vec<Value>,
     mood: Mood,
     /// Rises when it goes: connections of before end.
@@ -62,8 +70,21 @@ struct State {
     requests: HashMap<String, u64>,
     inspected_env: Vec<String>,
     leaves_logs_open: bool,
+    ends_events: bool,
+    is_podman: bool,
+    api: Option<&'static str>,
+    /// Its own clock; 0: before all that the tests say.
+    now_ns: i64,
     /// Whoever follows a log gets so many messages of it.
     followers_get: Option<usize>,
+}
+
+impl State {
+    fn take_away(&mut self, name: &str) -> Container {
+        let container = self.containers.remove(&id_of(name)).unwrap();
+        self.removed.insert(id_of(name), container.clone());
+        container
+    }
 }
 
 #[derive(Default)]
@@ -145,6 +166,11 @@ impl Daemon {
         self.change(|state| drop(state.containers.insert(id_of(name), container)));
     }
 
+    /// As Docker 20 while it is making or removing one: it is in the list, and all else is answered with 404.
+    pub fn only_list(&self, name: &str, only: bool) {
+        self.change(|state| state.containers.get_mut(&id_of(name)).unwrap().only_listed = only);
+    }
+
     pub fn run(&self, name: &str) {
         if !self.inner.state.lock().containers.contains_key(&id_of(name)) {
             self.create(name, false, &[]);
@@ -157,6 +183,24 @@ impl Daemon {
         self.change(|state| state.leaves_logs_open = true);
     }
 
+    /// The newest version that it speaks.
+    pub fn api(&self, version: &'static str) {
+        self.change(|state| state.api = Some(version));
+    }
+
+    pub fn pretend_podman(&self) {
+        self.change(|state| state.is_podman = true);
+    }
+
+    pub fn clock(&self, now_ns: i64) {
+        self.change(|state| state.now_ns = now_ns);
+    }
+
+    /// Whoever asks for events hears that there are no more of them.
+    pub fn end_events(&self) {
+        self.change(|state| state.ends_events = true);
+    }
+
     /// Docker before 23 may end a log that is followed before all of it was sent.
     pub fn keep_from_followers(&self, more_than: usize) {
         self.change(|state| state.followers_get = Some(more_than));
@@ -165,7 +209,7 @@ impl Daemon {
     /// As with `--rm`: nobody can ask for its log once it is dead.
     pub fn die_removed(&self, name: &str) {
         self.change(|state| {
-            let container = state.containers.remove(&id_of(name)).unwrap();
+            let container = state.take_away(name);
             state.events.extend(["die", "destroy"].map(|action| event(action, name, &container)));
         });
     }
@@ -176,15 +220,29 @@ impl Daemon {
 
     pub fn remove(&self, name: &str) {
         self.change(|state| {
-            let container = state.containers.remove(&id_of(name)).unwrap();
+            let container = state.take_away(name);
             state.events.push(event("destroy", name, &container));
         });
+    }
+
+    /// Started, and the event of it gets lost.
+    pub fn run_unheard(&self, name: &str) {
+        self.change(|state| {
+            let container = state.containers.get_mut(&id_of(name)).unwrap();
+            (container.running, container.ran) = (true, true);
+        });
+    }
+
+    /// Removed, and the event of it gets lost.
+    pub fn forget(&self, name: &str) {
+        self.change(|state| drop(state.take_away(name)));
     }
 
     fn set_running(&self, name: &str, running: bool, action: &str) {
         self.change(|state| {
             let container = state.containers.get_mut(&id_of(name)).unwrap();
             container.running = running;
+            container.ran = true;
             let event = event(action, name, container);
             state.events.push(event);
         });
@@ -224,7 +282,8 @@ fn serve(inner: &Inner, life: u64, connection: UnixStream) -> std::io::Result<()
         reader.read_line(&mut line)?;
     }
     let (bare, query) = path.split_once('?').unwrap_or((&path, ""));
-    let bare = bare.strip_prefix("/v1.41").unwrap_or(bare);
+    let bare =
+        bare.strip_prefix("/v1.").and_then(|rest| rest.find('/').map(|at| &rest[at..])).unwrap_or(bare);
     let query: HashMap<&str, &str> = query.split('&').filter_map(|pair| pair.split_once('=')).collect();
     let parts: Vec<&str> = bare.trim_start_matches('/').split('/').collect();
     let what = match &parts[..] {
@@ -247,16 +306,21 @@ fn serve(inner: &Inner, life: u64, connection: UnixStream) -> std::io::Result<()
     let answer = match what {
         "_ping" => json!("OK"),
         "version" => {
-            json!({ "ApiVersion": "1.41", "MinAPIVersion": "1.12", "Components": [{ "Name": "Engine" }] })
+            let name = if state.is_podman { "Podman Engine" } else { "Engine" };
+            let api = state.api.unwrap_or(API);
+            json!({ "ApiVersion": api, "MinAPIVersion": "1.12", "Components": [{ "Name": name }] })
         }
-        "info" => json!({ "SystemTime": "2026-11-23T18:00:00.000000000Z" }),
+        "info" => json!({ "SystemTime": stamp(state.now_ns) }),
         "list" => state.containers.iter().map(|(id, container)| listed(id, container)).collect(),
         "inspect" if mood == Mood::NoInspect => return refuse(&mut out, 500, "cannot inspect"),
         "inspect" => match state.containers.get(&id) {
-            Some(container) => json!({ "Config": { "Tty": container.tty, "Env": state.inspected_env },
-                                       "State": { "Running": container.running } }),
-            None => return refuse(&mut out, 404, "No such container"),
+            Some(container) if !container.only_listed => {
+                json!({ "Config": { "Tty": container.tty, "Env": state.inspected_env },
+                                       "State": { "Running": container.running } })
+            }
+            _ => return refuse(&mut out, 404, "No such container"),
         },
+        "events" if state.ends_events => return respond(&mut out, 200, &json!("")),
         "events" => {
             drop(state);
             return events(inner, life, &mut out);
@@ -273,7 +337,9 @@ fn serve(inner: &Inner, life: u64, connection: UnixStream) -> std::io::Result<()
                 "HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {len}\r\n\r\n{body}"
             );
         }
-        "logs" if !state.containers.contains_key(&id) => return refuse(&mut out, 404, "No such container"),
+        "logs" if state.containers.get(&id).is_none_or(|container| container.only_listed) => {
+            return refuse(&mut out, 404, "No such container");
+        }
         "logs" => {
             if let Mood::CutAfter(_) = mood {
                 state.mood = Mood::Well;
@@ -294,7 +360,11 @@ fn serve(inner: &Inner, life: u64, connection: UnixStream) -> std::io::Result<()
 }
 
 fn listed(id: &str, container: &Container) -> Value {
-    let state = if container.running { "running" } else { "exited" };
+    let state = match container {
+        Container { running: true, .. } => "running",
+        Container { ran: true, .. } => "exited",
+        _ => "created",
+    };
     json!({ "Id": id, "Names": [format!("/{}", container.name)], "Image": "scripted",
             "Labels": container.labels, "State": state })
 }
@@ -356,9 +426,11 @@ fn logs(
             if state.life != life {
                 return Ok(());
             }
-            // What is removed can be read to its end by whoever has it open, which is at once here.
-            let Some(container) = state.containers.get(id) else { return out.write_all(b"0\r\n\r\n") };
-            let is_over = !follow || !container.running && !state.leaves_logs_open;
+            let there = state.containers.get(id);
+            let Some(container) = there.or_else(|| state.removed.get(id)) else {
+                return out.write_all(b"0\r\n\r\n");
+            };
+            let is_over = !follow || there.is_none() || !container.running && !state.leaves_logs_open;
             let upto = state.followers_get.filter(|_| follow).unwrap_or(usize::MAX).min(container.log.len());
             if upto > at || is_over {
                 break (container.clone(), upto, is_over);

@@ -1,7 +1,8 @@
-//! A real engine: dockerd with folders and a socket of its own, so that it touches no other engine of the host.
+//! A real engine: dockerd, or Podman's service, with folders and a socket of its own, so that it touches no other engine
+//! of the host.
 //!
-//! Needs root, `dockerd` and a static busybox (`scripts/prepare.sh` installs them on Debian); else each case is
-//! reported as skipped, by name. The short form is part of `make test`; `make test-docker` runs it in full.
+//! Needs root, `dockerd` or `podman`, and a static busybox (`scripts/prepare.sh` installs them on Debian); else each case
+//! is reported as skipped, by name. The short form is part of `make test`; `make test-docker` runs it in full.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -49,18 +50,54 @@ fn program(names: &[&str]) -> Option<PathBuf> {
     names.iter().map(PathBuf::from).find(|path| path.exists())
 }
 
+/// Without a host's own settings: no journal, no systemd, a driver for storage that works everywhere, and no limit that
+/// somebody may not raise.
+const PODMAN: &str = r#"[engine]
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+runtime = "runc"
+[containers]
+log_driver = "k8s-file"
+default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
+"#;
+
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Docker,
+    WithJournal,
+    Podman,
+}
+
 pub struct Engine {
     dir: tempfile::TempDir,
-    dockerd: PathBuf,
+    kind: Kind,
+    program: PathBuf,
     process: Option<Child>,
-    has_journal: bool,
     options: Vec<String>,
 }
 
 impl Engine {
     /// `None`: not possible here, and said so.
     pub fn start(case: &str) -> Option<Engine> {
-        Engine::start_as(case, false, Vec::new())
+        Engine::start_as(case, Kind::Docker, Vec::new())
+    }
+
+    /// With more options of dockerd.
+    pub fn start_with(case: &str, options: Vec<String>) -> Option<Engine> {
+        Engine::start_as(case, Kind::Docker, options)
+    }
+
+    /// Its service starts on every host; whether it can start a container shows only then.
+    pub fn start_podman(case: &str) -> Option<Engine> {
+        let engine = Engine::start_as(case, Kind::Podman, Vec::new())?;
+        engine.create("probe", "true", false, false);
+        let (status, said) = engine.ask("POST", "/containers/probe/start", b"").expect("the engine answers");
+        engine.remove_all();
+        if status >= 300 {
+            println!("skipped: docker::{case}: podman starts no container here: {}", said.trim());
+            return None;
+        }
+        Some(engine)
     }
 
     /// One that can write to a journal; if none can be had here, only that is said.
@@ -69,30 +106,36 @@ impl Engine {
         if !has_journal {
             println!("skipped: docker::{case}: journald: there is no {JOURNALD}");
         }
-        Engine::start_as(case, has_journal, Vec::new())
+        let kind = if has_journal { Kind::WithJournal } else { Kind::Docker };
+        Engine::start_as(case, kind, Vec::new())
     }
 
-    /// With more options of dockerd.
-    pub fn start_as(case: &str, has_journal: bool, options: Vec<String>) -> Option<Engine> {
-        let dockerd = program(&["/usr/sbin/dockerd", "/usr/bin/dockerd", "/usr/local/bin/dockerd"]);
-        let busybox = program(&["/bin/busybox", "/usr/bin/busybox"]);
-        let why = match (&dockerd, &busybox) {
-            _ if !rustix::process::geteuid().is_root() => "only root can start an engine",
-            (None, _) => "there is no dockerd",
-            (_, None) => "there is no busybox",
-            _ => "",
+    fn start_as(case: &str, kind: Kind, options: Vec<String>) -> Option<Engine> {
+        let (name, paths) = match kind {
+            Kind::Podman => ("podman", &["/usr/bin/podman", "/usr/local/bin/podman"][..]),
+            _ => ("dockerd", &["/usr/sbin/dockerd", "/usr/bin/dockerd", "/usr/local/bin/dockerd"][..]),
         };
-        let (Some(dockerd), Some(busybox), "") = (dockerd, busybox, why) else {
-            println!("skipped: docker::{case}: {why}");
-            return None;
+        let busybox = program(&["/bin/busybox", "/usr/bin/busybox"]);
+        let why = match (program(paths), &busybox) {
+            _ if !rustix::process::geteuid().is_root() => Err("only root can start an engine".to_owned()),
+            (None, _) => Err(format!("there is no {name}")),
+            (_, None) => Err("there is no busybox".to_owned()),
+            (Some(program), Some(busybox)) => Ok((program, busybox)),
+        };
+        let (program, busybox) = match why {
+            Ok(found) => found,
+            Err(why) => {
+                println!("skipped: docker::{case}: {why}");
+                return None;
+            }
         };
         let dir = tempfile::tempdir().unwrap();
-        let mut engine = Engine { dir, dockerd, process: None, has_journal, options };
+        let mut engine = Engine { dir, kind, program, process: None, options };
         if !engine.launch() {
-            println!("skipped: docker::{case}: dockerd does not start here: {}", engine.log());
+            println!("skipped: docker::{case}: {name} does not start here: {}", engine.log());
             return None;
         }
-        engine.import(&busybox);
+        engine.import(busybox);
         Some(engine)
     }
 
@@ -104,19 +147,34 @@ impl Engine {
         String::from_utf8_lossy(&std::fs::read(self.dir.path().join("log")).unwrap_or_default()).into_owned()
     }
 
-    /// Starts dockerd (again); `false`: it ended at once.
-    pub fn launch(&mut self) -> bool {
-        let log =
-            std::fs::File::options().create(true).append(true).open(self.dir.path().join("log")).unwrap();
+    fn podman(&self) -> Command {
         let folder = |name: &str| self.dir.path().join(name);
-        let mut command = if self.has_journal {
+        let storage = format!(
+            "[storage]\ndriver = \"vfs\"\nrunroot = \"{}\"\ngraphroot = \"{}\"\n",
+            folder("exec").display(),
+            folder("root").display()
+        );
+        std::fs::write(folder("containers.conf"), PODMAN).unwrap();
+        std::fs::write(folder("storage.conf"), storage).unwrap();
+        let mut command = Command::new(&self.program);
+        command
+            .env("CONTAINERS_CONF", folder("containers.conf"))
+            .env("CONTAINERS_STORAGE_CONF", folder("storage.conf"))
+            .args(["system", "service", "--time=0"])
+            .arg(format!("unix://{}", self.socket().display()));
+        command
+    }
+
+    fn dockerd(&self) -> Command {
+        let folder = |name: &str| self.dir.path().join(name);
+        let mut command = if self.kind == Kind::WithJournal {
             let mut command = Command::new("unshare");
-            command.args(["-m", "sh", "-c", WITH_JOURNAL]).arg(folder("journald.pid")).arg(&self.dockerd);
+            command.args(["-m", "sh", "-c", WITH_JOURNAL]).arg(folder("journald.pid")).arg(&self.program);
             command
         } else {
-            Command::new(&self.dockerd)
+            Command::new(&self.program)
         };
-        let mut process = command
+        command
             .arg("--data-root")
             .arg(folder("root"))
             .arg("--exec-root")
@@ -132,12 +190,17 @@ impl Engine {
                 "--live-restore",
                 "--log-level=error",
             ])
-            .args(&self.options)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .unwrap();
+            .args(&self.options);
+        command
+    }
+
+    /// Starts it (again); `false`: it ended at once.
+    pub fn launch(&mut self) -> bool {
+        let log =
+            std::fs::File::options().create(true).append(true).open(self.dir.path().join("log")).unwrap();
+        let mut command = if self.kind == Kind::Podman { self.podman() } else { self.dockerd() };
+        let mut process =
+            command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
         let mut ended = false;
         until(
             "the engine answers",

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::engine::{Engine, PATIENCE, times};
-use super::{cpu_ms, named_as_removed, readers, threads};
+use super::{are_said_to_be_lost, cpu_ms, metric, readers, threads};
 use crate::agent::{Agent, Room, pause, until};
 use crate::files::bytes;
 use crate::push::Entry;
@@ -109,11 +109,12 @@ fn short_lives_are_captured() {
         "{expected} lines of short lives, {restarts} restarts, in {:?}",
         clock.now().saturating_duration_since(began)
     );
-    // The engine removes those of `--rm` at once: one that it had no more when it was asked is named, and no other is
+    // The engine removes those of `--rm` at once: one that it had no more when it was asked is said to be lost, and no other is
     // missing.
-    let missing = || -> Vec<usize> {
+    let missing = || -> Vec<String> {
         let lines = arrived(&room);
-        (0..short).filter(|number| !lines.iter().any(|line| line[3] == format!("only {number}"))).collect()
+        let is_missing = |number: &usize| !lines.iter().any(|line| line[3] == format!("only {number}"));
+        (0..short).filter(is_missing).map(|number| format!("rm-{number}")).collect()
     };
     let details = || {
         format!(
@@ -124,11 +125,14 @@ fn short_lives_are_captured() {
         )
     };
     until("all have arrived, or are said to be lost", PATIENCE, details, || {
-        let (missing, named) = (missing(), named_as_removed(&agent));
-        arrived(&room).len() + missing.len() >= expected
-            && missing.iter().all(|number| named.contains(&format!("rm-{number}")))
+        let missing = missing();
+        arrived(&room).len() + missing.len() >= expected && are_said_to_be_lost(&agent, &missing)
     });
-    println!("{} of {short} were removed before they could be read", missing().len());
+    println!(
+        "of {short} with --rm {} were removed before they could be read, and {} may have been before they were to their end",
+        missing().len(),
+        metric(&agent, "containers_given_up_total")
+    );
     assert_eq!(arrived(&room).len() + missing().len(), expected, "none twice");
     assert_eq!(agent.stop(), 0);
 }
@@ -279,17 +283,26 @@ fn threads_and_descriptors_go_with_their_containers() {
     pause(Duration::from_secs(times(30, 3) as u64));
     let spent = cpu_ms(&agent) - spent;
     let gone = clock.now().saturating_duration_since(began);
-    println!("without an engine: {spent} ms of CPU in {gone:?}");
+    let share = spent as f64 / gone.as_secs_f64() / 10.0;
+    println!("{containers} containers without their engine: {spent} ms of CPU in {gone:?}, {share:.2} %");
     assert!(engine.launch(), "{}", engine.log());
     let back = clock.now();
     agent.until("it is well again", || agent.get("/readyz").0 == 200 && readers(&agent) == containers);
     println!("well again after {:?}", clock.now().saturating_duration_since(back));
+    let log = agent.stderr();
+    let said = |words: &str| log.matches(words).count();
+    assert_eq!((said("trying again"), said("answers again")), (1, 1), "one line per change\n{log}");
 
     engine.remove_all();
     let details = || format!("{:?}, {} descriptors, base {base:?}", threads(&agent), descriptors());
     until("threads and descriptors are back at the base", PATIENCE, details, || {
         threads(&agent).len() == base.0 && descriptors() <= base.1
     });
+    println!(
+        "after rm -f of all: {} threads and {} descriptors, before them {base:?}",
+        threads(&agent).len(),
+        descriptors()
+    );
     for number in 0..containers {
         engine.run(&format!("d-{number}"), "echo here; while true; do sleep 1; done");
     }

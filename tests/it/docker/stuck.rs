@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::daemon::Daemon;
 use super::engine::{Engine, PATIENCE, times};
-use super::{MS, OUT, T, named_as_removed, readers};
+use super::{MS, OUT, T, metric, named_as_removed, readers};
 use crate::agent::{Agent, Room, until};
 use crate::receiver::{Mood, Receiver};
 
@@ -34,14 +34,6 @@ fn scripted(spool: Value) -> (Receiver, Room, Daemon) {
     let room = room(&socket, &receiver, spool);
     let daemon = Daemon::start(&socket);
     (receiver, room, daemon)
-}
-
-fn metric(agent: &Agent, name: &str) -> f64 {
-    let (_, text) = agent.get("/metrics");
-    let of = |line: &str| {
-        line.starts_with(&format!("log_capturer_{name}{{")).then(|| line.rsplit(' ').next()?.parse().ok())
-    };
-    text.lines().find_map(of).flatten().unwrap_or(0.0)
 }
 
 /// Each line once, in order, as a query would give them.

@@ -5,6 +5,7 @@ use serde_json::json;
 
 use super::daemon::{ERR, Mood, OUT};
 use super::{House, MS, T, line, named_as_removed, numbered, readers};
+use crate::agent::Agent;
 
 /// A line of three parts, which share a time as Docker's do, with a line of the other stream in between, and the lines
 /// around it; from millisecond `ms` on. What is said, and what has to arrive.
@@ -111,4 +112,48 @@ fn a_log_that_ended_too_early_is_asked_for_again_or_said_to_be_lost() {
     arrived.sort();
     expected.sort();
     assert_eq!(arrived, expected);
+}
+
+/// Podman's log does not show where a life ended within a line: what follows is the same line. But a dead container is
+/// looked at again and again.
+#[test]
+fn half_a_line_of_a_dead_one_comes_once_from_podman() {
+    let house = House::new(json!({}));
+    house.daemon.pretend_podman();
+    house.daemon.run("c");
+    house.daemon.say("c", OUT, T, "whole\n");
+    house.daemon.say("c", OUT, T + MS, "half ");
+    house.daemon.die("c");
+    let mut expected = vec![line("c", OUT, T, "whole"), line("c", OUT, T + MS, "half ~")];
+    let asked_again = |agent: &Agent, asked| {
+        agent.until("it is asked again", || house.daemon.requests("logs") > asked && readers(agent) == 0);
+    };
+    let mut agent = house.room.run();
+    house.assert_arrived(&agent, &expected);
+    for how in ["the engine goes", "a stop", "a death"] {
+        agent.until("nobody reads it", || readers(&agent) == 0);
+        let asked = house.daemon.requests("logs");
+        match how {
+            "the engine goes" => {
+                house.daemon.go();
+                agent.until("it is noticed", || agent.get("/readyz").0 == 503);
+                house.daemon.come_back();
+            }
+            "a stop" => {
+                assert_eq!(agent.stop(), 0, "{}", agent.stderr());
+                agent = house.room.run();
+            }
+            _ => {
+                agent.kill9();
+                agent = house.room.run();
+            }
+        }
+        asked_again(&agent, asked);
+    }
+    house.daemon.run("c");
+    house.daemon.say("c", OUT, T + 2 * MS, "and another life\n");
+    expected.push(line("c", OUT, T + MS, "half and another life"));
+    house.assert_arrived(&agent, &expected);
+    assert_eq!(agent.stop(), 0, "{}", agent.stderr());
+    assert_eq!(house.arrived(), expected, "{}", agent.stderr());
 }

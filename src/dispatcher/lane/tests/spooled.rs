@@ -197,6 +197,70 @@ fn what_was_answered_for_does_not_come_back_after_a_death() {
     assert_eq!((stage.stored.clone(), stage.spooled()), (numbers(0..6), 0));
 }
 
+/// What of a frame was answered for in an earlier life is as little in the spool alone as the rest of it: the ledger would
+/// miss it there one day, and have it sent again.
+#[test]
+fn the_ledger_hears_that_all_of_a_frame_was_answered_for() {
+    let bench = Bench::new(1 << 20, WhenFull::Wait);
+    let (mut stage, _) = bench.life(6, Vec::new());
+    stage.feed(&["0", "1", "2", "3", "4", "5"], true);
+    stage.fall_ill();
+    stage.clock.advance(AFTER);
+    stage.fall_ill();
+    bench.disk.process_dies();
+    let (mut stage, _) = bench.life(2, Vec::new());
+    stage.patience = 1;
+    stage.play(|| Says::Yes);
+    assert_eq!((stage.stored.clone(), stage.spooled()), (numbers(0..2), 4));
+    bench.disk.process_dies();
+    let (mut stage, _) = bench.life(2, stage.stored);
+    stage.recover();
+    assert_eq!((stage.stored.clone(), stage.spooled()), (numbers(0..6), 0));
+    let receipts = stage.kept.0.lock();
+    let answered: Vec<_> =
+        receipts.iter().flat_map(|receipt| receipt.answered().collect::<Vec<_>>()).collect();
+    assert_eq!(answered, vec![std::ops::Range { start: 0, end: 12 }]);
+}
+
+/// A sink falls ill while it is sent what had been spooled for it: that stands in the spool already, and a death at any
+/// moment leaves it there once.
+#[test]
+fn what_comes_out_of_the_spool_for_a_sink_that_falls_ill_is_not_spooled_again() {
+    let changes = |kill: u64| {
+        let bench = Bench::new(1 << 20, WhenFull::Wait);
+        let (mut stage, _) = bench.life(2, Vec::new());
+        stage.feed(&["0", "1", "2", "3", "4", "5"], true);
+        stage.fall_ill();
+        stage.clock.advance(AFTER);
+        stage.fall_ill();
+        bench.disk.process_dies();
+        let before = bench.disk.changes();
+        let (mut stage, _) = bench.life(2, Vec::new());
+        bench.disk.fail_after(kill);
+        stage.patience = 1;
+        stage.play(|| Says::Yes);
+        let stored = stage.stored.clone();
+        stage.feed(&["6", "7"], true);
+        stage.fall_ill();
+        stage.clock.advance(AFTER);
+        stage.fall_ill();
+        bench.disk.process_dies();
+        let changes = bench.disk.changes() - before;
+        let (mut stage, found) = bench.life(2, stored);
+        assert!(found.pending.lines <= 8, "killed at {kill}: {found:?}");
+        stage.recover();
+        let mut stored = stage.stored;
+        stored.retain(|line| line.as_str() < "6"); // the source has the others again
+        stored.sort();
+        stored.dedup_by(|next, last| next == last && next.as_str() < "2"); // the answer was not noted
+        assert_eq!(stored, numbers(0..6), "killed at {kill}");
+        changes
+    };
+    for kill in 0..=changes(u64::MAX) {
+        changes(kill);
+    }
+}
+
 /// The agent has died between the sink's answer and its own note of it.
 #[test]
 fn what_the_sink_says_it_has_is_not_sent_again() {

@@ -1,0 +1,292 @@
+//! From the bytes of a container's log to chunks on their way: reads as they come, gathers lines, hands them over.
+//!
+//! Always true: credit is taken before a read, and none is held while the log is silent; at most `max_line_bytes`
+//! of half lines per stream are held besides.
+//!
+//! Not here: what is read when, and what the end of a log means (`reader.rs`).
+
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crossbeam_channel::select;
+
+use super::api::{Came, Stream as Log};
+use super::cursor::{Step, Track};
+use super::frames::{Event, Frames};
+use super::lines::{Joiner, Line};
+use super::reader::Shared;
+use super::reports::{Bell, How};
+use super::{Place, READ_BYTES};
+use crate::budget::Credit;
+use crate::ledger::{BEFORE_BYTES, Head};
+use crate::monitors::Outlet;
+use crate::monitors::outlet::{CHUNK_LINES, Gathered};
+use crate::record::Mark;
+use crate::tasks::Task;
+
+/// A busy container's lines come one by one; so long they gather. Nobody waits for it: the engine writes on.
+const GATHER: Duration = Duration::from_millis(50);
+
+/// A round that brought more is followed by the next one at once.
+const GATHER_BYTES: usize = 6 * 1024;
+
+/// An engine that says nothing for so long has nothing left of a log; a shorter silence is its own reading.
+const CAUGHT_UP: Duration = Duration::from_millis(200);
+
+/// There are engines that leave the log of a dead container open. After such a silence it is asked for once more, to its
+/// end. As often a silent reader that has no bell looks whether its container is dead.
+const DEAD_SILENCE: Duration = Duration::from_secs(5);
+
+/// Of what came instead of a log: a sentence of the engine.
+const SHOWN_BYTES: usize = 200;
+
+/// From bytes to lines.
+pub(super) struct Text {
+    pub frames: Frames,
+    pub joiner: Joiner,
+}
+
+impl Text {
+    /// `false`: nobody can understand what follows.
+    fn feed(&mut self, bytes: &[u8], shipper: &mut Shipper<'_>) -> bool {
+        let (joiner, plain) = (&mut self.joiner, self.frames.is_plain_from(bytes));
+        let each = &mut |event: Event<'_>| match event {
+            Event::Message { side, ns } => joiner.message(side, ns, &mut |line| shipper.line(&line)),
+            Event::Text { side, bytes } => joiner.text(side, bytes, plain, &mut |line| shipper.line(&line)),
+            Event::Complaint(said) => {
+                shipper.behind = true; // what it could not read may be removed before it is asked again
+                log::warn!(
+                    "{}: the engine says: {}",
+                    shipper.task.name(),
+                    String::from_utf8_lossy(said).trim()
+                );
+            }
+        };
+        self.frames.feed(bytes, each).is_ok()
+    }
+
+    pub fn end(&mut self, shipper: &mut Shipper<'_>) {
+        let (joiner, plain) = (&mut self.joiner, self.frames.is_plain_from(&[]));
+        self.frames.end(&mut |event| {
+            if let Event::Text { side, bytes } = event {
+                joiner.text(side, bytes, plain, &mut |line| shipper.line(&line));
+            }
+        });
+        joiner.end(plain, &mut |line| shipper.line(&line));
+    }
+}
+
+/// Gathers lines into chunks.
+pub(super) struct Shipper<'a> {
+    pub outlet: &'a mut Outlet,
+    pub task: &'a Task,
+    pub place: &'a mut Place,
+    pub track: Track,
+    pub followed: Option<Followed<'a>>,
+    pub gathered: Gathered,
+    /// A chunk ends here, as it did in an earlier life.
+    pub edge: Option<u64>,
+    /// For the next chunk.
+    pub credit: Option<Credit>,
+    /// The cursor moves with the lines. Not for half lines whose rest may still come to them: they would
+    /// not be found again.
+    pub counts: bool,
+    pub stopped: bool,
+    pub gap: bool,
+    pub behind: bool,
+}
+
+/// A container whose log is followed.
+pub(super) struct Followed<'a> {
+    pub shared: &'a Shared,
+    pub id: &'a str,
+    pub alive: &'a AtomicBool,
+    pub bell: Option<&'a Bell>,
+    /// For its last words.
+    pub asked: bool,
+}
+
+impl Followed<'_> {
+    fn is_dead(&self) -> bool {
+        !self.alive.load(Ordering::Relaxed)
+    }
+}
+
+impl Shipper<'_> {
+    /// Reads until the engine ends the log, or should have. Of a container that dies meanwhile another log is returned, of
+    /// all that is left to read.
+    pub fn pump(&mut self, mut log: Log, text: &mut Text) -> std::result::Result<Option<Log>, How> {
+        let stop = self.outlet.stop().stop.clone();
+        let mut buffer = vec![0; 16 * 1024];
+        loop {
+            self.take_credit(READ_BYTES + text.joiner.held_bytes());
+            let mut read = 0;
+            let came = loop {
+                if self.stopped {
+                    return Err(How::Stopped);
+                }
+                match log.read(&mut buffer) {
+                    Ok(Came::Bytes(bytes)) => {
+                        read += bytes;
+                        if !text.feed(&buffer[..bytes], self) {
+                            let start = String::from_utf8_lossy(&buffer[..bytes.min(SHOWN_BYTES)]);
+                            break Err(How::Broken(format!("what came is no log: {}", start.escape_debug())));
+                        }
+                        if read >= READ_BYTES {
+                            break Ok(Came::Bytes(read));
+                        }
+                    }
+                    Ok(came) => break Ok(came),
+                    Err(cause) => break Err(How::Broken(format!("the connection broke: {cause}"))),
+                }
+            };
+            self.ship();
+            let came = came?;
+            if let Some(last_words) = self.last_words() {
+                return Ok(Some(last_words));
+            }
+            match came {
+                Came::Bytes(_) => {}
+                Came::End => return Ok(None),
+                Came::Nothing => {
+                    self.credit = None;
+                    self.outlet.nothing_to_read();
+                    if read > 0 && read < GATHER_BYTES {
+                        self.task.waits_for("more lines");
+                        select! {
+                            recv(stop.channel()) -> _ => self.stopped = true,
+                            default(GATHER) => {}
+                        }
+                    } else if read == 0 {
+                        self.task.waits_for("lines");
+                        let began = self.task.now();
+                        if let Err(cause) = self.wait(&log) {
+                            return Err(How::Broken(format!("could not wait for lines: {cause}")));
+                        }
+                        let silence = self.task.now().saturating_duration_since(began);
+                        self.behind &= silence < CAUGHT_UP;
+                        self.stopped |= stop.is_closed();
+                        let is_dead = self.followed.as_ref().is_some_and(Followed::is_dead);
+                        if is_dead && silence >= DEAD_SILENCE && !self.stopped {
+                            return Ok(None);
+                        }
+                    }
+                    self.task.beat();
+                }
+            }
+        }
+    }
+
+    /// As soon as a container is dead its log is complete. But it may be removed at any moment, and some engines end a log
+    /// that is followed before all of it was sent: so the rest is asked for at once, as long as this one is open.
+    fn last_words(&mut self) -> Option<Log> {
+        let followed = self.followed.as_mut().filter(|followed| followed.is_dead() && !followed.asked)?;
+        if self.stopped {
+            return None;
+        }
+        followed.asked = true;
+        self.credit = None; // the engine may take its time
+        self.task.doing("asking for the last words");
+        let log = followed.shared.engine.logs(followed.id, self.place.cursor, false);
+        log.ok() // too late, perhaps: the one that is open is as good as it is
+    }
+
+    /// For lines, the stop, or the container's death.
+    fn wait(&self, log: &Log) -> std::io::Result<()> {
+        let stop = &self.outlet.stop().stop;
+        let Some(followed) = &self.followed else { return log.wait(&[stop.as_fd()], None) };
+        let Some(bell) = followed.bell else { return log.wait(&[stop.as_fd()], Some(DEAD_SILENCE)) };
+        bell.silence();
+        let timeout = followed.is_dead().then_some(DEAD_SILENCE);
+        if timeout.is_some() && !followed.asked {
+            return Ok(()); // it rang just now
+        }
+        log.wait(&[stop.as_fd(), bell.as_fd()], timeout)
+    }
+
+    fn line(&mut self, line: &Line<'_>) {
+        if self.stopped {
+            return;
+        }
+        let before = self.track.cursor();
+        let time_ns = match self.track.line(line.ns, line.held) {
+            Step::Known => return,
+            Step::New { time_ns } => time_ns,
+            Step::NewAfterGap { time_ns } => {
+                self.gap = true;
+                self.place.stream.forget_the_past();
+                self.edge = None;
+                time_ns
+            }
+        };
+        if self.place.stream.is_nameless() {
+            self.outlet.name_by_first_line(&mut self.place.stream, time_ns);
+            self.edge = self.place.stream.read_limit();
+        }
+        let end = |shipper: &Shipper<'_>| {
+            shipper.place.stream.position() + (shipper.gathered.data.len() + line.raw.len()) as u64
+        };
+        let crosses = |shipper: &Shipper<'_>| shipper.edge.is_some_and(|edge| end(shipper) > edge);
+        if self.gathered.ends.len() == CHUNK_LINES || crosses(self) {
+            self.ship();
+            if crosses(self) {
+                // Not the line that stood here: the log is not what it was.
+                self.place.stream.forget_the_past();
+                self.edge = None;
+            }
+        }
+        let gathered = &mut self.gathered;
+        gathered.data.extend_from_slice(line.raw);
+        gathered.ends.push(gathered.data.len() as u32);
+        gathered.timed.times.push(time_ns);
+        gathered.timed.marks.push(Mark::new(line.side as u8, line.partial));
+        gathered.cursor = if self.counts { self.track.cursor() } else { before };
+        if self.edge == Some(self.place.stream.position() + self.gathered.data.len() as u64) {
+            self.ship();
+        }
+    }
+
+    pub fn ship(&mut self) {
+        if self.gathered.ends.is_empty() || self.stopped {
+            return;
+        }
+        if self.credit.is_none() {
+            self.take_credit(self.gathered.data.len());
+        }
+        let Some(credit) = self.credit.take() else { return }; // the agent is stopping
+        self.task.waits_for("the workers");
+        let (cursor, half) = (self.gathered.cursor, self.half());
+        match self.outlet.send_timed(&mut self.place.stream, &mut self.gathered, credit) {
+            Ok(()) => {
+                let place = &mut *self.place;
+                (place.cursor, place.at_end, place.half) = (cursor, false, half);
+            }
+            Err(_) => self.stopped = true,
+        }
+        self.edge = self.place.stream.read_limit();
+        self.task.doing("reading");
+    }
+
+    /// Of what is gathered, if it will come again: as the ledger keeps it.
+    pub fn half(&self) -> Option<Head> {
+        let data = &self.gathered.data;
+        let end = &data[data.len().saturating_sub(BEFORE_BYTES)..];
+        (!self.counts && !data.is_empty()).then(|| Head::of(end))
+    }
+
+    fn take_credit(&mut self, bytes: usize) {
+        while !self.stopped && self.credit.is_none() {
+            if let Ok(credit) = self.outlet.take_timed(&self.place.stream, bytes) {
+                self.credit = Some(credit);
+                return;
+            }
+            self.behind = true;
+            self.task.waits_for("room");
+            select! {
+                recv(self.outlet.stop().stop.channel()) -> _ => self.stopped = true,
+                recv(self.outlet.room()) -> _ => self.task.beat(),
+            }
+        }
+    }
+}
