@@ -14,9 +14,9 @@
 //!   a line enters                                                                        a line leaves
 //!   ------------------->------------------->------------------->------------------->---------------->
 //!
-//!   files ──┐              intake 0..n, by source          inlet             jobs 0..k, by source
-//!           ├─ Outlet ──▶ worker/0..n (the pool) ──▶ lane/loki ──▶ sender/loki/0..k ─▶ Loki
-//!   stdin ──┘   chunk+ack  (pipeline)          └───▶ lane/file ──▶ sender/file/0    ─▶ disk
+//!   files ──────┐            intake 0..n, by source          inlet             jobs 0..k, by source
+//!   containers ─┼─ Outlet ──▶ worker/0..n (the pool) ──▶ lane/loki ──▶ sender/loki/0..k ─▶ Loki
+//!   stdin ──────┘  chunk+ack  (pipeline)           └───▶ lane/file ──▶ sender/file/0    ─▶ disk
 //!                                                      │  ▲ reports ◀─────────┘
 //!                                                      │  └─ "try again" ◀─ retry (the scheduler)
 //!   ledger (checkpoints) ◀── receipts per sink ◀── the share was settled: by the sink, or the lane's spool took it
