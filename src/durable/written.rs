@@ -214,7 +214,9 @@ impl Pieces {
         let before = before.map(|(at, _)| *at);
         let within = self.known.range(start..end.max(start)).map(|(at, _)| *at);
         let over: Vec<u64> = before.into_iter().chain(within).collect();
-        self.known.retain(|at, _| !over.contains(at));
+        for at in over {
+            self.known.remove(&at);
+        }
     }
 
     fn add(&mut self, start: u64, end: u64, sum: u32) {

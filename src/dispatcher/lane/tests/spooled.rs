@@ -71,6 +71,13 @@ impl Stage {
         }
     }
 
+    /// Ill for long enough that what waits goes into the spool.
+    fn begin_to_spool(&mut self) {
+        self.fall_ill();
+        self.clock.advance(AFTER);
+        self.fall_ill();
+    }
+
     fn fall_ill(&mut self) {
         self.patience = 2;
         self.play(|| Says::Busy);
@@ -184,9 +191,7 @@ fn what_was_answered_for_does_not_come_back_after_a_death() {
     let bench = Bench::new(1 << 20, WhenFull::Wait);
     let (mut stage, _) = bench.life(2, Vec::new());
     stage.feed(&["0", "1", "2", "3", "4", "5"], true);
-    stage.fall_ill();
-    stage.clock.advance(AFTER);
-    stage.fall_ill();
+    stage.begin_to_spool();
     assert_eq!(stage.spooled(), 6);
     stage.patience = 1;
     stage.play(|| Says::Yes);
@@ -204,9 +209,7 @@ fn the_ledger_hears_that_all_of_a_frame_was_answered_for() {
     let bench = Bench::new(1 << 20, WhenFull::Wait);
     let (mut stage, _) = bench.life(6, Vec::new());
     stage.feed(&["0", "1", "2", "3", "4", "5"], true);
-    stage.fall_ill();
-    stage.clock.advance(AFTER);
-    stage.fall_ill();
+    stage.begin_to_spool();
     bench.disk.process_dies();
     let (mut stage, _) = bench.life(2, Vec::new());
     stage.patience = 1;
@@ -230,9 +233,7 @@ fn what_comes_out_of_the_spool_for_a_sink_that_falls_ill_is_not_spooled_again() 
         let bench = Bench::new(1 << 20, WhenFull::Wait);
         let (mut stage, _) = bench.life(2, Vec::new());
         stage.feed(&["0", "1", "2", "3", "4", "5"], true);
-        stage.fall_ill();
-        stage.clock.advance(AFTER);
-        stage.fall_ill();
+        stage.begin_to_spool();
         bench.disk.process_dies();
         let before = bench.disk.changes();
         let (mut stage, _) = bench.life(2, Vec::new());
@@ -241,9 +242,7 @@ fn what_comes_out_of_the_spool_for_a_sink_that_falls_ill_is_not_spooled_again() 
         stage.play(|| Says::Yes);
         let stored = stage.stored.clone();
         stage.feed(&["6", "7"], true);
-        stage.fall_ill();
-        stage.clock.advance(AFTER);
-        stage.fall_ill();
+        stage.begin_to_spool();
         bench.disk.process_dies();
         let changes = bench.disk.changes() - before;
         let (mut stage, found) = bench.life(2, stored);
@@ -269,9 +268,7 @@ fn what_the_sink_says_it_has_is_not_sent_again() {
         let mut bench = Bench::new(1 << 20, WhenFull::Wait);
         let (mut stage, _) = bench.life(3, Vec::new());
         stage.feed(&["0", "1", "2", "3", "4", "5"], true);
-        stage.fall_ill();
-        stage.clock.advance(AFTER);
-        stage.fall_ill();
+        stage.begin_to_spool();
         assert_eq!(stage.spooled(), 6);
         bench.disk.process_dies();
         bench.delivered = vec![(GenerationId(1), has.clone())];
@@ -370,9 +367,7 @@ fn a_disk_that_fails_is_as_no_spool_until_it_is_well() {
     let (mut stage, _) = bench.life(1, Vec::new());
     bench.disk.set_full(true);
     stage.feed_numbers(0..3, true);
-    stage.fall_ill();
-    stage.clock.advance(AFTER);
-    stage.fall_ill();
+    stage.begin_to_spool();
     assert_eq!(stage.account(), (0, 0, 0), "they wait in memory, as without a spool");
     bench.disk.set_full(false);
     stage.clock.advance(AFTER);
