@@ -93,6 +93,14 @@ impl Seen {
     }
 }
 
+/// The folder that holds `path`; the working directory for a bare name.
+pub fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
 /// Names and files. Errors are those of the operating system; callers say the path.
 pub trait Disk: Send + Sync {
     fn open(&self, path: &Path, how: Open) -> io::Result<Arc<dyn DiskFile>>;

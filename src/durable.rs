@@ -9,9 +9,9 @@ mod written;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,6 +23,7 @@ pub use unsynced::{SyncFolder, Unsynced};
 pub use written::Written;
 
 pub use crate::disk::FileId;
+use crate::disk::{Disk, RealDisk, folder_of};
 use crate::error::{Context, Error, Result};
 
 /// Replaces `path` by a file of these bytes, readable by us alone (0600). After a crash at any moment `path` is
@@ -76,14 +77,6 @@ pub fn sync_folder(folder: &Path) -> Result<()> {
     File::open(folder).and_then(|folder| folder.sync_all()).context(doing)
 }
 
-/// The folder that holds `path`; the working directory for a bare name.
-pub fn folder_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    }
-}
-
 /// Holds a data folder for this process; let go when it is dropped, or when the process dies.
 #[derive(Debug)]
 pub struct Lock {
@@ -114,8 +107,13 @@ pub fn lock_dir(dir: &Path) -> std::result::Result<Lock, LockError> {
     let failed = |doing: &str, path: &Path, cause: io::Error| {
         LockError::Io(Error::new(format!("could not {doing} {}: {cause}", path.display())))
     };
-    let create = DirBuilder::new().recursive(true).mode(0o700).create(dir);
-    create.map_err(|cause| failed("create the folder", dir, cause))?;
+    let missing: Vec<&Path> = dir.ancestors().take_while(|folder| !folder.exists()).collect();
+    RealDisk.create_folder(dir).map_err(|cause| failed("create the folder", dir, cause))?;
+    for made in missing.into_iter().filter(|made| !made.as_os_str().is_empty()) {
+        if let Err(cause) = sync_folder(folder_of(made)) {
+            log::warn!("{cause}: a power cut may take {} with all that is in it", made.display());
+        }
+    }
     let path = dir.join("lock");
     let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
     let file = file.map_err(|cause| failed("open", &path, cause))?;

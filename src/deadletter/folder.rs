@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock};
 
 use super::{FILE_NAME, Kept, Letter};
+use crate::disk::folder_of;
 use crate::durable;
 use crate::error::{Context, Error, Result};
 
@@ -185,7 +186,7 @@ impl Rewrite {
         let Some(left) = self.left.take() else {
             std::fs::remove_file(&self.path)
                 .context(|| format!("could not delete {}", self.path.display()))?;
-            return durable::sync_folder(durable::folder_of(&self.path));
+            return durable::sync_folder(folder_of(&self.path));
         };
         let file = left.into_inner().map_err(|failed| failed.into_error());
         file.and_then(|file| file.sync_all()).context(|| self.doing())?;

@@ -25,7 +25,7 @@ use serde::Serialize;
 use super::Mark;
 use super::pieces::Frame;
 use super::saved::{Changes, Saved};
-use crate::disk::{Disk, DiskFile, Open};
+use crate::disk::{Disk, DiskFile, Open, folder_of};
 use crate::error::{Context, Error, Result};
 
 const MAGIC: &[u8; 32] = b"log-capturer checkpoint 2\n\0\0\0\0\0\0";
@@ -276,6 +276,7 @@ impl Slots {
                 if file.size().context(doing)? == 0 {
                     file.write_at(&header(0, 0), 0).context(doing)?;
                     self.disk.sync_folder(&self.folder).context(doing)?;
+                    self.disk.sync_folder(folder_of(&self.folder)).context(doing)?;
                 }
                 self.files[number] = Some(file.clone());
                 file

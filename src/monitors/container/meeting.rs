@@ -8,6 +8,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use crate::disk::folder_of;
 use crate::durable;
 use crate::error::{Context, Result};
 
@@ -45,7 +46,7 @@ impl Meeting {
     /// It is now. On an error it is known in this life only.
     pub fn is_now(&mut self, now_ns: i64) -> Result<()> {
         self.at_ns = Some(now_ns);
-        let folder = durable::folder_of(&self.path);
+        let folder = folder_of(&self.path);
         fs::create_dir_all(folder).context(|| format!("could not make {}", folder.display()))?;
         durable::write_atomic(&self.path, text(now_ns).as_bytes())
     }

@@ -2,12 +2,15 @@
 //!
 //! ```text
 //! frame   = length u32 · crc u32 · number u64 · payload            (crc: of number and payload)
-//! payload = live from · 'a' path inode offset length sums parts    (about to be appended)
-//!                     | 'd' inode length                           (about to be deleted, with so many bytes in it)
+//! payload = live from · void · entry
+//! void    = nothing | 'v' count (start length)…              (of numbers)
+//! entry   = 'a' path inode offset length sums parts          (about to be appended)
+//!         | 'd' inode length                                 (about to be deleted, with so many bytes in it)
 //! ```
 //!
 //! `live from` is the first number that two checkpoints were not past yet when the frame was written: what stands
-//! below it in the newest frame is history. Every frame tells all there is to know about its bytes.
+//! below it in the newest frame is history. Appends whose number is void count for nothing: they were taken back, cut
+//! off, or not believed at a start. Every frame tells all there is to know about its bytes.
 
 use std::ffi::OsStr;
 use std::ops::Range;
@@ -44,8 +47,6 @@ pub struct Appended {
     /// Of each block, see [`blocks`].
     pub sums: Vec<u32>,
     pub parts: Vec<Part>,
-    /// A power cut has taken entries before it.
-    pub is_behind_gap: bool,
 }
 
 impl Appended {
@@ -87,16 +88,23 @@ pub fn sum_of(block: &[u8]) -> u32 {
 pub struct Frame(Vec<u8>);
 
 impl Frame {
-    pub fn append(
-        &mut self,
-        live_from: u64,
-        path: &Path,
-        inode: u64,
-        offset: u64,
-        bytes: &[u8],
-        parts: &[Part],
-    ) {
-        self.begin(live_from, b'a');
+    /// Before its entry.
+    pub fn begin(&mut self, live_from: u64, void: &[Range<u64>]) {
+        self.0.clear();
+        self.0.resize(HEADER, 0);
+        self.put(live_from);
+        if !void.is_empty() {
+            self.0.push(b'v');
+            self.put(void.len() as u64);
+            for numbers in void {
+                self.put(numbers.start);
+                self.put(numbers.end - numbers.start);
+            }
+        }
+    }
+
+    pub fn append(&mut self, path: &Path, inode: u64, offset: u64, bytes: &[u8], parts: &[Part]) {
+        self.0.push(b'a');
         let name = path.as_os_str().as_bytes();
         self.put(name.len() as u64);
         self.0.extend_from_slice(name);
@@ -112,17 +120,10 @@ impl Frame {
         }
     }
 
-    pub fn delete(&mut self, live_from: u64, inode: u64, length: u64) {
-        self.begin(live_from, b'd');
+    pub fn delete(&mut self, inode: u64, length: u64) {
+        self.0.push(b'd');
         self.put(inode);
         self.put(length);
-    }
-
-    fn begin(&mut self, live_from: u64, kind: u8) {
-        self.0.clear();
-        self.0.resize(HEADER, 0);
-        self.put(live_from);
-        self.0.push(kind);
     }
 
     /// Seven bits a byte, the lowest first.
@@ -181,8 +182,11 @@ impl Payload<'_> {
         Reader(self.0).number().unwrap_or(1)
     }
 
-    pub fn entry(self) -> Option<Entry> {
-        Reader(self.0).entry()
+    /// What it says is void, and what it tells of.
+    pub fn told(self) -> Option<(Vec<Range<u64>>, Entry)> {
+        let mut reader = Reader(self.0);
+        let _live_from = reader.number()?;
+        Some((reader.void()?, reader.entry()?))
     }
 }
 
@@ -208,8 +212,18 @@ impl<'a> Reader<'a> {
         Some(taken)
     }
 
+    fn void(&mut self) -> Option<Vec<Range<u64>>> {
+        let Some(rest) = self.0.strip_prefix(b"v") else { return Some(Vec::new()) };
+        self.0 = rest;
+        let count = self.number()?;
+        let mut range = || {
+            let (start, length) = (self.number()?, self.number()?);
+            Some(start..start.checked_add(length)?)
+        };
+        (0..count).map(|_| range()).collect()
+    }
+
     fn entry(&mut self) -> Option<Entry> {
-        let _live_from = self.number()?;
         match self.bytes(1)? {
             b"a" => self.appended().map(Entry::Appended),
             b"d" => Some(Entry::Deleted { inode: self.number()?, length: self.number()? }),
@@ -231,6 +245,6 @@ impl<'a> Reader<'a> {
             let range = start..start.checked_add(tail >> 1)?;
             parts.push(Part { generation, range, replayable: tail & 1 == 1 });
         }
-        Some(Appended { path, inode, offset, length, sums, parts, is_behind_gap: false })
+        Some(Appended { path, inode, offset, length, sums, parts })
     }
 }

@@ -3,19 +3,22 @@
 //! Frames (`frame.rs`) in a few preallocated segments of one folder below `data_dir`.
 //!
 //! Numbers rise by one from frame to frame, so that what a recycled segment held before is known by its number, and so
-//! is what a power cut has taken from the middle. `live from` is the first number that two checkpoints were not past
-//! yet when the frame was written: what stands below it in the newest frame is history. Every frame tells all there is
-//! to know about its bytes, so segments are recycled without a look at what is in them.
+//! is what a power cut has taken: a number that is missing and was not said to be **void**. What is taken back of a
+//! batch, and what a start does not believe, is void by number, and the next frame that reaches the disk says so. So
+//! nobody has to guess from offsets why something is not there. Every frame tells all there is to know about its
+//! bytes, so segments are recycled without a look at what is in them, as soon as what is in them is history even
+//! for one who has not read the frames since the last checkpoint.
 //!
 //! Always true: a frame is never trusted, only compared (`recovery.rs`): after a power cut journal and output can
 //! each have lost what was not synced. A journal that cannot be written costs doubles after a crash, and nothing
 //! else: the sink goes on, and counts.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::frame::{self, Appended, Entry, Frame, Part};
+use super::frame::{self, Entry, Frame, Part};
 use crate::disk::{Disk, DiskFile, Open};
 use crate::durable::{Passed, SyncFolder, Unsynced, Written};
 use crate::error::{Context, Error, Result};
@@ -45,9 +48,15 @@ pub struct Journal {
     /// The last of them is written to, from here on. `SEGMENT_BYTES`: none is.
     at: u64,
     next: u64,
+    /// Not told by any frame yet.
+    void: Vec<Range<u64>>,
     live_from: u64,
-    /// Numbers below `upto` were answered for when `count` checkpoints were written.
+    /// Numbers below `upto` were answered for when `count` checkpoints were begun.
     groups: VecDeque<Group>,
+    /// What was told to be history when so many were begun.
+    told: VecDeque<Group>,
+    /// Segments below it can be written over: whatever a power cut takes, it is known to be history.
+    free_below: u64,
     frame: Frame,
     ill: bool,
     meters: Meters,
@@ -74,9 +83,34 @@ struct Group {
     count: u64,
 }
 
+impl Group {
+    /// Adds to the group of so many checkpoints.
+    fn note(groups: &mut VecDeque<Group>, upto: u64, count: u64) {
+        match groups.back_mut() {
+            Some(group) if group.count == count => group.upto = upto,
+            _ => groups.push_back(Group { upto, count }),
+        }
+    }
+
+    /// Takes out those that two checkpoints have passed: the last of them.
+    fn passed(groups: &mut VecDeque<Group>, passed: &Passed) -> Option<u64> {
+        let by = groups.iter().take_while(|group| passed.by(group.count)).count();
+        groups.drain(..by).next_back().map(|group| group.upto)
+    }
+}
+
+/// What the last life has left.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Those that two checkpoints may not be past and nobody has called void, by rising number.
+    pub entries: Vec<(u64, Entry)>,
+    /// From this number on a power cut has taken some; `u64::MAX`: none are missing.
+    pub gap: u64,
+}
+
 impl Journal {
-    /// Reads what the last life left: entries that two checkpoints may not be past, in their order. Creates nothing.
-    /// A segment that cannot be read is passed over, and said.
+    /// Reads what the last life left, and creates nothing. What of it is believed has to be said
+    /// ([`Journal::believe`]).
     pub fn open(
         name: &Arc<str>,
         folder: PathBuf,
@@ -84,7 +118,7 @@ impl Journal {
         unsynced: Unsynced,
         passed: Passed,
         meters: Meters,
-    ) -> (Journal, Vec<Entry>) {
+    ) -> (Journal, Found) {
         let mut journal = Journal {
             name: name.clone(),
             folder,
@@ -94,21 +128,24 @@ impl Journal {
             segments: Vec::new(),
             at: SEGMENT_BYTES,
             next: 1,
+            void: Vec::new(),
             live_from: 1,
             groups: VecDeque::new(),
+            told: VecDeque::new(),
+            free_below: 1,
             frame: Frame::default(),
             ill: false,
             meters,
         };
-        let mut entries = Vec::new();
-        if let Err(cause) = journal.read(&mut entries) {
+        let found = journal.read().unwrap_or_else(|cause| {
             log::warn!("{name}: {cause}; what stands in the outputs may be written once more");
-        }
+            Found { entries: Vec::new(), gap: u64::MAX }
+        });
         journal.count();
-        (journal, entries)
+        (journal, found)
     }
 
-    fn read(&mut self, entries: &mut Vec<Entry>) -> Result<()> {
+    fn read(&mut self) -> Result<Found> {
         let doing = || format!("could not read the journal in {}", self.folder.display());
         let mut newest = 0;
         for path in self.disk.list(&self.folder).context(doing)? {
@@ -125,33 +162,61 @@ impl Journal {
             self.segments.push(Segment { path, file, last });
         }
         self.segments.sort_by_key(|segment| segment.last);
-        let (mut last, mut is_whole) = (self.live_from - 1, true);
+        self.next = newest + GAP_BETWEEN_LIVES;
+        let (mut entries, mut void) = (Vec::new(), Vec::new());
         for segment in self.segments.iter().filter(|segment| segment.last >= self.live_from) {
             frame::read(&*segment.file, |number, payload| {
-                if number < self.live_from {
-                    return;
+                if let Some((told, entry)) = payload.told()
+                    && number >= self.live_from
+                {
+                    void.extend(told);
+                    entries.push((number, entry));
                 }
-                is_whole &= [last + 1, last + GAP_BETWEEN_LIVES].contains(&number);
-                last = number;
-                entries.extend(payload.entry().map(|entry| match entry {
-                    Entry::Appended(entry) => Entry::Appended(Appended { is_behind_gap: !is_whole, ..entry }),
-                    deleted => deleted,
-                }));
             })
             .context(doing)?;
         }
-        self.next = newest + GAP_BETWEEN_LIVES;
-        self.groups.push_back(Group { upto: self.next, count: self.passed.count() });
-        Ok(())
+        // A journal that was full has forgotten its oldest entries without a checkpoint.
+        let is_full = self.segments.len() >= SEGMENTS_MAX;
+        let first = entries.first().map(|(number, _)| *number).filter(|_| is_full);
+        let gap = first_missing(first.unwrap_or(self.live_from), &entries, &mut void);
+        entries.retain(|(number, entry)| {
+            matches!(entry, Entry::Deleted { .. }) || !void.iter().any(|numbers| numbers.contains(number))
+        });
+        Ok(Found { entries, gap })
     }
 
     fn count(&self) {
         self.meters.segments.set(self.segments.len() as i64);
     }
 
+    /// Of what was found only these numbers, rising, are true, now and at every later start.
+    pub fn believe(&mut self, numbers: impl IntoIterator<Item = u64>) {
+        let mut from = self.live_from;
+        for number in numbers.into_iter().chain([self.next]) {
+            if from < number {
+                self.void.push(from..number);
+            }
+            from = number + 1;
+        }
+        self.groups.push_back(Group { upto: self.next, count: self.passed.count() });
+    }
+
     /// What was read is history: it does not stand in the outputs as it should, and cannot be repaired.
     pub fn start_over(&mut self) {
         self.live_from = self.next;
+        self.void.clear();
+    }
+
+    /// The number of the next entry.
+    pub fn next(&self) -> u64 {
+        self.next
+    }
+
+    /// All appends from this number on were taken back.
+    pub fn take_back(&mut self, from: u64) {
+        if from < self.next {
+            self.void.push(from..self.next);
+        }
     }
 
     /// Of all that was read: whoever comes next shall not find it.
@@ -168,16 +233,12 @@ impl Journal {
 
     /// Everything that was journaled so far has been answered for: the receipts are on their way to the ledger.
     pub fn answered(&mut self) {
-        let (next, count) = (self.next, self.passed.count());
-        match self.groups.back_mut() {
-            Some(group) if group.count == count => group.upto = next,
-            _ => self.groups.push_back(Group { upto: next, count }),
+        Group::note(&mut self.groups, self.next, self.passed.count());
+        if let Some(upto) = Group::passed(&mut self.groups, &self.passed) {
+            self.live_from = self.live_from.max(upto);
         }
-        while let Some(group) = self.groups.front()
-            && self.passed.by(group.count)
-        {
-            self.live_from = self.live_from.max(group.upto);
-            self.groups.pop_front();
+        if let Some(upto) = Group::passed(&mut self.told, &self.passed) {
+            self.free_below = upto;
         }
     }
 
@@ -191,13 +252,15 @@ impl Journal {
         bytes: &[u8],
         parts: &[Part],
     ) -> Result<()> {
-        self.frame.append(self.live_from, path, inode, offset, bytes, parts);
+        self.frame.begin(self.live_from, &self.void);
+        self.frame.append(path, inode, offset, bytes, parts);
         self.write()
     }
 
     /// About to delete an output of so many bytes. An error: as of [`Journal::append`].
     pub fn delete(&mut self, inode: u64, length: u64) -> Result<()> {
-        self.frame.delete(self.live_from, inode, length);
+        self.frame.begin(self.live_from, &self.void);
+        self.frame.delete(inode, length);
         self.write()
     }
 
@@ -240,12 +303,14 @@ impl Journal {
         segment.last = self.next;
         self.at += length;
         self.next += 1;
+        self.void.clear();
+        Group::note(&mut self.told, self.live_from, self.passed.count());
         Ok(())
     }
 
     /// Another segment: one that is passed, or a new one, or the oldest.
     fn roll(&mut self) -> std::io::Result<()> {
-        let is_passed = |segment: &Segment| segment.last < self.live_from;
+        let is_passed = |segment: &Segment| segment.last < self.free_below;
         let passed = self.segments.iter().filter(|segment| is_passed(segment)).count();
         for _ in 0..passed.saturating_sub(1 + SPARE) {
             self.disk.remove(&self.segments[0].path)?;
@@ -284,204 +349,22 @@ impl Journal {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use std::ops::Range;
-
-    use super::*;
-    use crate::ack::GenerationId;
-    use crate::disk::model::ModelDisk;
-    use crate::sinks::file::frame::sum_of;
-
-    struct Bench {
-        disk: ModelDisk,
-        unsynced: Unsynced,
-        passed: Passed,
-        counter: Arc<Counter>,
-        segments_held: Arc<Gauge>,
-    }
-
-    impl Bench {
-        fn new() -> Bench {
-            Bench {
-                disk: ModelDisk::default(),
-                unsynced: Unsynced::default(),
-                passed: Passed::default(),
-                counter: Arc::default(),
-                segments_held: Arc::default(),
-            }
+/// The first number from `from` on that neither stands there nor is void. `void`: in any order, sorted here.
+fn first_missing(from: u64, entries: &[(u64, Entry)], void: &mut [Range<u64>]) -> u64 {
+    void.sort_unstable_by_key(|numbers| numbers.start);
+    let mut void = void.iter().peekable();
+    let mut expected = from;
+    for (number, _) in entries {
+        while let Some(numbers) = void.next_if(|numbers| numbers.start <= expected) {
+            expected = expected.max(numbers.end);
         }
-
-        fn open(&self) -> (Journal, Vec<Entry>) {
-            let (unsynced, passed) = (self.unsynced.clone(), self.passed.clone());
-            let disk = Arc::new(self.disk.clone());
-            Journal::open(
-                &"out".into(),
-                "/data/outputs/out".into(),
-                disk,
-                unsynced,
-                passed,
-                Meters { unjournaled: self.counter.clone(), segments: self.segments_held.clone() },
-            )
+        if expected < *number {
+            return expected;
         }
-
-        fn segments(&self) -> usize {
-            self.disk.list(Path::new("/data/outputs/out")).unwrap().len()
-        }
+        expected = expected.max(number + 1);
     }
-
-    fn part(generation: u64, range: Range<u64>) -> Part {
-        Part { generation: GenerationId(generation), range, replayable: generation == 2 }
-    }
-
-    fn offsets(entries: &[Entry]) -> Vec<u64> {
-        entries
-            .iter()
-            .map(|entry| match entry {
-                Entry::Appended(appended) => appended.offset,
-                Entry::Deleted { length, .. } => *length,
-            })
-            .collect()
-    }
-
-    #[test]
-    fn what_was_noted_is_read_in_its_order() {
-        let bench = Bench::new();
-        let (mut journal, entries) = bench.open();
-        assert!(entries.is_empty() && bench.segments() == 0, "nothing is made before the first entry");
-        let bytes = vec![7; 1300];
-        let parts = [part(1, 0..1000), part(2, 1 << 40..u64::MAX / 4)];
-        journal.append(Path::new("/out/x \u{e4}"), 9, 300, &bytes, &parts).unwrap();
-        journal.delete(9, 1600).unwrap();
-        let (mut journal, entries) = bench.open();
-        let sums =
-            vec![sum_of(&bytes[..212]), sum_of(&bytes[..512]), sum_of(&bytes[..512]), sum_of(&bytes[..64])];
-        let path = "/out/x \u{e4}".into();
-        let appended = Appended {
-            path,
-            inode: 9,
-            offset: 300,
-            length: 1300,
-            sums,
-            parts: parts.to_vec(),
-            is_behind_gap: false,
-        };
-        let expected = [Entry::Appended(appended), Entry::Deleted { inode: 9, length: 1600 }];
-        assert_eq!(entries, expected);
-        journal.append(Path::new("/y"), 1, 0, b"", &[]).unwrap();
-        assert_eq!(offsets(&bench.open().1), [300, 1600, 0], "over two lives");
-    }
-
-    #[test]
-    fn an_entry_is_history_when_two_checkpoints_are_past_its_answer() {
-        let bench = Bench::new();
-        let (mut journal, _) = bench.open();
-        let mut note = |offset| {
-            journal.answered();
-            journal.append(Path::new("/x"), 1, offset, b"x", &[]).unwrap();
-            offsets(&bench.open().1)
-        };
-        assert_eq!(note(0), [0]);
-        bench.passed.written();
-        assert_eq!(note(1), [0, 1], "0 was answered for after the first checkpoint");
-        bench.passed.written();
-        assert_eq!(note(2), [0, 1, 2]);
-        bench.passed.written();
-        assert_eq!(note(3), [1, 2, 3]);
-        bench.passed.written();
-        bench.passed.written();
-        assert_eq!(note(4), [3, 4], "the answer for 3 came after the last one");
-    }
-
-    #[test]
-    fn segments_are_recycled_and_bounded() {
-        let bench = Bench::new();
-        let (mut journal, _) = bench.open();
-        let parts = vec![part(1, 1 << 60..(1 << 60) + 1); 40_000]; // an entry of 430 KiB: two a segment
-        let mut note = |offset| {
-            journal.answered();
-            journal.append(Path::new("/x"), 1, offset, b"x", &parts).unwrap();
-        };
-        (0..20).for_each(|at| {
-            note(at);
-            bench.passed.written();
-        });
-        assert!((2..=4).contains(&bench.segments()), "{}", bench.segments());
-        (20..30).for_each(&mut note);
-        assert!(bench.segments() >= 5);
-        bench.passed.written();
-        bench.passed.written();
-        (30..34).for_each(&mut note);
-        bench.passed.written();
-        bench.passed.written();
-        (34..38).for_each(&mut note);
-        assert!(bench.segments() <= 4, "what a burst needed does not stay: {}", bench.segments());
-        (100..100 + 2 * SEGMENTS_MAX as u64 + 4).for_each(&mut note);
-        assert_eq!(bench.segments(), SEGMENTS_MAX);
-        let known = offsets(&bench.open().1);
-        let last = 100 + 2 * SEGMENTS_MAX as u64 + 3;
-        assert!(known.iter().copied().eq(last + 1 - known.len() as u64..=last), "the newest: {known:?}");
-        assert_eq!(bench.counter.get(), 0);
-    }
-
-    #[test]
-    fn every_byte_flipped_and_every_length_is_survived() {
-        let bench = Bench::new();
-        let (mut journal, _) = bench.open();
-        (0..3).for_each(|at| {
-            journal.append(Path::new("/x"), 1, at * 10, b"0123456789", &[part(1, 0..10)]).unwrap()
-        });
-        let path = bench.disk.list(Path::new("/data/outputs/out")).unwrap().remove(0);
-        let file = bench.disk.open(&path, Open::Existing).unwrap();
-        let mut whole = vec![0; journal.at as usize];
-        file.read_at(&mut whole, 0).unwrap();
-        for at in 0..whole.len() {
-            file.write_at(&[whole[at] ^ 0x41], at as u64).unwrap();
-            let (_, entries) = bench.open();
-            let intact = at / (whole.len() / 3);
-            assert_eq!(
-                offsets(&entries),
-                (0..intact as u64).map(|at| at * 10).collect::<Vec<_>>(),
-                "byte {at}"
-            );
-            file.write_at(&whole[at..=at], at as u64).unwrap();
-        }
-        for len in (0..whole.len()).rev() {
-            file.set_size(len as u64).unwrap();
-            assert_eq!(bench.open().1.len(), len / (whole.len() / 3), "{len} bytes");
-        }
-    }
-
-    #[test]
-    fn a_full_disk_costs_the_entry_and_nothing_else() {
-        let bench = Bench::new();
-        let (mut journal, _) = bench.open();
-        bench.disk.set_full(true);
-        journal.append(Path::new("/x"), 1, 0, b"x", &[]).unwrap();
-        assert_eq!((bench.counter.get(), bench.segments()), (1, 0));
-        bench.disk.set_full(false);
-        journal.append(Path::new("/x"), 1, 1, b"x", &[]).unwrap();
-        bench.disk.set_full(true);
-        journal.append(Path::new("/x"), 1, 2, b"x", &[]).unwrap();
-        assert_eq!((bench.counter.get(), offsets(&bench.open().1)), (1, vec![1, 2]), "room was set aside");
-    }
-
-    /// What was synced is read, what was not may be; nothing else ever is.
-    #[test]
-    fn a_power_cut_takes_the_newest_entries_at_most() {
-        for seed in 0..200 {
-            let bench = Bench::new();
-            let (mut journal, _) = bench.open();
-            let mut note = |offset| journal.append(Path::new("/x"), 1, offset, &[1; 9000], &[]).unwrap();
-            (0..5).for_each(&mut note);
-            bench.unsynced.sync().unwrap();
-            (5..9).for_each(&mut note);
-            bench.disk.power_cut(seed);
-            let (mut journal, entries) = bench.open();
-            let known = offsets(&entries);
-            assert!(known.len() >= 5 && known.iter().copied().eq(0..known.len() as u64), "{seed}: {known:?}");
-            journal.append(Path::new("/x"), 1, 77, b"x", &[]).unwrap();
-            assert_eq!(*offsets(&bench.open().1).last().unwrap(), 77, "{seed}");
-        }
-    }
+    u64::MAX
 }
+
+#[cfg(test)]
+mod tests;

@@ -77,8 +77,10 @@ fn open_journal(name: &Arc<str>, folder: &Path, cx: &SinkContext) -> (Journal, V
     let segments = cx.metrics.gauge("output_journal_segments", about, &[("sink", name)]);
     let meters = journal::Meters { unjournaled, segments };
     let (disk, unsynced, passed) = (cx.disk.clone(), cx.unsynced.clone(), cx.passed.clone());
-    let (mut journal, entries) = Journal::open(name, folder.join(&**name), disk, unsynced, passed, meters);
-    let Recovered { mut delivered, cut, strange, failed } = recover(name, entries, &cx.disk, &cx.unsynced);
+    let (mut journal, found) = Journal::open(name, folder.join(&**name), disk, unsynced, passed, meters);
+    let Recovered { mut delivered, believed, cut, strange, failed } =
+        recover(name, found, &cx.disk, &cx.unsynced);
+    journal.believe(believed);
     counter("outputs_cut_bytes_total", "Bytes of torn writes cut off outputs at the start.").add(cut);
     counter(
         "outputs_strange_bytes_total",

@@ -26,8 +26,8 @@ use super::journal::Journal;
 use super::payload::{Payload, Piece};
 use super::rotate;
 use crate::clock::Clock;
-use crate::disk::{Disk, DiskFile, FileId, Kind, Open, Seen};
-use crate::durable::{OwnFiles, SyncFolder, Unsynced, Written, folder_of};
+use crate::disk::{Disk, DiskFile, FileId, Kind, Open, Seen, folder_of};
+use crate::durable::{OwnFiles, SyncFolder, Unsynced, Written};
 use crate::error::{Context, Error, Result};
 use crate::metrics::Gauge;
 use crate::sinks::{Answer, RotateOptions, Sender, SinkContext};
@@ -97,11 +97,15 @@ impl Sender<Payload> for Outputs {
         if let Some(journal) = &mut self.journal {
             journal.answered(); // who brings a batch has dealt with the answer for the last one
         }
+        let begun = self.journal.as_ref().map(Journal::next);
         let mut undo = std::mem::take(&mut self.undo);
         let written = payload.pieces().try_for_each(|piece| self.write_piece(&piece, &mut undo));
         self.open_gauge.set(self.open.len() as i64);
         if let Err(why) = written {
             let why = self.take_back(undo, why);
+            if let Some((journal, begun)) = self.journal.as_mut().zip(begun) {
+                journal.take_back(begun);
+            }
             return Answer::Retry { not_before: None, why: Error::new(format!("{}: {why}", self.name)) };
         }
         for step in undo.drain(..) {

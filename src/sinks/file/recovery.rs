@@ -13,9 +13,13 @@
 //! If a sync of the last life has failed, what is a receipt is written to its place again, before it is one.
 //!
 //! A power cut may leave a hole with whole entries behind it, in the same file or in the one that was begun after a
-//! rotation, or take entries from the journal and leave those behind them. They are cut off with it, or, where something
-//! else stands around them, are no receipts: written anew behind what was in the hole, so that order holds. Nothing that
-//! the ledger knew before is among them: a checkpoint comes after a sync of all that was written before it, holes and all.
+//! rotation, or take entries from the journal and leave those behind them. So the first entry of an output that is not
+//! whole, or of which the journal lacks the number, ends what is believed of that output: what has a higher number is
+//! cut off with it, or, where something else stands around it, is no receipt: written anew behind what was in the hole,
+//! so that order holds. Nothing that the ledger knew before is among them: a checkpoint comes after a sync of all that
+//! was written before it, holes and all. What is not believed is void in the journal, for every later start.
+//!
+//! What somebody has taken is no hole: an output that was moved or deleted, or truncated and written to since.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -24,10 +28,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::frame::{Appended, Entry, Part, blocks, sum_of};
+use super::journal::Found;
 use super::{UNSYNCED_MAX, rotate};
 use crate::ack::GenerationId;
-use crate::disk::{Disk, DiskFile, Kind, Open, Seen};
-use crate::durable::{self, SyncFolder, Unsynced, folder_of};
+use crate::disk::{Disk, DiskFile, Durable, Kind, Open, Seen, folder_of};
+use crate::durable::{self, SyncFolder, Unsynced};
 use crate::error::{Context, Result};
 
 /// As much of an output as is read at once: whole blocks.
@@ -38,6 +43,8 @@ const READ_BYTES: u64 = 64 * 1024;
 pub struct Recovered {
     /// Source bytes that stand in the outputs.
     pub delivered: Vec<(GenerationId, Range<u64>)>,
+    /// Numbers of the entries that say so.
+    pub believed: BTreeSet<u64>,
     /// Bytes cut off.
     pub cut: u64,
     /// Bytes that were about to be written, are not there, and could not be cut off: other bytes stand around them.
@@ -46,90 +53,122 @@ pub struct Recovered {
     pub failed: bool,
 }
 
-/// `entries` in the order in which they were written. An output that cannot be looked at is said, and nothing of
-/// it is a receipt. Cuts are noted as unsynced.
-pub fn recover(name: &str, entries: Vec<Entry>, disk: &Arc<dyn Disk>, unsynced: &Unsynced) -> Recovered {
+/// By rising offset, none over another.
+type Known = Vec<(u64, Appended)>;
+
+/// An output that cannot be looked at is said, and nothing of it is a receipt. Cuts are noted as unsynced.
+pub fn recover(name: &str, found: Found, disk: &Arc<dyn Disk>, unsynced: &Unsynced) -> Recovered {
     let mut recovered = Recovered::default();
-    // By inode: a rotation gives a file another name, and its old name to another file. The older ones first.
-    let mut outputs: Vec<(u64, Vec<Appended>)> = Vec::new();
-    let mut written = Written::default();
-    for (number, entry) in entries.into_iter().enumerate() {
-        match entry {
-            Entry::Appended(appended) => {
-                written.numbers.insert((appended.inode, appended.offset), number);
-                match outputs.iter_mut().find(|(inode, _)| *inode == appended.inode) {
-                    Some((_, known)) => {
-                        // What was to stand there before was taken back, or the file has another life.
-                        known.retain(|earlier| earlier.end() <= appended.offset);
-                        known.push(appended);
-                    }
-                    None => outputs.push((appended.inode, vec![appended])),
-                }
-            }
-            Entry::Deleted { inode, length } => {
-                let deleted =
-                    outputs.extract_if(.., |(known, _)| *known == inode).flat_map(|(_, known)| known);
-                for entry in deleted.filter(|known| known.end() <= length) {
-                    recovered.add(&entry.parts);
-                    written.note(&entry);
-                }
-            }
-        }
-    }
-    // All are looked at before any is judged: what was torn in one may stand in another that came later.
+    // All are looked at before any is judged: what is torn in one ends what is believed of those that came later.
     let mut folders = BTreeSet::new();
-    let look = |(inode, known): (u64, Vec<Appended>)| {
-        let path = path_of(&known);
-        let states = find(path, inode, &**disk).and_then(|file| {
-            let Some(file) = file else { return Ok(None) }; // somebody moved or deleted it
-            // What the last life has not synced is about to be relied on, the name included.
-            unsynced.note(durable::Written::found(file.clone()));
-            note_folders(path, disk, unsynced, &mut folders);
-            if unsynced.len() >= UNSYNCED_MAX {
-                unsynced.sync()?;
+    let mut whole = Upto { gap: found.gap, outputs: BTreeMap::new() };
+    let outputs = by_inode(found.entries, &mut recovered);
+    let looked: Vec<_> = outputs
+        .into_iter()
+        .map(|(inode, known)| {
+            let states = look(inode, &known, disk, unsynced, &mut folders);
+            if let Ok(Some(states)) = &states {
+                whole.note(&known, states);
             }
-            let states = states(&*file, &known).context(|| format!("could not read {}", path.display()))?;
-            known.iter().zip(&states).filter(|(_, state)| **state == State::Whole).for_each(|(entry, _)| {
-                written.note(entry);
-            });
-            Ok(Some(states))
-        });
-        (inode, known, states)
-    };
-    let looked: Vec<_> = outputs.into_iter().map(look).collect();
-    let mut damaged = BTreeSet::new();
+            (inode, known, states)
+        })
+        .collect();
     for (inode, known, states) in looked {
         let path = path_of(&known);
         let judged = states.and_then(|states| {
-            let Some((file, states)) = find(path, inode, &**disk)?.zip(states) else { return Ok(true) };
-            let whole = judge(&*file, &known, &states, !damaged.contains(path), &written, &mut recovered);
-            let whole = whole.context(|| format!("could not repair {}", path.display()))?;
+            let Some((file, states)) = find(path, inode, &**disk)?.zip(states) else { return Ok(()) };
+            judge(&file, &known, &states, &whole, unsynced, &mut recovered)
+                .context(|| format!("could not repair {}", path.display()))?;
             if unsynced.was_in_doubt() {
-                let again = known.iter().try_for_each(|entry| write_again(&*file, entry));
+                let again = known.iter().try_for_each(|(_, entry)| write_again(&*file, entry));
                 again.context(|| format!("could not write {} again", path.display()))?;
             }
-            Ok(whole)
+            Ok(())
         });
-        match judged {
-            Ok(true) => {}
-            Ok(false) => drop(damaged.insert(path.to_owned())),
-            Err(cause) => {
-                log::warn!("{name}: {cause}; what was written there last will be written once more");
-                recovered.failed = true;
-            }
+        if let Err(cause) = judged {
+            log::warn!("{name}: {cause}; what was written there last will be written once more");
+            recovered.failed = true;
         }
     }
     recovered
 }
 
-fn path_of(known: &[Appended]) -> &Path {
-    &known.last().expect("an output is known by its entries").path
+/// Not by name: a rotation gives a file another one, and its old name to another file.
+fn by_inode(entries: Vec<(u64, Entry)>, recovered: &mut Recovered) -> Vec<(u64, Known)> {
+    let mut outputs: Vec<(u64, Known)> = Vec::new();
+    for (number, entry) in entries {
+        match entry {
+            Entry::Appended(appended) => {
+                match outputs.iter_mut().find(|(inode, _)| *inode == appended.inode) {
+                    Some((_, known)) => {
+                        // Somebody has truncated the file, or it has another life.
+                        known.retain(|(_, earlier)| earlier.end() <= appended.offset);
+                        known.push((number, appended));
+                    }
+                    None => outputs.push((appended.inode, vec![(number, appended)])),
+                }
+            }
+            Entry::Deleted { inode, length } => {
+                recovered.believed.insert(number);
+                let deleted =
+                    outputs.extract_if(.., |(known, _)| *known == inode).flat_map(|(_, known)| known);
+                for (number, entry) in deleted.filter(|(_, known)| known.end() <= length) {
+                    recovered.add(number, &entry.parts);
+                }
+            }
+        }
+    }
+    outputs
+}
+
+fn path_of(known: &Known) -> &Path {
+    &known.last().expect("an output is known by its entries").1.path
 }
 
 impl Recovered {
-    fn add(&mut self, parts: &[Part]) {
+    fn add(&mut self, number: u64, parts: &[Part]) {
+        self.believed.insert(number);
         self.delivered.extend(parts.iter().map(|part| (part.generation, part.range.clone())));
     }
+}
+
+/// Up to which number entries are believed.
+struct Upto {
+    gap: u64,
+    /// The first that is not whole, by the path of the output.
+    outputs: BTreeMap<PathBuf, u64>,
+}
+
+impl Upto {
+    fn note(&mut self, known: &Known, states: &[State]) {
+        for ((number, entry), _) in known.iter().zip(states).filter(|(_, state)| **state != State::Whole) {
+            let first = self.outputs.entry(entry.path.clone()).or_insert(*number);
+            *first = *number.min(first);
+        }
+    }
+
+    fn has(&self, number: u64, path: &Path) -> bool {
+        number < self.gap && self.outputs.get(path).is_none_or(|first| number < *first)
+    }
+}
+
+/// `None`: somebody has moved or deleted it.
+fn look(
+    inode: u64,
+    known: &Known,
+    disk: &Arc<dyn Disk>,
+    unsynced: &Unsynced,
+    folders: &mut BTreeSet<PathBuf>,
+) -> Result<Option<Vec<State>>> {
+    let path = path_of(known);
+    let Some(file) = find(path, inode, &**disk)? else { return Ok(None) };
+    // What the last life has not synced is about to be relied on, the name included.
+    unsynced.note(durable::Written::found(file.clone()));
+    note_folders(path, disk, unsynced, folders);
+    if unsynced.len() >= UNSYNCED_MAX {
+        unsynced.sync()?;
+    }
+    states(&*file, known).context(|| format!("could not read {}", path.display())).map(Some)
 }
 
 /// An output may have been the first in its folder, and that the first in the one above it.
@@ -172,21 +211,19 @@ enum State {
     Strange,
 }
 
-/// Says whether everything is there. `known`: by rising offset, none over another. `in_order`: nothing is missing
-/// that was written before them.
 fn judge(
-    file: &dyn DiskFile,
-    known: &[Appended],
+    file: &Arc<dyn DiskFile>,
+    known: &Known,
     states: &[State],
-    in_order: bool,
-    written: &Written,
+    whole: &Upto,
+    unsynced: &Unsynced,
     recovered: &mut Recovered,
-) -> io::Result<bool> {
+) -> io::Result<()> {
     let size = file.size()?;
     // From the end back, as far as everything is ours and can be read again.
     let mut cut = None;
-    let mut end = size.max(known.last().map_or(0, Appended::end));
-    for (at, entry) in known.iter().enumerate().rev() {
+    let mut end = size.max(known.last().map_or(0, |(_, entry)| entry.end()));
+    for (at, (_, entry)) in known.iter().enumerate().rev() {
         if entry.end() != end || states[at] == State::Strange || !entry.can_be_read_again() {
             break;
         }
@@ -195,55 +232,25 @@ fn judge(
         }
         end = entry.offset;
     }
-    if let Some(offset) = cut.map(|at| known[at].offset).filter(|offset| *offset < size) {
+    // On the disk before anything is written in its place: else a power cut may bring it back behind that.
+    if let Some(offset) = cut.map(|at| known[at].1.offset).filter(|offset| *offset < size) {
+        let file = durable::Written::found(file.clone());
         file.set_size(offset)?;
+        unsynced.note(file.clone());
+        if let Err(cause) = file.sync() {
+            log::debug!("{cause}: the next one who syncs it says so"); // since it is noted
+        }
         recovered.cut += size - offset;
     }
-    let mut whole = in_order;
-    for (at, entry) in known.iter().enumerate().take(cut.unwrap_or(known.len())) {
-        whole &= states[at] == State::Whole && !entry.is_behind_gap;
-        if whole || states[at] == State::Whole && !entry.can_be_read_again() {
-            recovered.add(&entry.parts);
+    for (at, (number, entry)) in known.iter().enumerate().take(cut.unwrap_or(known.len())) {
+        let stays = states[at] == State::Whole && !entry.can_be_read_again();
+        if stays || whole.has(*number, &entry.path) {
+            recovered.add(*number, &entry.parts);
         } else {
             recovered.strange += entry.length;
         }
     }
-    let lost = |entry: &Appended| !written.again_behind(entry);
-    Ok(whole && !cut.is_some_and(|at| known[at..].iter().any(lost)))
-}
-
-/// What was written and is whole: an entry that was cut off by an earlier start, and whose lines went to another file of
-/// the same output since, is no gap in front of them.
-#[derive(Default)]
-struct Written {
-    /// By generation, in the order of the journal.
-    parts: BTreeMap<GenerationId, Vec<(usize, Range<u64>)>>,
-    /// The place of an entry in the journal, by its file and its offset: the last one that was written there.
-    numbers: BTreeMap<(u64, u64), usize>,
-}
-
-impl Written {
-    fn note(&mut self, entry: &Appended) {
-        let Some(number) = self.numbers.get(&(entry.inode, entry.offset)).copied() else { return };
-        for part in entry.parts.iter().filter(|_| !entry.is_behind_gap) {
-            self.parts.entry(part.generation).or_default().push((number, part.range.clone()));
-        }
-    }
-
-    /// Whether all of it was written once more by entries behind it.
-    fn again_behind(&self, entry: &Appended) -> bool {
-        let Some(number) = self.numbers.get(&(entry.inode, entry.offset)) else { return false };
-        entry.parts.iter().all(|part| {
-            let parts = self.parts.get(&part.generation).map_or(&[][..], Vec::as_slice);
-            let mut behind: Vec<&Range<u64>> =
-                parts.iter().filter(|(other, _)| other > number).map(|(_, range)| range).collect();
-            behind.sort_unstable_by_key(|range| range.start);
-            let covered = behind.into_iter().fold(part.range.start, |upto, range| {
-                if range.start <= upto { upto.max(range.end) } else { upto }
-            });
-            covered >= part.range.end
-        })
-    }
+    Ok(())
 }
 
 /// What can be read may not stand on the disk, and a sync would not know.
@@ -258,9 +265,9 @@ fn write_again(file: &dyn DiskFile, entry: &Appended) -> io::Result<()> {
     Ok(())
 }
 
-fn states(file: &dyn DiskFile, known: &[Appended]) -> io::Result<Vec<State>> {
+fn states(file: &dyn DiskFile, known: &Known) -> io::Result<Vec<State>> {
     let size = file.size()?;
-    known.iter().map(|entry| state(file, entry, size)).collect()
+    known.iter().map(|(_, entry)| state(file, entry, size)).collect()
 }
 
 fn state(file: &dyn DiskFile, entry: &Appended, size: u64) -> io::Result<State> {
@@ -297,7 +304,8 @@ mod tests {
     struct Bench {
         disk: ModelDisk,
         file: Arc<dyn DiskFile>,
-        entries: Vec<Entry>,
+        entries: Vec<(u64, Entry)>,
+        gap: u64,
     }
 
     impl Bench {
@@ -305,7 +313,7 @@ mod tests {
             let disk = ModelDisk::default();
             disk.create_folder(Path::new("/out")).unwrap();
             let file = disk.open(Path::new(OUT), Open::Append).unwrap();
-            Bench { disk, file, entries: Vec::new() }
+            Bench { disk, file, entries: Vec::new(), gap: u64::MAX }
         }
 
         fn note(&mut self, bytes: &[u8], replayable: bool) {
@@ -315,15 +323,17 @@ mod tests {
                 |block: Range<u64>| &bytes[(block.start - offset) as usize..(block.end - offset) as usize];
             let sums = blocks(range.clone()).map(|block| sum_of(part(block))).collect();
             let generation = GenerationId(self.entries.len() as u64);
-            self.entries.push(Entry::Appended(Appended {
-                path: OUT.into(),
-                inode: self.file.id().unwrap().inode,
-                offset,
-                length: bytes.len() as u64,
-                sums,
-                parts: vec![Part { generation, range: 0..bytes.len() as u64, replayable }],
-                is_behind_gap: false,
-            }));
+            self.entries.push((
+                generation.0 + 1,
+                Entry::Appended(Appended {
+                    path: OUT.into(),
+                    inode: self.file.id().unwrap().inode,
+                    offset,
+                    length: bytes.len() as u64,
+                    sums,
+                    parts: vec![Part { generation, range: 0..bytes.len() as u64, replayable }],
+                }),
+            ));
         }
 
         fn append(&mut self, bytes: &[u8]) {
@@ -335,10 +345,14 @@ mod tests {
             self.file.write_at(bytes, 0).unwrap();
         }
 
+        fn found(&self) -> Found {
+            Found { entries: self.entries.clone(), gap: self.gap }
+        }
+
         /// Generations that stand in the output, and its length afterwards.
         fn recover(&self) -> (Vec<u64>, u64, Recovered) {
             let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
-            let recovered = recover("out", self.entries.clone(), &disk, &Unsynced::default());
+            let recovered = recover("out", self.found(), &disk, &Unsynced::default());
             let delivered = recovered.delivered.iter().map(|(generation, _)| generation.0).collect();
             (delivered, self.file.size().unwrap(), recovered)
         }
@@ -417,6 +431,17 @@ mod tests {
     }
 
     #[test]
+    fn what_the_journal_has_behind_a_gap_is_written_again_and_not_cut() {
+        let mut bench = Bench::new();
+        (0..4).for_each(|_| bench.append(b"line\n"));
+        bench.gap = 3;
+        bench.entries.remove(2);
+        let (delivered, size, recovered) = bench.recover();
+        assert_eq!((delivered, size, recovered.strange), (vec![0, 1], 20, 5));
+        assert_eq!(recovered.believed, BTreeSet::from([1, 2]));
+    }
+
+    #[test]
     fn a_torn_tail_that_cannot_be_read_again_stays() {
         let mut bench = Bench::new();
         bench.note(&[b'x'; 2000], false);
@@ -435,7 +460,7 @@ mod tests {
         bench.append(b"behind\n");
         bench.file.set_size(0).unwrap();
         assert_eq!(bench.recover().0, [0; 0], "somebody has emptied it");
-        bench.entries.push(Entry::Deleted { inode: bench.file.id().unwrap().inode, length: 15 });
+        bench.entries.push((4, Entry::Deleted { inode: bench.file.id().unwrap().inode, length: 15 }));
         assert_eq!(bench.recover().0, [1], "what was in it when we deleted it");
     }
 
