@@ -255,24 +255,29 @@ fn a_damaged_state_loses_nothing() {
         let first = fastrand::usize(..stride);
         let chosen =
             damages().enumerate().filter(|(at, (.., damage))| at % stride == first || !damage.is_of_a_byte());
-        let (mut count, mut again, mut most, mut longest) = (0, 0, (0, String::new()), Duration::ZERO);
+        let (mut again, mut most, mut took) = (0, (0, String::new()), Vec::new());
         for (_, (path, file, damage)) in chosen {
             let what = format!("{}: {damage}", path.display());
             place.restore();
             damage.inflict(&place.room.path("data").join(path), file);
-            let (repeated, took) = place.run(&what);
-            (count, again, longest) = (count + 1, again + repeated, longest.max(took));
+            let (repeated, so_long) = place.run(&what);
+            took.push((so_long, what.clone()));
+            again += repeated;
             if repeated > most.0 {
                 most = (repeated, what);
             }
         }
+        took.sort_unstable();
+        let (count, (longest, by)) = (took.len(), took.last().expect("something was damaged"));
+        let median = took[count / 2].0;
         let sizes: Vec<String> =
             state.iter().map(|(path, file)| format!("{} {}", path.display(), file.len())).collect();
         println!(
             "{end:?} ({}): {count} damages, 0 lines lost, {again} of {} lines sent again (at most {} \
-             by one: {}; {untouched} with no damage); from start to end at most {longest:.1?}",
+             by one: {}; {untouched} with no damage); from start to end {median:.1?} (median), at most \
+             {longest:.1?} ({by})",
             sizes.join(", "),
-            count * 2 * (LINES + 1),
+            count as u64 * 2 * (LINES + 1),
             most.0,
             most.1,
         );

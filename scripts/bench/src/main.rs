@@ -47,6 +47,8 @@ pub struct Bench {
     starts: usize,
     /// Of a folder that is looked through.
     entries: usize,
+    /// So many times the corpus.
+    backlog: u64,
 }
 
 fn main() -> Result<()> {
@@ -81,6 +83,7 @@ fn main() -> Result<()> {
         idle_for: seconds(4, 30),
         starts: if quick { 3 } else { 10 },
         entries: if quick { 20_000 } else { 100_000 },
+        backlog: if quick { 8 } else { 50 },
         home,
     };
     let measured = bench.run(only.as_deref());

@@ -1,4 +1,5 @@
-//! The same lines in more and more files, one hot file among quiet ones, and a folder full of what is of no interest.
+//! The same lines in more and more files, one hot file among quiet ones, a folder full of what is of no interest, and
+//! more lines at the start than memory could hold.
 
 use std::fs::{self, OpenOptions};
 use std::io::{Result, Write};
@@ -25,6 +26,8 @@ const FOLDERS: usize = 100;
 
 const DEADLINE: Duration = Duration::from_secs(120);
 
+const BACKLOG_DEADLINE: Duration = Duration::from_secs(900);
+
 pub fn run(bench: &Bench) -> Result<()> {
     println!(
         "\n{LINES_A_SECOND} lines a second, one after the other into so many files, for {} s.",
@@ -38,7 +41,9 @@ pub fn run(bench: &Bench) -> Result<()> {
     eprintln!("scale: a hot file among quiet ones");
     one_hot(bench)?;
     eprintln!("scale: discovery");
-    discovery(bench)
+    discovery(bench)?;
+    eprintln!("scale: a backlog");
+    backlog(bench)
 }
 
 /// An agent that follows `logs` below a fresh folder, and its status address.
@@ -188,6 +193,34 @@ fn discovery(bench: &Bench) -> Result<()> {
         percentile(&travels, 0.5),
         percentile(&travels, 0.99),
         percentile(&travels, 1.0),
+    );
+    Ok(())
+}
+
+/// One file that nobody has read yet: the corpus, over and over.
+fn backlog(bench: &Bench) -> Result<()> {
+    let folder = bench.fresh_folder("run")?;
+    let (logs, once) = (logs(&folder)?, folder.join("once"));
+    let lines = bench.corpus_bytes / LINE_BYTES as u64;
+    corpus::write(&once, lines)?;
+    let mut file = fs::File::create(logs.join("backlog.log"))?;
+    for _ in 0..bench.backlog {
+        std::io::copy(&mut fs::File::open(&once)?, &mut file)?;
+    }
+    let (lines, bytes) = (lines * bench.backlog, file.metadata()?.len() as f64);
+    let mut process = start(bench, &folder, Sink::Loki(bench.receiver.address))?;
+    let ready = process.began.elapsed();
+    process.until(BACKLOG_DEADLINE, || bench.receiver.lines() >= lines)?;
+    let wall = process.began.elapsed().as_secs_f64();
+    let look = process.look()?;
+    let cpu = process.stop()?.cpu.as_secs_f64();
+    println!(
+        "\nA backlog of {:.1} GB in one file: ready {:.0} ms after the start, delivered after {wall:.1} s, {:.2} s of processor \
+         time a GB, peak {:.1} MB.",
+        bytes / 1e9,
+        ms(ready),
+        cpu / (bytes / 1e9),
+        look.peak_kib as f64 * 1024.0 / MB,
     );
     Ok(())
 }
