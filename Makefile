@@ -15,7 +15,7 @@
 # make figures  size of the binary, time to start, time to stop
 # make minimal  a small binary without TLS and fast regular expressions, in target/minimal; prints its size
 # make static   one that needs nothing of the host, so that it runs in an empty container
-# make bench   speed, memory, latency, idle cost and many files beside the bare work and other agents; BENCH_QUICK=1: two minutes
+# make bench   speed, memory, latency, idle cost and many files beside the bare work and other agents; BENCH_QUICK=1: three minutes
 
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 SHELL := bash

@@ -13,6 +13,8 @@ pub enum Sink {
     Loki(SocketAddr),
     /// With a `max_wait` of 10 ms: what is measured is not how long a batch waits for company.
     SwiftLoki(SocketAddr),
+    /// So many of the first kind.
+    Lokis(SocketAddr, usize),
     /// One file, `out.log` in the folder of the configuration.
     File,
 }
@@ -33,6 +35,12 @@ impl Setup<'_> {
                 format!(
                     r#"{{ "type": "loki", "url": "http://{address}", "batch": {{ "max_wait": "10ms" }} }}"#
                 )
+            }
+            Sink::Lokis(address, count) => {
+                let one = |number| {
+                    format!(r#"{{ "type": "loki", "name": "loki{number}", "url": "http://{address}" }}"#)
+                };
+                (0..count).map(one).collect::<Vec<_>>().join(", ")
             }
             Sink::File => r#"{ "type": "file", "path": "out.log" }"#.to_owned(),
         };

@@ -1,7 +1,7 @@
 //! `make bench`: what the agent costs beside the bare work, on this machine, as a table for the README.
 //!
 //! ```text
-//! log-capturer-bench [--quick] [--only throughput|latency|idle|scale] [--without-peers] AGENT...
+//! log-capturer-bench [--quick] [--only throughput|latency|idle|scale|memory] [--without-peers] AGENT...
 //! ```
 //!
 //! Progress goes to standard error, the tables to standard output. It asserts nothing but that no line is lost.
@@ -10,6 +10,7 @@
 mod agent;
 mod idle;
 mod latency;
+mod memory;
 mod peers;
 mod process;
 mod receiver;
@@ -49,6 +50,8 @@ pub struct Bench {
     entries: usize,
     /// So many times the corpus.
     backlog: u64,
+    /// That share the corpus.
+    files: u64,
 }
 
 fn main() -> Result<()> {
@@ -84,6 +87,7 @@ fn main() -> Result<()> {
         starts: if quick { 3 } else { 10 },
         entries: if quick { 20_000 } else { 100_000 },
         backlog: if quick { 8 } else { 50 },
+        files: if quick { 1_000 } else { 10_000 },
         home,
     };
     let measured = bench.run(only.as_deref());
@@ -106,6 +110,9 @@ impl Bench {
         }
         if wanted("scale") {
             scale::run(self)?;
+        }
+        if wanted("memory") {
+            memory::run(self)?;
         }
         Ok(())
     }
