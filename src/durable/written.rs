@@ -102,6 +102,27 @@ impl Written {
         self.pieces.lock().in_doubt
     }
 
+    /// What is compared after a sync has failed.
+    pub fn sum_of(bytes: &[u8]) -> u32 {
+        crc32fast::hash(bytes)
+    }
+
+    /// [`DiskFile::write_at`] for those who have the sum of the bytes already.
+    pub fn write_summed(&self, bytes: &[u8], offset: u64, sum: u32) -> io::Result<()> {
+        let _still = self.changing.lock();
+        if self.is_in_doubt() {
+            return Err(io::Error::other("the disk did not keep what was written before, which goes first"));
+        }
+        let written = self.file.write_at(bytes, offset);
+        let mut pieces = self.pieces.lock();
+        let end = offset + bytes.len() as u64;
+        pieces.forget(offset, end);
+        if written.is_ok() {
+            pieces.add(offset, end, sum);
+        }
+        written
+    }
+
     /// Everything that was written since a sync last succeeded. Nothing of it is believed to have reached the disk.
     fn write_again(&self) -> io::Result<()> {
         let _still = self.changing.lock();
@@ -165,18 +186,7 @@ impl DiskFile for Written {
 
     /// At its end, for a file that is only appended to. Refused while the disk has to take again what it had before.
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        let _still = self.changing.lock();
-        if self.is_in_doubt() {
-            return Err(io::Error::other("the disk did not keep what was written before, which goes first"));
-        }
-        let written = self.file.write_at(bytes, offset);
-        let mut pieces = self.pieces.lock();
-        let end = offset + bytes.len() as u64;
-        pieces.forget(offset, end);
-        if written.is_ok() {
-            pieces.add(offset, end, crc32fast::hash(bytes));
-        }
-        written
+        self.write_summed(bytes, offset, Written::sum_of(bytes))
     }
 
     fn size(&self) -> io::Result<u64> {

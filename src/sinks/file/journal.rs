@@ -181,8 +181,8 @@ impl Journal {
         }
     }
 
-    /// About to append `bytes` to the output at `path`, which has `offset` bytes. An error: it must not be, now. What
-    /// was noted before did not reach the disk, and is written again first.
+    /// About to append `bytes` to the output at `path`, which has `offset` bytes: returns their sum. An error: it must
+    /// not be, now. What was noted before did not reach the disk, and is written again first.
     pub fn append(
         &mut self,
         path: &Path,
@@ -190,9 +190,10 @@ impl Journal {
         offset: u64,
         bytes: &[u8],
         parts: &[Part],
-    ) -> Result<()> {
-        self.frame.append(self.live_from, path, inode, offset, bytes, parts);
-        self.write()
+    ) -> Result<u32> {
+        let sum = self.frame.append(self.live_from, path, inode, offset, bytes, parts);
+        self.write()?;
+        Ok(sum)
     }
 
     /// About to delete an output of so many bytes. An error: as of [`Journal::append`].
@@ -291,7 +292,7 @@ mod tests {
     use super::*;
     use crate::ack::GenerationId;
     use crate::disk::model::ModelDisk;
-    use crate::sinks::file::frame::sum_of;
+    use crate::sinks::file::frame::sums;
 
     struct Bench {
         disk: ModelDisk,
@@ -351,11 +352,12 @@ mod tests {
         assert!(entries.is_empty() && bench.segments() == 0, "nothing is made before the first entry");
         let bytes = vec![7; 1300];
         let parts = [part(1, 0..1000), part(2, 1 << 40..u64::MAX / 4)];
-        journal.append(Path::new("/out/x \u{e4}"), 9, 300, &bytes, &parts).unwrap();
+        let sum = journal.append(Path::new("/out/x \u{e4}"), 9, 300, &bytes, &parts).unwrap();
+        assert_eq!(sum, crc32fast::hash(&bytes));
         journal.delete(9, 1600).unwrap();
         let (mut journal, entries) = bench.open();
-        let sums =
-            vec![sum_of(&bytes[..212]), sum_of(&bytes[..512]), sum_of(&bytes[..512]), sum_of(&bytes[..64])];
+        let sums: Vec<u32> = sums(300, &bytes).collect();
+        assert_eq!(sums, [212, 724, 1236, 1300].map(|upto| crc32fast::hash(&bytes[..upto])));
         let path = "/out/x \u{e4}".into();
         let appended = Appended {
             path,
@@ -429,7 +431,7 @@ mod tests {
         let bench = Bench::new();
         let (mut journal, _) = bench.open();
         (0..3).for_each(|at| {
-            journal.append(Path::new("/x"), 1, at * 10, b"0123456789", &[part(1, 0..10)]).unwrap()
+            journal.append(Path::new("/x"), 1, at * 10, b"0123456789", &[part(1, 0..10)]).unwrap();
         });
         let path = bench.disk.list(Path::new("/data/outputs/out")).unwrap().remove(0);
         let file = bench.disk.open(&path, Open::Existing).unwrap();
@@ -472,7 +474,9 @@ mod tests {
         for seed in 0..200 {
             let bench = Bench::new();
             let (mut journal, _) = bench.open();
-            let mut note = |offset| journal.append(Path::new("/x"), 1, offset, &[1; 9000], &[]).unwrap();
+            let mut note = |offset| {
+                journal.append(Path::new("/x"), 1, offset, &[1; 9000], &[]).unwrap();
+            };
             (0..5).for_each(&mut note);
             bench.unsynced.sync().unwrap();
             (5..9).for_each(&mut note);
