@@ -18,7 +18,7 @@
 use std::ops::{AddAssign, Range};
 use std::sync::Arc;
 
-use crate::sync::Mutex;
+use crate::sync::{Mutex, Shared, Stock};
 
 /// Which sink, by its place in the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -186,6 +186,7 @@ pub trait Receipts: Send + Sync {
 /// The shares of one chunk, until the worker hands each to its lane.
 pub struct Ack {
     shares: Vec<Share>,
+    lists: Lists,
 }
 
 impl Ack {
@@ -197,7 +198,7 @@ impl Ack {
         sinks: SinkSet,
         receipts: &Arc<dyn Receipts>,
     ) -> Ack {
-        Ack::made(generation, range, count, sinks, receipts, false)
+        Claims::new(receipts.clone()).ack(generation, range, count, sinks)
     }
 
     /// For records that come out of a spool: their receipt moves them in the account and no position, and what is
@@ -211,32 +212,7 @@ impl Ack {
     ) -> Ack {
         let mut sinks = SinkSet::EMPTY;
         sinks.insert(sink);
-        Ack::made(generation, range, count, sinks, receipts, true)
-    }
-
-    fn made(
-        generation: GenerationId,
-        range: Range<u64>,
-        count: Count,
-        sinks: SinkSet,
-        receipts: &Arc<dyn Receipts>,
-        from_spool: bool,
-    ) -> Ack {
-        assert!(count.lines > 0, "a chunk without lines has nothing to answer for");
-        let share = |sink| Share {
-            claim: Arc::new(Claim {
-                generation,
-                range: range.clone(),
-                sink,
-                from_spool,
-                receipts: receipts.clone(),
-                open: Mutex::new(Open { lines: count.lines, ..Open::default() }),
-            }),
-            count,
-            range: range.clone(),
-            picked: Vec::new(),
-        };
-        Ack { shares: sinks.iter().map(share).collect() }
+        Claims::new(receipts.clone()).made(generation, range, count, sinks, true)
     }
 
     /// Every share at once, for a verdict that holds for all sinks.
@@ -248,10 +224,71 @@ impl Ack {
         self.shares
     }
 
+    /// Each to whom it belongs. The list is kept for another chunk.
+    pub fn hand_out(self, to: impl FnMut(Share)) {
+        let Ack { mut shares, lists } = self;
+        shares.drain(..).for_each(to);
+        let mut lists = lists.lock();
+        if lists.len() < LISTS_MOST {
+            lists.push(shares);
+        }
+    }
+
     /// The chunk was never handed over: no receipt, no fault, since a share without lines has nothing to say.
     /// Only the Outlet calls this.
     pub fn take_back(mut self) {
         self.shares.iter_mut().for_each(|share| share.count = Count::default());
+    }
+}
+
+/// Where acks come from, in memory that earlier ones have left. Cheap to clone.
+#[derive(Clone)]
+pub struct Claims {
+    receipts: Arc<dyn Receipts>,
+    claims: Stock<Claim>,
+    lists: Lists,
+}
+
+/// Lists of shares that wait to be used again: more than chunks are between a monitor and its worker at full speed.
+type Lists = Arc<Mutex<Vec<Vec<Share>>>>;
+
+const LISTS_MOST: usize = 16;
+
+impl Claims {
+    pub fn new(receipts: Arc<dyn Receipts>) -> Claims {
+        Claims { receipts, claims: Stock::default(), lists: Arc::new(Mutex::new(Vec::new())) }
+    }
+
+    /// As [`Ack::new`].
+    pub fn ack(&self, generation: GenerationId, range: Range<u64>, count: Count, sinks: SinkSet) -> Ack {
+        self.made(generation, range, count, sinks, false)
+    }
+
+    fn made(
+        &self,
+        generation: GenerationId,
+        range: Range<u64>,
+        count: Count,
+        sinks: SinkSet,
+        from_spool: bool,
+    ) -> Ack {
+        assert!(count.lines > 0, "a chunk without lines has nothing to answer for");
+        let share = |sink| Share {
+            claim: self.claims.share(Claim {
+                generation,
+                range: range.clone(),
+                sink,
+                from_spool,
+                receipts: self.receipts.clone(),
+                open: Mutex::new(Open { lines: count.lines, ..Open::default() }),
+            }),
+            count,
+            range: range.clone(),
+            picked: Vec::new(),
+        };
+        let mut shares = self.lists.lock().pop().unwrap_or_default();
+        shares.extend(sinks.iter().map(share));
+        Ack { shares, lists: self.lists.clone() }
     }
 }
 
@@ -262,7 +299,7 @@ pub const SHARE_BYTES: usize =
 
 /// A part of what one sink must answer for.
 pub struct Share {
-    claim: Arc<Claim>,
+    claim: Shared<Claim>,
     count: Count,
     /// Where its lines stand, and what of it others answer for.
     range: Range<u64>,

@@ -46,6 +46,7 @@ use crate::sinks::{self, SinkContext};
 use crate::spool;
 use crate::stats::{self, Stats};
 use crate::status::{self, Rooms};
+use crate::sync::Stock;
 use crate::tasks::{self, Closed, Post, Spec, StopPlan, Switch, Table, TaskManager, Wires};
 
 /// Chunks on their way to one worker: as many small ones as come while it lingers. What they may take in memory the
@@ -331,6 +332,7 @@ impl Agent {
                 pipeline,
                 stop,
                 dead_letters,
+                stock: Stock::default(),
             });
         }
         drop(inlets);

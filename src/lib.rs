@@ -61,7 +61,7 @@
 //! | 3 | [`ledger`] | the journal of stamps, checkpoints, progress and account per generation and sink |
 //! | 2 | [`record`] over [`ack`], [`budget`] | what travels; what returns; how much may be under way |
 //! | 1 | [`net`] over [`tasks`] | connect and resolve that can be interrupted; spawn, watch, stop, join |
-//! | 0 | [`clock`], [`cri`], [`durable`], [`metrics`], [`sync`] over [`error`], [`disk`] | time, a format that two floor mates read, files that survive, counters, locks or their model, sentences |
+//! | 0 | [`clock`], [`cri`], [`durable`], [`metrics`], [`sync`] over [`error`], [`disk`] | time, a format that two floor mates read, files that survive, counters, locks or their model and what is shared, sentences |
 //!
 //! ## Threads
 //!

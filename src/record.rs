@@ -1,7 +1,7 @@
 //! What travels: a chunk of whole lines, its records, and a sink's batch of them.
 //!
 //! ```text
-//! monitor ── Chunk { Lines, Ack } ──▶ worker ── Parcel { Arc<Records>, Share } ──▶ lane ── Batch ──▶ sender
+//! monitor ── Chunk { Lines, Ack } ──▶ worker ── Parcel { Shared<Records>, Share } ──▶ lane ── Batch ──▶ sender
 //! ```
 //!
 //! The bytes are copied once, from the file into the chunk. Everything after that is a view: a [`Record`]
@@ -20,6 +20,7 @@ pub use plain::Plain;
 
 use crate::ack::{Ack, Count, GenerationId, Share};
 use crate::budget::Credit;
+use crate::sync::Shared;
 
 /// Sorted by name, names unique. Shared by all records of a source until a stage changes them; the names and values
 /// are shared even by those of different files.
@@ -513,20 +514,20 @@ impl Record<'_> {
 
 /// What a worker hands to a lane: the records of one chunk, and this sink's part of the duty.
 pub struct Parcel {
-    pub records: Arc<Records>,
+    pub records: Shared<Records>,
     pub share: Share,
 }
 
 /// Some records of one chunk.
 #[derive(Clone, Debug)]
 pub struct Slice {
-    pub records: Arc<Records>,
+    pub records: Shared<Records>,
     pub range: Range<u32>,
 }
 
 impl Slice {
     /// The whole of it.
-    pub fn all(records: Arc<Records>) -> Slice {
+    pub fn all(records: Shared<Records>) -> Slice {
         let range = 0..records.len();
         Slice { records, range }
     }

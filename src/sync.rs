@@ -3,7 +3,11 @@
 //! The few places where threads meet without a channel (the shares of an ack, the budget, the rows of the task
 //! table) take their locks and atomics from here. With the feature `model` these are loom's, which runs a test
 //! through *every* interleaving: `make model`. Everything else uses channels, which are tested by those who
-//! make them.
+//! make them. What is shared and used again is in `sync/stock.rs`.
+
+mod stock;
+
+pub use stock::{Shared, Stock};
 
 #[cfg(not(feature = "model"))]
 pub use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU64, AtomicUsize, Ordering};

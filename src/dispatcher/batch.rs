@@ -178,6 +178,7 @@ mod tests {
     use crate::clock::Clock;
     use crate::record::fixture::{Kept, lines, parcel};
     use crate::record::{Changed, Entry, Records};
+    use crate::sync::Shared;
 
     fn limits(max_bytes: usize, max_lines: usize) -> BatchLimits {
         BatchLimits { max_bytes, line_weight: 24, max_lines, max_wait: Duration::from_secs(1) }
@@ -282,7 +283,7 @@ mod tests {
                 .collect();
             let kept = Arc::new(Kept::default());
             let share = parcel(lines(&raw, 0, true), &kept).share;
-            let all = Arc::new(Records::kept(lines(&raw, 0, true), entries));
+            let all = Shared::from(Records::kept(lines(&raw, 0, true), entries));
             let (mut batcher, mut sealed) = (Batcher::new(limits(max_bytes, max_lines)), Vec::new());
             batcher.push(Parcel { records: all.clone(), share }, Clock::real().now(), |batch| sealed.push(batch));
             sealed.extend(batcher.flush());

@@ -39,7 +39,6 @@ use super::retry::Request;
 use super::sender::Report;
 use super::{LINGER, SMALL_BYTES};
 use crate::ack::{Count, Share, SinkId, Verdict};
-use crate::clock::Alarm;
 use crate::deadletter::{DeadLetters, Letter};
 use crate::error::{Error, Result};
 use crate::record::{Batch, Parcel, RECORD_WEIGHT, Slice};
@@ -61,8 +60,6 @@ pub struct Lane {
     retry: Sender<Request>,
     again: Receiver<()>,
     refusals: Receiver<()>,
-    /// For what is due.
-    alarm: Alarm,
     stop: Stop,
     dead_letters: DeadLetters,
     mood: Mood,
@@ -141,7 +138,6 @@ impl Lane {
             retry: ends.retry,
             again: ends.again,
             refusals: ends.refusals,
-            alarm: Alarm::default(),
             stop,
             dead_letters,
             mood: Mood::Well,
@@ -174,7 +170,7 @@ impl Lane {
                 Mood::Resting => "the sink to recover",
                 Mood::Probing => "the answer to a probe",
             });
-            let event = self.next_event();
+            let event = self.next_event(task.now());
             task.beat();
             let is_small =
                 matches!(&event, Event::Parcel(parcel) if parcel.share.count().bytes < SMALL_BYTES);
@@ -199,10 +195,11 @@ impl Lane {
             && self.spooling.as_ref().is_none_or(spooled)
     }
 
-    fn next_event(&mut self) -> Event {
+    fn next_event(&self, now: Instant) -> Event {
         let due = self.streets.iter().filter_map(|street| street.batcher.due());
+        // A time to wait, and not a channel that rings at a time: that takes memory, for each batch that waits.
         let due = due.chain(self.spool_due()).min();
-        let due = self.alarm.set(due).clone();
+        let wait = due.map_or(Duration::MAX, |due| due.saturating_duration_since(now));
         let inlet = if self.inlet_closed { &never() } else { &self.inlet };
         // A stop means nothing here before the inlet has closed: what is on its way comes first.
         let last_call = self.inlet_closed && self.mood == Mood::Resting;
@@ -218,10 +215,10 @@ impl Lane {
             recv(self.reports) -> report => report.map_or(Event::SendersGone, Event::Report),
             recv(inlet) -> parcel => parcel.map_or(Event::InletClosed, Event::Parcel),
             recv(self.again) -> again => again.map_or(Event::SchedulerGone, |()| Event::Again),
-            recv(due) -> _ => Event::Due,
             recv(refusals) -> bell => bell.map_or(Event::NoMoreRefusals, |()| Event::Refusal),
             recv(stopping) -> _ => Event::Stopping,
             recv(aborted) -> _ => Event::Aborted,
+            default(wait) => Event::Due,
         }
     }
 
@@ -243,7 +240,7 @@ impl Lane {
                 self.inlet_closed = true;
                 self.flush(|_| true);
             }
-            Event::Due => self.flush(|street| street.batcher.due().is_some_and(|due| due <= now)),
+            Event::Due => {}
             Event::Refusal => self.flush(|street| !street.away && street.queue.is_empty()),
             Event::NoMoreRefusals => self.refusals = never(),
             Event::Report(report) => self.take_report(report, now),
@@ -266,6 +263,7 @@ impl Lane {
 
     /// What follows from whatever has happened.
     fn turn(&mut self, now: Instant) {
+        self.flush(|street| street.batcher.due().is_some_and(|due| due <= now));
         self.spool(now);
         self.dispatch(now);
         let spooled = self.spooling.as_ref().map_or(Count::default(), Spooling::pending);

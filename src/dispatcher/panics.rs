@@ -19,6 +19,7 @@ use crate::pipeline::{Pipeline, StageKind, StageOptions};
 use crate::record::fixture::{Kept, lines, parcel};
 use crate::record::{Batch, Chunk, Parcel};
 use crate::sinks::{Answer, BatchLimits, Connection, Format, KindOptions, RetryOptions, SinkOptions};
+use crate::sync::Stock;
 use crate::tasks::{self, Spec, Stop, Switch, Table};
 
 struct House {
@@ -168,6 +169,7 @@ fn a_worker_that_panics_on_a_line_goes_on_without_it() {
         pipeline: Pipeline::compile(&[stage]).unwrap_or_else(|why| panic!("{why:?}")),
         stop: house.stop.clone(),
         dead_letters: house.dead_letters.clone(),
+        stock: Stock::default(),
     };
     let receipts: Arc<dyn Receipts> = house.kept.clone();
     let mut start = 0;

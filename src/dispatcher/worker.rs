@@ -14,6 +14,7 @@ use crate::deadletter::{DeadLetters, Letter};
 use crate::error::Result;
 use crate::pipeline::{Outcome, Pipeline, Poisoned};
 use crate::record::{Chunk, Parcel, Records};
+use crate::sync::Stock;
 use crate::tasks::{Stop, Task};
 
 pub struct Worker {
@@ -24,6 +25,8 @@ pub struct Worker {
     pub pipeline: Pipeline,
     pub stop: Stop,
     pub dead_letters: DeadLetters,
+    /// What records leave, for those that come.
+    pub stock: Stock<Records>,
 }
 
 impl Worker {
@@ -36,7 +39,7 @@ impl Worker {
             let is_small = chunk.lines.count().bytes < SMALL_BYTES;
             // What cannot be read again goes on to the lanes, which keep it.
             if self.stop.abort.is_closed() && chunk.lines.origin.replayable {
-                chunk.ack.into_shares().into_iter().for_each(|share| share.let_go());
+                chunk.ack.hand_out(Share::let_go);
             } else {
                 self.pass(chunk, task);
             }
@@ -50,13 +53,13 @@ impl Worker {
     fn pass(&mut self, chunk: Chunk, task: &Task) {
         let Chunk { lines, mut ack } = chunk;
         let Outcome { records, poisoned } = self.pipeline.run(lines, &mut ack);
-        let records = Arc::new(records);
-        for mut share in ack.into_shares() {
+        let records = self.stock.share(records);
+        ack.hand_out(|mut share| {
             poisoned.iter().for_each(|line| self.dead_letter(&records, line, &mut share));
             if share.count().lines > 0 {
                 self.hand_over(Parcel { records: records.clone(), share }, task);
             }
-        }
+        });
     }
 
     fn dead_letter(&self, records: &Records, poisoned: &Poisoned, share: &mut Share) {

@@ -13,7 +13,6 @@
 //! wait for the same disk anyway: `changing` is contended only after a sync has failed, and `syncing` only if two
 //! threads sync one file at once, of which the kernel would tell one alone that it failed.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -57,8 +56,8 @@ fn lost(what: impl Into<String>) -> io::Error {
 struct Pieces {
     /// Rises with each piece.
     turn: u64,
-    /// By their start; none over another.
-    known: BTreeMap<u64, Piece>,
+    /// Rising; none over another. A list, since nearly all are added at its end, which takes no memory each time.
+    known: Vec<Piece>,
     /// The turn of the last one that was written past us.
     unseen: Option<u64>,
     /// The last sync has failed.
@@ -67,6 +66,7 @@ struct Pieces {
 
 #[derive(Clone, Copy)]
 struct Piece {
+    start: u64,
     end: u64,
     /// `None`: a part of what it was summed up of was cut off.
     sum: Option<u32>,
@@ -102,6 +102,27 @@ impl Written {
         self.pieces.lock().in_doubt
     }
 
+    /// What is compared after a sync has failed.
+    pub fn sum_of(bytes: &[u8]) -> u32 {
+        crc32fast::hash(bytes)
+    }
+
+    /// [`DiskFile::write_at`] for those who have the sum of the bytes already.
+    pub fn write_summed(&self, bytes: &[u8], offset: u64, sum: u32) -> io::Result<()> {
+        let _still = self.changing.lock();
+        if self.is_in_doubt() {
+            return Err(io::Error::other("the disk did not keep what was written before, which goes first"));
+        }
+        let written = self.file.write_at(bytes, offset);
+        let mut pieces = self.pieces.lock();
+        let end = offset + bytes.len() as u64;
+        pieces.forget(offset, end);
+        if written.is_ok() {
+            pieces.add(offset, end, sum);
+        }
+        written
+    }
+
     /// Everything that was written since a sync last succeeded. Nothing of it is believed to have reached the disk.
     fn write_again(&self) -> io::Result<()> {
         let _still = self.changing.lock();
@@ -116,7 +137,7 @@ impl Written {
             return Err(lost("what was written before a sync failed cannot be read back"));
         }
         let (place, mut bytes) = (self.file.in_place()?, Vec::new());
-        for (start, Piece { end, sum, .. }) in known {
+        for Piece { start, end, sum, .. } in known {
             let (mut at, mut hasher) = (start, Hasher::new());
             while at < end {
                 bytes.resize(AGAIN_BYTES.min((end - at) as usize), 0);
@@ -151,7 +172,7 @@ impl Durable for Written {
         let mut pieces = self.pieces.lock();
         pieces.in_doubt = synced.is_err();
         if synced.is_ok() {
-            pieces.known.retain(|_, piece| piece.turn > upto);
+            pieces.known.retain(|piece| piece.turn > upto);
             pieces.unseen = pieces.unseen.filter(|turn| *turn > upto);
         }
         synced
@@ -165,18 +186,7 @@ impl DiskFile for Written {
 
     /// At its end, for a file that is only appended to. Refused while the disk has to take again what it had before.
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        let _still = self.changing.lock();
-        if self.is_in_doubt() {
-            return Err(io::Error::other("the disk did not keep what was written before, which goes first"));
-        }
-        let written = self.file.write_at(bytes, offset);
-        let mut pieces = self.pieces.lock();
-        let end = offset + bytes.len() as u64;
-        pieces.forget(offset, end);
-        if written.is_ok() {
-            pieces.add(offset, end, crc32fast::hash(bytes));
-        }
-        written
+        self.write_summed(bytes, offset, Written::sum_of(bytes))
     }
 
     fn size(&self) -> io::Result<u64> {
@@ -210,19 +220,16 @@ impl DiskFile for Written {
 impl Pieces {
     /// All that reach into this range.
     fn forget(&mut self, start: u64, end: u64) {
-        let before = self.known.range(..start).next_back().filter(|(_, piece)| piece.end > start);
-        let before = before.map(|(at, _)| *at);
-        let within = self.known.range(start..end.max(start)).map(|(at, _)| *at);
-        let over: Vec<u64> = before.into_iter().chain(within).collect();
-        for at in over {
-            self.known.remove(&at);
-        }
+        let first = self.known.partition_point(|piece| piece.end <= start);
+        let over = self.known[first..].partition_point(|piece| piece.start < end);
+        self.known.drain(first..first + over);
     }
 
     fn add(&mut self, start: u64, end: u64, sum: u32) {
         if start < end {
             self.turn += 1;
-            self.known.insert(start, Piece { end, sum: Some(sum), turn: self.turn });
+            let at = self.known.partition_point(|piece| piece.start < start);
+            self.known.insert(at, Piece { start, end, sum: Some(sum), turn: self.turn });
             if self.known.len() > PIECES_MAX {
                 self.join();
             }
@@ -231,31 +238,28 @@ impl Pieces {
 
     /// All but the last ones, where they touch.
     fn join(&mut self) {
-        let apart = self.known.keys().nth(self.known.len() - PIECES_APART).copied().unwrap_or_default();
-        let behind = self.known.split_off(&apart);
-        for (start, piece) in std::mem::replace(&mut self.known, behind) {
-            match self.known.range_mut(..start).next_back() {
-                Some((first, last)) if last.end == start => {
-                    let sum_of = |sum: Option<u32>, len| Some(Hasher::new_with_initial_len(sum?, len));
-                    let both = sum_of(last.sum, start - first).zip(sum_of(piece.sum, piece.end - start));
-                    last.sum = both.map(|(mut sum, next)| {
-                        sum.combine(&next);
-                        sum.finalize()
-                    });
-                    (last.end, last.turn) = (piece.end, last.turn.max(piece.turn));
-                }
-                _ => drop(self.known.insert(start, piece)),
+        let apart = self.known.len() - PIECES_APART;
+        let mut at = 0;
+        self.known.dedup_by(|piece, last| {
+            at += 1;
+            let joined = at < apart && last.end == piece.start;
+            if joined {
+                let sum_of =
+                    |piece: &Piece| Some(Hasher::new_with_initial_len(piece.sum?, piece.end - piece.start));
+                last.sum = sum_of(last).zip(sum_of(piece)).map(|(mut sum, next)| {
+                    sum.combine(&next);
+                    sum.finalize()
+                });
+                (last.end, last.turn) = (piece.end, last.turn.max(piece.turn));
             }
-        }
+            joined
+        });
     }
 
     fn cut(&mut self, size: u64) {
-        self.known.split_off(&size);
-        if let Some(mut last) = self.known.last_entry()
-            && last.get().end > size
-        {
-            let Piece { turn, .. } = *last.get();
-            last.insert(Piece { end: size, sum: None, turn });
+        self.known.truncate(self.known.partition_point(|piece| piece.start < size));
+        if let Some(last) = self.known.last_mut().filter(|last| last.end > size) {
+            (last.end, last.sum) = (size, None);
         }
     }
 }

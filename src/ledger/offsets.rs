@@ -2,8 +2,8 @@
 //! known file, and a start reads one chunk of each of ten thousand at once.
 //!
 //! More stand in a tree, so there may also be many. A tree keeps its first node, of more than a kilobyte, when the last
-//! entry goes: [`Offsets::give_back`] frees that. Not done with every last entry, since a file that is read at full
-//! speed would ask for it again with its next chunk. Pure.
+//! entry goes, and a place for one stays as well: [`Offsets::give_back`] frees that. Not done with every last entry, since
+//! a file that is read at full speed would ask for it again with its next chunk. Pure.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 pub enum Offsets<V> {
     #[default]
     Empty,
-    One(Box<(u64, V)>),
+    /// Perhaps none.
+    One(Box<Option<(u64, V)>>),
     /// Perhaps none.
     Many(Box<BTreeMap<u64, V>>),
 }
@@ -56,7 +57,7 @@ impl<V> Offsets<V> {
     pub fn len(&self) -> usize {
         match self {
             Offsets::Empty => 0,
-            Offsets::One(_) => 1,
+            Offsets::One(one) => usize::from(one.is_some()),
             Offsets::Many(tree) => tree.len(),
         }
     }
@@ -66,24 +67,20 @@ impl<V> Offsets<V> {
     }
 
     pub fn insert(&mut self, offset: u64, value: V) {
-        *self = match std::mem::take(self) {
-            Offsets::Empty => Offsets::One(Box::new((offset, value))),
-            Offsets::One(one) if one.0 == offset => Offsets::One(Box::new((offset, value))),
-            Offsets::One(one) => Offsets::Many(Box::new(BTreeMap::from([*one, (offset, value)]))),
-            Offsets::Many(mut tree) => {
-                tree.insert(offset, value);
-                Offsets::Many(tree)
-            }
+        match self {
+            Offsets::Empty => *self = Offsets::One(Box::new(Some((offset, value)))),
+            Offsets::One(one) => match one.take().filter(|(known, _)| *known != offset) {
+                None => **one = Some((offset, value)),
+                Some(other) => *self = Offsets::Many(Box::new(BTreeMap::from([other, (offset, value)]))),
+            },
+            Offsets::Many(tree) => drop(tree.insert(offset, value)),
         }
     }
 
     pub fn remove(&mut self, offset: u64) -> Option<V> {
         match self {
-            Offsets::One(one) if one.0 == offset => match std::mem::take(self) {
-                Offsets::One(one) => Some(one.1),
-                _ => None,
-            },
-            Offsets::Empty | Offsets::One(_) => None,
+            Offsets::Empty => None,
+            Offsets::One(one) => one.take_if(|(known, _)| *known == offset).map(|(_, value)| value),
             Offsets::Many(tree) => tree.remove(&offset),
         }
     }
@@ -96,10 +93,12 @@ impl<V> Offsets<V> {
     /// Those from `first` up to `end`, exclusive, rising.
     pub fn range(&self, first: u64, end: u64) -> impl Iterator<Item = (u64, &V)> {
         let (one, tree) = match self {
-            Offsets::One(one) if (first..end).contains(&one.0) => (Some((one.0, &one.1)), None),
+            Offsets::One(one) => ((**one).as_ref(), None),
             Offsets::Many(tree) if first < end => (None, Some(tree.range(first..end))),
             _ => (None, None),
         };
+        let one =
+            one.filter(|(offset, _)| (first..end).contains(offset)).map(|(offset, value)| (*offset, value));
         one.into_iter().chain(tree.into_iter().flatten().map(|(offset, value)| (*offset, value)))
     }
 
@@ -107,7 +106,9 @@ impl<V> Offsets<V> {
     pub fn at_or_before(&self, offset: u64) -> Option<(u64, &V)> {
         match self {
             Offsets::Empty => None,
-            Offsets::One(one) => (one.0 <= offset).then_some((one.0, &one.1)),
+            Offsets::One(one) => {
+                (**one).as_ref().filter(|(at, _)| *at <= offset).map(|(at, value)| (*at, value))
+            }
             Offsets::Many(tree) => tree.range(..=offset).next_back().map(|(at, value)| (*at, value)),
         }
     }
@@ -141,6 +142,11 @@ mod tests {
         assert!(matches!(offsets, Offsets::Empty));
         offsets.insert(7, 'c');
         assert!(matches!(offsets, Offsets::One(_)));
+        offsets.remove(7);
+        assert!(matches!(offsets, Offsets::One(_)), "its place is kept for the next one");
+        offsets.give_back();
+        assert!(matches!(offsets, Offsets::Empty));
+        offsets.insert(7, 'c');
         let read: Offsets<char> = serde_json::from_str(r#"{"7":"c"}"#).unwrap();
         assert!(matches!(read, Offsets::One(_)) && read == offsets);
     }

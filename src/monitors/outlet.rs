@@ -21,7 +21,7 @@ use crossbeam_channel::{Receiver, Select, Sender, TrySendError};
 use parking_lot::Mutex;
 
 use super::SourceOptions;
-use crate::ack::{Ack, Count, GenerationId, Receipts, SHARE_BYTES};
+use crate::ack::{Claims, Count, GenerationId, SHARE_BYTES};
 use crate::budget::{Budget, Credit, Door, Refused};
 use crate::clock::{Clock, StampClock};
 use crate::ledger::{
@@ -73,7 +73,7 @@ pub struct Supply {
     foretold: Arc<BTreeMap<GenerationId, Vec<Progress>>>,
     sinks: usize,
     book: Book,
-    receipts: Arc<dyn Receipts>,
+    claims: Claims,
     intakes: Arc<[Sender<Chunk>]>,
     /// How many bytes are read at once at most, but for a longer line.
     chunk_bytes: usize,
@@ -106,7 +106,7 @@ impl Supply {
             next_generation: Arc::new(AtomicU64::new(restored.next_generation)),
             foretold: restored.foretold.clone(),
             sinks,
-            receipts: Arc::new(book.clone()),
+            claims: Claims::new(Arc::new(book.clone())),
             book,
             intakes: intakes.into(),
         }
@@ -423,7 +423,7 @@ impl Outlet {
                 timed: None,
                 credit,
             };
-            let ack = Ack::new(generation, range.clone(), count, sinks, &self.supply.receipts);
+            let ack = self.supply.claims.ack(generation, range.clone(), count, sinks);
             self.hand_over(Chunk { lines, ack }, stamp)?;
         }
         stream.move_to(range.end, count.lines, cut);

@@ -49,5 +49,5 @@ pub fn parcel(lines: Lines, kept: &Arc<Kept>) -> Parcel {
     let receipts: Arc<dyn Receipts> = kept.clone();
     let ack = Ack::new(GenerationId(1), lines.byte_range(), lines.count(), SinkSet::all(1), &receipts);
     let share = ack.into_shares().remove(0);
-    Parcel { records: Arc::new(Records::untouched(lines)), share }
+    Parcel { records: Records::untouched(lines).into(), share }
 }

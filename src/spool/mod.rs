@@ -49,6 +49,7 @@ use crate::disk::{Disk, DiskFile, Open};
 use crate::durable::{Passed, SyncFolder, Unsynced, Written};
 use crate::error::{Context, Result};
 use crate::record::{Origin, RECORD_WEIGHT, Records, Slice};
+use crate::sync::Shared;
 
 /// What is freed at once, and what a start reads at most to find the end.
 const SEGMENT_BYTES_MOST: u64 = 16 << 20;
@@ -140,7 +141,7 @@ pub enum Why {
 /// A frame that came back.
 pub struct Replayed {
     pub sequence: u64,
-    pub records: Arc<Records>,
+    pub records: Shared<Records>,
     /// So many of them were answered for in an earlier life.
     pub answered: u32,
     pub range: Range<u64>,

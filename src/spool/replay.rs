@@ -135,7 +135,7 @@ impl Spool {
         let file = self.file_to_read(at)?;
         let range = header.start..header.end;
         let records = match frame::read(&*file, place.offset, &header, credit, &mut self.origin) {
-            Ok(records) => Arc::new(records),
+            Ok(records) => records.into(),
             Err(Broken::Unreadable(cause)) if self.tries + 1 < TRIES_MOST => {
                 self.tries += 1;
                 return Err(cause);

@@ -28,7 +28,7 @@ fn settings(disk: &ModelDisk, max_bytes: u64, when_full: WhenFull) -> Settings {
 
 /// A chunk of one line that says where it stands.
 fn chunk(start: u64, text: &str) -> Slice {
-    Slice::all(Arc::new(Records::untouched(lines(&[text], start, false))))
+    Slice::all(Shared::from(Records::untouched(lines(&[text], start, false))))
 }
 
 /// All that is there to be read, as (sequence, offset, text).
@@ -86,7 +86,7 @@ proptest! {
         };
         prop_assume!(!records.is_empty());
         let (from, to) = (from % records.len(), to % records.len());
-        let slice = Slice { records: Arc::new(records), range: from.min(to)..from.max(to) + 1 };
+        let slice = Slice { records: records.into(), range: from.min(to)..from.max(to) + 1 };
 
         let disk = ModelDisk::default();
         let (mut spool, _) = Spool::open(settings(&disk, 1 << 20, WhenFull::Wait)).unwrap();
@@ -389,7 +389,7 @@ fn an_earlier_life_that_had_answers_out_of_turn_is_believed() {
         let mut chunk = lines(&["a\n", "b\n", "c\n"], at * 6, true);
         let origin = Arc::get_mut(&mut chunk.origin).unwrap();
         origin.lineage = at % 2;
-        spool.put(&Slice::all(Arc::new(Records::untouched(chunk)))).unwrap();
+        spool.put(&Slice::all(Shared::from(Records::untouched(chunk)))).unwrap();
     }
     assert_eq!(read_all(&mut spool).len(), 6);
     // The first connection has one line of its first frame; the second is done with two of its three.

@@ -308,8 +308,7 @@ impl Replay<'_> {
         let mut parts = Vec::new();
         for kept in letters {
             let credit = door.try_take(&holder, 1).map_err(|_| "no room").context(|| "a replay".into())?;
-            let records = Arc::new(kept.letter.records(credit)?);
-            let slice = Slice::all(records);
+            let slice = Slice::all(kept.letter.records(credit)?.into());
             let range = kept.letter.offset..kept.letter.offset + kept.letter.len;
             let ack =
                 Ack::new(slice.records.origin().generation, range, slice.count(), SinkSet::all(1), &receipts);

@@ -110,7 +110,7 @@ impl Stage {
         loop {
             loop {
                 let event = match (self.has_event(), self.is_due()) {
-                    (true, _) => self.lane.next_event(),
+                    (true, _) => self.lane.next_event(self.clock.now()),
                     (false, true) => Event::Due,
                     (false, false) => break,
                 };
@@ -306,7 +306,7 @@ fn connections_that_fail_at_once_have_failed_once() {
     let batcher = Batcher::new(stage.lane.options.batch);
     stage.lane.streets.push(Street { jobs: job, batcher, queue: VecDeque::new(), away: false });
     stage.feed(&["1", "2"], true);
-    let event = stage.lane.next_event();
+    let event = stage.lane.next_event(stage.clock.now());
     stage.lane.handle(event, stage.clock.now()).unwrap();
     let other = stage.lane.streets[0].queue.pop_front().unwrap();
     stage.lane.streets[1].queue.push_back(other);
@@ -324,7 +324,7 @@ fn a_refusal_that_comes_late_counts_all_the_same() {
     let mut stage = Stage::new(1, None);
     stage.feed(&["bad"], true);
     stage.feed(&["2"], true);
-    let event = stage.lane.next_event();
+    let event = stage.lane.next_event(stage.clock.now());
     stage.lane.handle(event, stage.clock.now()).unwrap();
     let batch = stage.jobs.recv().unwrap();
     stage.switch.abort();
@@ -400,11 +400,11 @@ proptest! {
 fn a_scheduler_that_is_gone_is_not_heard_again() {
     let mut stage = Stage::new(1, None);
     drop(std::mem::replace(&mut stage.again, bounded(1).0));
-    let event = stage.lane.next_event();
+    let event = stage.lane.next_event(stage.clock.now());
     assert!(matches!(event, Event::SchedulerGone));
     stage.lane.handle(event, stage.clock.now()).unwrap();
     stage.feed(&["1"], true);
-    assert!(matches!(stage.lane.next_event(), Event::Parcel(_)));
+    assert!(matches!(stage.lane.next_event(stage.clock.now()), Event::Parcel(_)));
     stage.close_inlet();
-    assert!(matches!(stage.lane.next_event(), Event::InletClosed));
+    assert!(matches!(stage.lane.next_event(stage.clock.now()), Event::InletClosed));
 }

@@ -13,7 +13,7 @@ use xxhash_rust::xxh3::Xxh3;
 use super::origins::{Account, Own, Place};
 use super::stream::Past;
 use super::{CHUNK_LINES, NotSent, Outlet, Stream, cost_besides};
-use crate::ack::{Ack, Count, GenerationId};
+use crate::ack::{Count, GenerationId};
 use crate::budget::{Credit, Refused};
 use crate::ledger::{BEFORE_BYTES, Cursor, Head, Known, Note, Opened, Stamp};
 use crate::monitors::SourceOptions;
@@ -208,7 +208,7 @@ impl Outlet {
                 timed: Some(timed),
                 credit,
             };
-            let ack = Ack::new(generation, range.clone(), count, sinks, &self.supply.receipts);
+            let ack = self.supply.claims.ack(generation, range.clone(), count, sinks);
             self.hand_over(Chunk { lines, ack }, stamp)?;
         }
         stream.move_to(range.end, count.lines, false);

@@ -17,7 +17,7 @@ use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use xxhash_rust::xxh3::xxh3_64;
+use crc32fast::Hasher;
 
 use super::journal::SEGMENT_BYTES;
 use crate::ack::GenerationId;
@@ -44,7 +44,7 @@ pub struct Appended {
     pub inode: u64,
     pub offset: u64,
     pub length: u64,
-    /// Of each block, see [`blocks`].
+    /// See [`sums`].
     pub sums: Vec<u32>,
     pub parts: Vec<Part>,
 }
@@ -79,8 +79,21 @@ pub fn blocks(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
     })
 }
 
-pub fn sum_of(block: &[u8]) -> u32 {
-    xxh3_64(block) as u32
+/// Of the bytes that stand at `offset`, up to the end of each block: the last one is of all of them, and each block can
+/// be told from others by itself, see [`sum_on`].
+pub fn sums(offset: u64, bytes: &[u8]) -> impl Iterator<Item = u32> {
+    let mut hasher = Hasher::new();
+    blocks(offset..offset + bytes.len() as u64).map(move |block| {
+        hasher.update(&bytes[(block.start - offset) as usize..(block.end - offset) as usize]);
+        hasher.clone().finalize()
+    })
+}
+
+/// What the sum is behind this block, if it is `before` in front of it.
+pub fn sum_on(before: u32, block: &[u8]) -> u32 {
+    let mut hasher = Hasher::new_with_initial(before);
+    hasher.update(block);
+    hasher.finalize()
 }
 
 /// The one that is written now.
@@ -103,21 +116,24 @@ impl Frame {
         }
     }
 
-    pub fn append(&mut self, path: &Path, inode: u64, offset: u64, bytes: &[u8], parts: &[Part]) {
+    /// Returns the sum of all of the bytes.
+    pub fn append(&mut self, path: &Path, inode: u64, offset: u64, bytes: &[u8], parts: &[Part]) -> u32 {
         self.0.push(b'a');
         let name = path.as_os_str().as_bytes();
         self.put(name.len() as u64);
         self.0.extend_from_slice(name);
         [inode, offset, bytes.len() as u64].into_iter().for_each(|number| self.put(number));
-        for block in blocks(offset..offset + bytes.len() as u64) {
-            let block = &bytes[(block.start - offset) as usize..(block.end - offset) as usize];
-            self.0.extend_from_slice(&sum_of(block).to_le_bytes());
+        let mut all = 0;
+        for sum in sums(offset, bytes) {
+            self.0.extend_from_slice(&sum.to_le_bytes());
+            all = sum;
         }
         for Part { generation, range, replayable } in parts {
             self.put(generation.0);
             self.put(range.start);
             self.put((range.end - range.start) << 1 | u64::from(*replayable));
         }
+        all
     }
 
     pub fn delete(&mut self, inode: u64, length: u64) {

@@ -242,8 +242,8 @@ impl Journal {
         }
     }
 
-    /// About to append `bytes` to the output at `path`, which has `offset` bytes. An error: it must not be, now. What
-    /// was noted before did not reach the disk, and is written again first.
+    /// About to append `bytes` to the output at `path`, which has `offset` bytes: returns their sum. An error: it must
+    /// not be, now. What was noted before did not reach the disk, and is written again first.
     pub fn append(
         &mut self,
         path: &Path,
@@ -251,10 +251,11 @@ impl Journal {
         offset: u64,
         bytes: &[u8],
         parts: &[Part],
-    ) -> Result<()> {
+    ) -> Result<u32> {
         self.frame.begin(self.live_from, &self.void);
-        self.frame.append(path, inode, offset, bytes, parts);
-        self.write()
+        let sum = self.frame.append(path, inode, offset, bytes, parts);
+        self.write()?;
+        Ok(sum)
     }
 
     /// About to delete an output of so many bytes. An error: as of [`Journal::append`].

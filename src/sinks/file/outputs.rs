@@ -52,7 +52,7 @@ pub struct Outputs {
     clock: Clock,
     disk: Arc<dyn Disk>,
     journal: Option<Journal>,
-    /// For the journal; kept for its memory.
+    /// Where what is about to be written comes from; kept for its memory.
     parts: Vec<Part>,
     unsynced: Unsynced,
     own_files: OwnFiles,
@@ -196,9 +196,7 @@ impl Outputs {
             });
             let fresh = std::mem::replace(&mut output.turn, self.turn) == 0;
             if fresh && !output.whole && !piece.continues {
-                if let Some(journal) = &mut self.journal {
-                    journal.append(path, output.id.inode, output.len, b"\n", &[])?;
-                }
+                self.parts.clear();
                 self.append(path, output, b"\n")?;
             }
         }
@@ -206,11 +204,7 @@ impl Outputs {
         loop {
             let part = self.fits(output, piece, at);
             if part > 0 {
-                if let Some(journal) = &mut self.journal {
-                    piece.parts(at..at + part, &mut self.parts);
-                    let bytes = &piece.bytes[at..at + part];
-                    journal.append(path, output.id.inode, output.len, bytes, &self.parts)?;
-                }
+                piece.parts(at..at + part, &mut self.parts);
                 self.append(path, output, &piece.bytes[at..at + part])?;
                 at += part;
             }
@@ -227,8 +221,13 @@ impl Outputs {
         }
     }
 
-    fn append(&self, path: &Path, output: &mut Output, bytes: &[u8]) -> Result<()> {
-        let written = output.append(bytes);
+    /// Notes it first, with where it comes from. The bytes are summed up once, for the journal and for the file.
+    fn append(&mut self, path: &Path, output: &mut Output, bytes: &[u8]) -> Result<()> {
+        let sum = match &mut self.journal {
+            Some(journal) => journal.append(path, output.id.inode, output.len, bytes, &self.parts)?,
+            None => Written::sum_of(bytes),
+        };
+        let written = output.append(bytes, sum);
         self.unsynced.note(output.file.clone()); // a write that failed may have left its part
         written.context(|| format!("could not write {} bytes to {}", bytes.len(), path.display()))
     }
@@ -430,11 +429,11 @@ impl Outputs {
 }
 
 impl Output {
-    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+    fn append(&mut self, bytes: &[u8], sum: u32) -> io::Result<()> {
         if self.len == 0 {
             self.age = (Duration::ZERO, self.used);
         }
-        self.file.write_at(bytes, self.len)?;
+        self.file.write_summed(bytes, self.len, sum)?;
         self.len += bytes.len() as u64;
         self.whole = bytes.ends_with(b"\n");
         Ok(())

@@ -215,6 +215,7 @@ mod tests {
     use crate::ack::GenerationId;
     use crate::record::fixture::lines;
     use crate::record::{Changed, Entry, Records};
+    use crate::sync::Shared;
 
     /// Two lines as they are, one replaced by two lines, one dropped, one as it is.
     fn payload(cuts: bool) -> Payload {
@@ -239,7 +240,7 @@ mod tests {
     fn what_is_large_stays_in_its_chunk_until_the_payload_is_cleared() {
         for (repeat, pieces) in [(1, 1), (LENT_LEAST, 2)] {
             let line = "x".repeat(repeat) + "\n";
-            let records = Arc::new(Records::untouched(lines(&["a\n", &line, &line, "c"], 100, true)));
+            let records = Shared::from(Records::untouched(lines(&["a\n", &line, &line, "c"], 100, true)));
             let (mut payload, mut parts) = (Payload::default(), Vec::new());
             let path = payload.add_path(Path::new("/x").into());
             for range in [1..2, 2..4] {
@@ -257,9 +258,9 @@ mod tests {
                 from = parts[0].range.end;
             }
             assert!(text == [&line, &line, "c"].concat().as_bytes(), "{repeat}");
-            assert_eq!((from, Arc::strong_count(&records)), (102 + text.len() as u64, pieces * 2 - 1));
+            assert_eq!((from, Shared::owners(&records)), (102 + text.len() as u64, pieces * 2 - 1));
             payload.clear();
-            assert_eq!((payload.pieces().count(), Arc::strong_count(&records)), (0, 1));
+            assert_eq!((payload.pieces().count(), Shared::owners(&records)), (0, 1));
         }
     }
 

@@ -27,7 +27,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::frame::{Appended, Entry, Part, blocks, sum_of};
+use super::frame::{Appended, Entry, Part, blocks, sum_on};
 use super::journal::Found;
 use super::{UNSYNCED_MAX, rotate};
 use crate::ack::GenerationId;
@@ -271,7 +271,7 @@ fn states(file: &dyn DiskFile, known: &Known) -> io::Result<Vec<State>> {
 }
 
 fn state(file: &dyn DiskFile, entry: &Appended, size: u64) -> io::Result<State> {
-    let (mut sums, mut state) = (entry.sums.iter(), State::Whole);
+    let (mut sums, mut before, mut state) = (entry.sums.iter(), 0, State::Whole);
     let mut start = entry.offset;
     while start < entry.end() {
         let end = entry.end().min((start / READ_BYTES + 1) * READ_BYTES);
@@ -281,7 +281,8 @@ fn state(file: &dyn DiskFile, entry: &Appended, size: u64) -> io::Result<State> 
         for (block, sum) in blocks(start..end).zip(&mut sums) {
             let range = (block.start - start) as usize..(block.end - start) as usize;
             let there = &bytes[range.start.min(filled)..range.end.min(filled)];
-            if there.len() < range.len() || sum_of(there) != *sum {
+            let before = std::mem::replace(&mut before, *sum);
+            if there.len() < range.len() || sum_on(before, there) != *sum {
                 if there.iter().any(|byte| *byte != 0) {
                     return Ok(State::Strange);
                 }
@@ -297,6 +298,7 @@ fn state(file: &dyn DiskFile, entry: &Appended, size: u64) -> io::Result<State> 
 mod tests {
     use super::*;
     use crate::disk::model::ModelDisk;
+    use crate::sinks::file::frame::sums;
 
     const OUT: &str = "/out/x";
 
@@ -318,10 +320,7 @@ mod tests {
 
         fn note(&mut self, bytes: &[u8], replayable: bool) {
             let offset = self.file.size().unwrap();
-            let range = offset..offset + bytes.len() as u64;
-            let part =
-                |block: Range<u64>| &bytes[(block.start - offset) as usize..(block.end - offset) as usize];
-            let sums = blocks(range.clone()).map(|block| sum_of(part(block))).collect();
+            let sums = sums(offset, bytes).collect();
             let generation = GenerationId(self.entries.len() as u64);
             self.entries.push((
                 generation.0 + 1,

@@ -12,6 +12,7 @@ use crate::clock::Clock;
 use crate::durable::FileId;
 use crate::record::{Changed, Entry, Labels, Lines, Origin, Records, Slice};
 use crate::sinks::{Answer, BatchLimits, Connection, Format, KindOptions, RetryOptions, RotateOptions};
+use crate::sync::Shared;
 use crate::tasks::Switch;
 
 /// 2024-03-01, 12 o'clock and 7 ns.
@@ -59,7 +60,7 @@ pub fn batch(number: u64, parts: Vec<Lines>) -> Batch {
     let part = |lines: Lines| {
         let generation = lines.origin.generation;
         let ack = Ack::new(generation, lines.byte_range(), lines.count(), SinkSet::all(1), &receipts);
-        let records = Arc::new(Records::untouched(lines));
+        let records = Shared::from(Records::untouched(lines));
         let slice = Slice { range: 0..records.len(), records };
         (slice, ack.into_shares().pop().unwrap())
     };
@@ -286,7 +287,7 @@ fn a_record_is_whole_in_one_output_whatever_its_length() {
                     });
                     let entries = entries.collect();
                     batch.parts[0].0.records =
-                        Arc::new(Records::kept(lines(&a, &[b"1\n", b"2\n", b"3\n"], NOON_NS), entries));
+                        Shared::from(Records::kept(lines(&a, &[b"1\n", b"2\n", b"3\n"], NOON_NS), entries));
                     batch
                 }
             };

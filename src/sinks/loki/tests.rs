@@ -132,7 +132,7 @@ fn batch(all: Vec<Records>) -> Batch {
         let count = records.count(range.clone());
         let ack = Ack::new(GenerationId(1), 0..count.bytes, count, SinkSet::all(1), &receipts);
         let share = ack.into_shares().remove(0);
-        (Slice { records: Arc::new(records), range }, share)
+        (Slice { records: records.into(), range }, share)
     };
     Batch { number: 1, parts: all.into_iter().map(part).collect() }
 }

@@ -87,7 +87,7 @@ impl Stage {
             self.reports.send(Report { street: 0, batch, answer }).unwrap();
         }
         while self.has_event() || self.is_due() {
-            let event = if self.has_event() { self.lane.next_event() } else { Event::Due };
+            let event = if self.has_event() { self.lane.next_event(self.clock.now()) } else { Event::Due };
             self.lane.handle(event, self.clock.now()).unwrap();
         }
     }

@@ -1,7 +1,7 @@
 use super::*;
 use crate::ack::GenerationId;
 use crate::disk::model::ModelDisk;
-use crate::sinks::file::frame::{Appended, sum_of};
+use crate::sinks::file::frame::{Appended, sums};
 
 struct Bench {
     disk: ModelDisk,
@@ -69,11 +69,12 @@ fn what_was_noted_is_read_in_its_order() {
     assert!(entries.is_empty() && bench.segments() == 0, "nothing is made before the first entry");
     let bytes = vec![7; 1300];
     let parts = [part(1, 0..1000), part(2, 1 << 40..u64::MAX / 4)];
-    journal.append(Path::new("/out/x \u{e4}"), 9, 300, &bytes, &parts).unwrap();
+    let sum = journal.append(Path::new("/out/x \u{e4}"), 9, 300, &bytes, &parts).unwrap();
+    assert_eq!(sum, crc32fast::hash(&bytes));
     journal.delete(9, 1600).unwrap();
     let (mut journal, entries) = bench.open();
-    let sums =
-        vec![sum_of(&bytes[..212]), sum_of(&bytes[..512]), sum_of(&bytes[..512]), sum_of(&bytes[..64])];
+    let sums: Vec<u32> = sums(300, &bytes).collect();
+    assert_eq!(sums, [212, 724, 1236, 1300].map(|upto| crc32fast::hash(&bytes[..upto])));
     let path = "/out/x \u{e4}".into();
     let appended = Appended { path, inode: 9, offset: 300, length: 1300, sums, parts: parts.to_vec() };
     let expected = [Entry::Appended(appended), Entry::Deleted { inode: 9, length: 1600 }];
@@ -247,7 +248,9 @@ fn a_power_cut_takes_the_newest_entries_at_most() {
     for seed in 0..200 {
         let bench = Bench::new();
         let (mut journal, _) = bench.open();
-        let mut note = |offset| journal.append(Path::new("/x"), 1, offset, &[1; 9000], &[]).unwrap();
+        let mut note = |offset| {
+            journal.append(Path::new("/x"), 1, offset, &[1; 9000], &[]).unwrap();
+        };
         (0..5).for_each(&mut note);
         bench.unsynced.sync().unwrap();
         (5..9).for_each(&mut note);
