@@ -304,15 +304,15 @@ mod tests {
     }
 
     proptest! {
-        /// What others make of the same pattern.
+        /// What others make of the same pattern; but that theirs takes a slash for `[!a]`.
         #[test]
         fn it_agrees_with_globset(
-            pattern in "(/(\\*\\*|(a|b|\\*|\\?|\\[ab\\]|\\[!a\\]|\\{a,b\\*\\}|\\{a\\{b,ab\\},\\?\\}|\\\\\\*){1,4})){1,4}",
+            pattern in "(/(\\*\\*|(a|b|\\*|\\?|\\[ab\\]|\\[!a/\\]|\\{a,b\\*\\}|\\{a\\{b,ab\\},\\?\\}|\\\\\\*){1,4})){1,4}",
             path in "(/[ab*]{1,3}){1,5}",
         ) {
             prop_assume!(!pattern.contains("***") && !is_part_of_a_name(&pattern));
             let theirs = globset::GlobBuilder::new(&pattern).literal_separator(true).build().unwrap();
-            let ours = Glob::path(&pattern).unwrap();
+            let Ok(ours) = Glob::path(&pattern) else { return Err(TestCaseError::reject("too many ways")) };
             prop_assert_eq!(ours.matches(&path), theirs.compile_matcher().is_match(&path));
         }
 
