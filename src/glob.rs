@@ -88,7 +88,14 @@ impl Sign {
 
 /// A pattern that stands for exactly `text`.
 pub fn escape(text: &str) -> String {
-    text.chars().flat_map(|c| "*?[]{},\\".contains(c).then_some('\\').into_iter().chain([c])).collect()
+    let mut pattern = String::new();
+    for c in text.chars() {
+        match c {
+            '*' | '?' | '[' | ']' | '{' | '}' | ',' | '\\' => pattern.extend(['[', c, ']']),
+            c => pattern.push(c),
+        }
+    }
+    pattern
 }
 
 /// Whether `pattern` describes all of `subject`. After a star the shortest is tried first; the last star alone is

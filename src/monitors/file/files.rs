@@ -520,6 +520,7 @@ impl Files {
         self.view.renew(|shown| {
             shown.files.clear();
             shown.files.extend(files);
+            shown.files.shrink_to_fit();
             shown.files.sort_unstable_by(|a, b| a.path.cmp(&b.path));
             shown.followed = self.tails.len();
             shown.open = self.open;
