@@ -245,7 +245,7 @@ impl Budget {
             Some(Holding { bytes, source, filename: held.filename.clone() })
         };
         let mut holdings: Vec<Holding> = held.into_iter().filter_map(holding).collect();
-        holdings.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.filename.cmp(&b.filename)));
+        holdings.sort_unstable_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.filename.cmp(&b.filename)));
         holdings.truncate(top);
         holdings
     }

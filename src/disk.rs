@@ -203,7 +203,7 @@ impl Disk for RealDisk {
             entries => entries?,
         };
         let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<PathBuf>>>()?;
-        paths.sort();
+        paths.sort_unstable();
         Ok(paths)
     }
 

@@ -61,7 +61,7 @@
 //! | 3 | [`ledger`] | the journal of stamps, checkpoints, progress and account per generation and sink |
 //! | 2 | [`record`] over [`ack`], [`budget`] | what travels; what returns; how much may be under way |
 //! | 1 | [`net`] over [`tasks`] | connect and resolve that can be interrupted; spawn, watch, stop, join |
-//! | 0 | [`clock`], [`cri`], [`durable`], [`metrics`], [`sync`] over [`error`], [`disk`] | time, a format that two floor mates read, files that survive, counters, locks or their model and what is shared, sentences |
+//! | 0 | [`clock`], [`cri`], [`durable`], [`glob`], [`metrics`], [`sync`] over [`error`], [`disk`] | time, a format that two floor mates read, files that survive, patterns, counters, locks or their model and what is shared, sentences |
 //!
 //! ## Threads
 //!
@@ -155,6 +155,7 @@ pub mod disk;
 pub mod dispatcher;
 pub mod durable;
 pub mod error;
+pub mod glob;
 pub mod ledger;
 pub mod metrics;
 pub mod monitors;

@@ -1,9 +1,8 @@
 //! `sources[]` of the type `docker`: which engine, which of its containers, and what their lines are labelled with.
 
-use globset::{Glob, GlobMatcher};
-
 use super::reader::{Item, Reader};
 use super::values::{self, MIB, quoted};
+use crate::glob::Glob;
 use crate::monitors::StartAt;
 use crate::monitors::container::labels::{Choice, From, Matching};
 use crate::monitors::container::{Address, ContainerSourceOptions, StreamAs, Tls};
@@ -94,11 +93,11 @@ fn matching(reader: &Reader<'_>, key: &'static str) -> Matching {
     matching
 }
 
-fn glob(item: &Item<'_>) -> Option<GlobMatcher> {
-    match Glob::new(&item.string()?) {
-        Ok(glob) => Some(glob.compile_matcher()),
+fn glob(item: &Item<'_>) -> Option<Glob> {
+    match Glob::text(&item.string()?) {
+        Ok(glob) => Some(glob),
         Err(cause) => {
-            item.complain(format_args!("is not a pattern: {}", cause.kind()));
+            item.complain(format_args!("is not a pattern: {cause}"));
             None
         }
     }

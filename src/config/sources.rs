@@ -8,7 +8,10 @@ use super::docker;
 use super::memory::MAX_LINE_BYTES;
 use super::reader::{Item, Reader, Room};
 use super::values::{self, GIB, quoted};
-use crate::monitors::{Binary, FileSourceOptions, HoldDeleted, SourceKind, SourceOptions, StartAt};
+use crate::glob::{self, Glob};
+use crate::monitors::{
+    Binary, FileSourceOptions, HoldDeleted, SourceKind, SourceOptions, StartAt, container,
+};
 
 /// One entry, before the memory is shared out.
 pub struct Source<'a> {
@@ -45,6 +48,11 @@ fn entry<'a>(item: &Item<'a>, host: &str) -> Option<Source<'a>> {
         reader.give_up();
         return None;
     };
+    if matches!(kind, Type::Docker) && !container::AVAILABLE {
+        item.complain("follows containers, which this build leaves out (cargo feature containers)");
+        reader.give_up();
+        return None;
+    }
     let name = reader.item("name");
     let mut labels = reader.labels("labels", &["source", "filename"]);
     if labels.get("host").is_none() {
@@ -136,15 +144,15 @@ fn glob(item: &Item<'_>, text: &str) -> Option<String> {
     let rooted = if text.starts_with('/') { text.to_owned() } else { below_folder(item.room(), text) };
     let pattern = Path::new(&rooted).components().collect::<std::path::PathBuf>();
     let pattern = pattern.to_string_lossy().into_owned();
-    if let Err(cause) = globset::GlobBuilder::new(&pattern).literal_separator(true).build() {
-        item.complain(format_args!("is not a pattern: {}", cause.kind()));
+    if let Err(cause) = Glob::path(&pattern) {
+        item.complain(format_args!("is not a pattern: {cause}"));
         return None;
     }
     Some(pattern)
 }
 
 fn below_folder(room: &Room<'_>, text: &str) -> String {
-    format!("{}/{text}", globset::escape(&room.folder().to_string_lossy()))
+    format!("{}/{text}", glob::escape(&room.folder().to_string_lossy()))
 }
 
 /// Each entry gets the name it asks for, else its type, with a number from the second one on.

@@ -48,7 +48,7 @@ fn aside(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
             name.and_then(|name| name.strip_prefix("deadletter-")?.strip_suffix(".jsonl")?.parse().ok());
         aside.extend(number.map(|number| (number, path)));
     }
-    aside.sort();
+    aside.sort_unstable();
     Ok(aside)
 }
 

@@ -159,7 +159,7 @@ impl ReadRecord {
             continues,
             cut,
             sinks: SinkSet::EMPTY,
-            before: Head { len, hash },
+            before: Head::new(len, hash),
             cursor: None,
         }
     }

@@ -445,8 +445,7 @@ fn a_hundred_thousand_generations_are_ready_at_once() {
     for number in 0..count {
         let Note::Opened(opened) = opened(0) else { unreachable!() };
         let filename = Some(Path::new(&format!("/var/log/applications/a/long/path/{number}.log")).into());
-        let identity =
-            Some(Identity { device: 65025, inode: number, head: Head { len: 1024, hash: !number } });
+        let identity = Some(Identity { device: 65025, inode: number, head: Head::new(1024, !number) });
         let opened = Opened { generation: GenerationId(number), filename, identity, ..*opened };
         state.apply(Note::Opened(Box::new(opened)), false).unwrap();
     }

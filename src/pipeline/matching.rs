@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use memchr::memmem::Finder;
+#[cfg(feature = "regex")]
 use regex::bytes::{Regex, RegexBuilder};
 
 use super::line::{FieldId, Line};
 use super::{Builder, Step};
 
 /// A compiled expression and the memory it uses while it searches, each: they exist once in every worker.
+#[cfg(feature = "regex")]
 const REGEX_BYTES_MAX: usize = 1024 * 1024;
 
 /// `"type": "keep"`: drops what does not match. `"type": "drop"`: drops what does.
@@ -35,6 +37,7 @@ pub(super) struct Matcher {
 }
 
 enum Test {
+    #[cfg(feature = "regex")]
     Regex(Regex),
     Bytes(Box<Finder<'static>>),
     Field(FieldId, Arc<str>),
@@ -44,7 +47,7 @@ impl Matcher {
     /// `None` after a complaint.
     pub fn new(options: &MatchOptions, drop_if: bool, builder: &mut Builder<'_>) -> Option<Matcher> {
         let test = match &options.condition {
-            Condition::Match(pattern) => Test::Regex(regex(pattern, builder)?),
+            Condition::Match(pattern) => regex(pattern, builder)?,
             Condition::Contains(bytes) if bytes.is_empty() => {
                 builder.complain("contains", "\"\" is found in every line; give some text".into());
                 return None;
@@ -57,6 +60,7 @@ impl Matcher {
 
     pub fn step(&self, line: &Line<'_>) -> Step {
         let matches = match &self.test {
+            #[cfg(feature = "regex")]
             Test::Regex(regex) => regex.is_match(line.text()),
             Test::Bytes(finder) => finder.find(line.text()).is_some(),
             Test::Field(id, equals) => line.field(*id).is_some_and(|value| *value == **equals),
@@ -65,11 +69,20 @@ impl Matcher {
     }
 }
 
-fn regex(pattern: &str, builder: &mut Builder<'_>) -> Option<Regex> {
+#[cfg(not(feature = "regex"))]
+fn regex(_: &str, builder: &mut Builder<'_>) -> Option<Test> {
+    let says = "needs regular expressions, which this build leaves out (cargo feature regex); write contains";
+    builder.complain("match", says.into());
+    None
+}
+
+#[cfg(feature = "regex")]
+fn regex(pattern: &str, builder: &mut Builder<'_>) -> Option<Test> {
     let mut regex = RegexBuilder::new(pattern);
     regex.size_limit(REGEX_BYTES_MAX).dfa_size_limit(REGEX_BYTES_MAX);
     regex
         .build()
+        .map(Test::Regex)
         .map_err(|cause| {
             let complaint = match cause {
                 regex::Error::CompiledTooBig(limit) => {

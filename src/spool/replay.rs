@@ -28,7 +28,7 @@ impl Spool {
     pub fn rewind(&mut self) {
         self.ahead = None;
         self.again.extend(self.under_way.drain(..).filter(|frame| !frame.done));
-        self.again.make_contiguous().sort_by_key(|frame| frame.sequence);
+        self.again.make_contiguous().sort_unstable_by_key(|frame| frame.sequence);
     }
 
     /// Finds the next frame that is not answered for.

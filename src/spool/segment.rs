@@ -189,6 +189,6 @@ pub fn list(disk: &dyn Disk, folder: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     };
     let mut segments: Vec<(u64, PathBuf)> =
         disk.list(folder)?.into_iter().filter_map(|path| Some((number(&path)?, path))).collect();
-    segments.sort();
+    segments.sort_unstable();
     Ok(segments)
 }

@@ -69,7 +69,7 @@ fn threads(tasks: &[TaskView]) -> Result<Vec<Thread<'_>>> {
         let cpu_ms = stat.cpu_ticks * 1000 / rustix::param::clock_ticks_per_second();
         threads.push(Thread { tid, name: stat.name, cpu_ms, task: row_of(tid, tasks) });
     }
-    threads.sort_by_key(|thread| thread.tid);
+    threads.sort_unstable_by_key(|thread| thread.tid);
     Ok(threads)
 }
 

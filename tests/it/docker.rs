@@ -1,11 +1,12 @@
 //! Containers, against an engine that does what the test says ([`daemon`]), and against a real one
-//! ([`engine`]): [`real`], [`drivers`], [`followed`], [`others`]; [`stuck`] against both. [`gone`], [`late`],
+//! ([`engine`]): [`real`], [`drivers`], [`empty`], [`followed`], [`others`]; [`stuck`] against both. [`gone`], [`late`],
 //! [`removed`] and [`torn`] against the first.
 
 #![expect(clippy::disallowed_methods, reason = "the other side of the socket has threads of its own")]
 
 mod daemon;
 mod drivers;
+mod empty;
 pub mod engine;
 mod followed;
 mod gone;

@@ -8,7 +8,7 @@ use std::process::Command;
 /// From the ground up. A module knows those below it, and not its siblings.
 const FLOORS: [(&str, &[&str]); 16] = [
     ("0", &["error", "disk"]),
-    ("0b", &["clock", "cri", "durable", "metrics", "sync"]),
+    ("0b", &["clock", "cri", "durable", "glob", "metrics", "sync"]),
     ("1", &["tasks"]),
     ("1b", &["net"]),
     ("2a", &["ack", "budget"]),
@@ -27,11 +27,12 @@ const FLOORS: [(&str, &[&str]); 16] = [
 ];
 
 /// Bytes and times come to them as arguments. Folders end with a slash. Those that are not there yet are passed over.
-const PURE: [&str; 12] = [
+const PURE: [&str; 13] = [
     "ack.rs",
     "budget.rs",
     "dispatcher/batch.rs",
     "dispatcher/backoff.rs",
+    "glob.rs",
     "monitors/container/cursor.rs",
     "monitors/container/frames.rs",
     "monitors/container/labels.rs",

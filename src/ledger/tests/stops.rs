@@ -67,7 +67,7 @@ impl Books {
 }
 
 fn identity(number: u64) -> Identity {
-    Identity { device: 1, inode: number, head: Head { len: 1, hash: number } }
+    Identity { device: 1, inode: number, head: Head::new(1, number) }
 }
 
 /// Generation, position, who it is, kept stamps.

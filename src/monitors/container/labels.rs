@@ -6,9 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use globset::GlobMatcher;
-
 use super::api::Listed;
+use crate::glob::Glob;
 use crate::record::Labels;
 
 /// Loki and its like begin to suffer above some ten thousand streams, which are the product of all labels.
@@ -74,9 +73,9 @@ pub fn short(id: &str) -> &str {
 /// Patterns for names, images and labels.
 #[derive(Clone, Debug, Default)]
 pub struct Matching {
-    pub names: Vec<GlobMatcher>,
-    pub images: Vec<GlobMatcher>,
-    pub labels: Vec<(String, GlobMatcher)>,
+    pub names: Vec<Glob>,
+    pub images: Vec<Glob>,
+    pub labels: Vec<(String, Glob)>,
 }
 
 impl Matching {
@@ -86,8 +85,8 @@ impl Matching {
 
     /// By some pattern of each kind that has any.
     fn all_kinds(&self, facts: &Facts) -> bool {
-        let one = |patterns: &[GlobMatcher], text: &str| {
-            patterns.is_empty() || patterns.iter().any(|pattern| pattern.is_match(text))
+        let one = |patterns: &[Glob], text: &str| {
+            patterns.is_empty() || patterns.iter().any(|pattern| pattern.matches(text))
         };
         one(&self.names, &facts.name)
             && one(&self.images, &facts.image)
@@ -96,14 +95,14 @@ impl Matching {
 
     /// By some pattern of any kind.
     fn any(&self, facts: &Facts) -> bool {
-        self.names.iter().any(|pattern| pattern.is_match(&facts.name))
-            || self.images.iter().any(|pattern| pattern.is_match(&facts.image))
+        self.names.iter().any(|pattern| pattern.matches(&facts.name))
+            || self.images.iter().any(|pattern| pattern.matches(&facts.image))
             || self.labels.iter().any(|label| has(facts, label))
     }
 }
 
-fn has(facts: &Facts, (key, pattern): &(String, GlobMatcher)) -> bool {
-    facts.labels.get(key).is_some_and(|value| pattern.is_match(value))
+fn has(facts: &Facts, (key, pattern): &(String, Glob)) -> bool {
+    facts.labels.get(key).is_some_and(|value| pattern.matches(value))
 }
 
 #[derive(Clone, Debug, Default)]
@@ -242,7 +241,6 @@ impl Labeller {
 
 #[cfg(test)]
 mod tests {
-    use globset::Glob;
 
     use super::*;
 
@@ -257,8 +255,8 @@ mod tests {
         }
     }
 
-    fn glob(text: &str) -> GlobMatcher {
-        Glob::new(text).unwrap().compile_matcher()
+    fn glob(text: &str) -> Glob {
+        Glob::text(text).unwrap()
     }
 
     fn matching(names: &[&str], images: &[&str], labels: &[(&str, &str)]) -> Matching {

@@ -40,7 +40,7 @@ pub use api::{Address, Tls};
 pub use monitor::Monitor;
 
 use super::{SourceOptions, StartAt, Supply};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ledger::{Head, Known};
 use crate::metrics::Registry;
 use crate::net::Resolve;
@@ -85,8 +85,14 @@ pub struct Settings {
 
 /// Makes the body of the `containers` thread. Errors: certificates that cannot be read, no descriptor left.
 pub fn wire(settings: Settings) -> Result<Monitor> {
+    if !AVAILABLE {
+        return Err(Error::new("this build follows no containers"));
+    }
     Monitor::new(settings)
 }
+
+/// Else nothing of it is in the binary: the configuration complains, and neither [`wire`] nor [`Monitor::run`] goes on.
+pub const AVAILABLE: bool = cfg!(feature = "containers");
 
 /// What the ledger calls a container: the filename of its generation.
 const PLACE: &str = "docker:";

@@ -28,7 +28,7 @@ use super::pause::Pause;
 use super::reader::Shared;
 use super::reports::Reports;
 use super::view::{ContainerView, EngineView, View};
-use super::{ContainerSourceOptions, Settings, of_place};
+use super::{AVAILABLE, ContainerSourceOptions, Settings, of_place};
 use crate::error::Result;
 use crate::ledger::Known;
 use crate::metrics::{Counter, Gauge};
@@ -173,6 +173,9 @@ impl Monitor {
 
     /// Ends on stop; with `--once` when all is read.
     pub fn run(mut self, task: &Task) -> Result<()> {
+        if !AVAILABLE {
+            return Ok(());
+        }
         let mut pause = Pause::new(TRY_AGAIN, TRY_AGAIN_MAX);
         loop {
             let why = match self.session(task) {

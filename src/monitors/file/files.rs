@@ -33,7 +33,7 @@ use super::known::NotMet;
 use super::names::rotated;
 use super::step::Step;
 use super::tail::{Buffers, Reading, Tail, Turn};
-use super::view::{FileView, FilesSnapshot, FilesView, SHOWN_MAX, Sizes};
+use super::view::{FileView, FilesView, SHOWN_MAX, Sizes};
 use super::watch::Hints;
 use crate::budget::Refused;
 use crate::durable::{FileId, OwnFiles};
@@ -416,6 +416,9 @@ impl Files {
         self.stalled = 0;
         tail.rested = self.turns;
         if tail.descriptor.is_some() && tail.is_closable() {
+            if self.rested.len() == self.rested.capacity() {
+                self.rested.reserve_exact(self.rested.len() / 8 + 64); // all files may stand in it: not twice the room
+            }
             self.rested.push_back((tail.file, self.turns));
         }
         let done = tail.unread() == 0 || tail.trouble;
@@ -514,12 +517,16 @@ impl Files {
             state: state(tail),
             generation: tail.stream.as_ref().map(|stream| stream.generation().0),
         });
-        let mut snapshot = FilesSnapshot {
-            followed: self.tails.len(),
-            open: self.open,
-            passed_over: self.passed_over.len(),
-            unreadable: self.tails.values().filter(|tail| tail.trouble).count(),
-            sizes: Sizes {
+        self.view.renew(|shown| {
+            shown.files.clear();
+            shown.files.extend(files);
+            shown.files.shrink_to_fit();
+            shown.files.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+            shown.followed = self.tails.len();
+            shown.open = self.open;
+            shown.passed_over = self.passed_over.len();
+            shown.unreadable = self.tails.values().filter(|tail| tail.trouble).count();
+            shown.sizes = Sizes {
                 gone: self.tails.values().filter(|tail| is_gone(tail)).count(),
                 overdue: self.tails.values().filter(|tail| self.is_overdue(tail, now)).count(),
                 paths: self.paths.len(),
@@ -528,11 +535,8 @@ impl Files {
                 rested: self.rested.len(),
                 not_met: self.not_met.len(),
                 ..self.sizes
-            },
-            files: files.collect(),
-        };
-        snapshot.files.sort_by(|a, b| a.path.cmp(&b.path));
-        self.view.replace(snapshot);
+            };
+        });
     }
 }
 

@@ -1,28 +1,25 @@
 //! Include and exclude patterns: which files match, and which folders can hold one. Pure.
-//!
-//! `*` and `?` stay within a name, `**` crosses folders, `[…]`, `{…}` and `\` are as in a shell. Names are
-//! bytes: a newline or invalid UTF-8 in one changes nothing.
 
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use globset::{GlobBuilder, GlobMatcher, GlobSet, GlobSetBuilder};
-
 use crate::error::{Context, Error, Result};
+use crate::glob::Glob;
 
 /// One include pattern.
 #[derive(Clone, Debug)]
 pub struct Pattern {
     base: PathBuf,
-    whole: GlobMatcher,
+    whole: Glob,
     /// The names between `base` and the first `**`, one matcher each.
-    names: Vec<GlobMatcher>,
+    names: Vec<Glob>,
     /// Something follows `names` that crosses folders.
     open: bool,
 }
 
 /// A set of exclude patterns.
 #[derive(Clone, Debug)]
-pub struct Excludes(GlobSet);
+pub struct Excludes(Vec<Glob>);
 
 impl Pattern {
     /// `text` is an absolute path with wildcards.
@@ -31,7 +28,7 @@ impl Pattern {
             return Err(Error::new(format!("the pattern {text:?} is not an absolute path")));
         }
         let mut rest: Vec<&str> = text.split('/').filter(|name| !name.is_empty()).collect();
-        let whole = matcher(&format!("/{}", rest.join("/")))?;
+        let whole = glob(&format!("/{}", rest.join("/")))?;
         let last = rest.pop().ok_or_else(|| Error::new("the pattern \"/\" names no file"))?;
         let literal = rest.iter().take_while(|name| !has_wildcard(name)).count();
         let base = rest[..literal].iter().fold(PathBuf::from("/"), |path, name| path.join(name));
@@ -43,7 +40,7 @@ impl Pattern {
             if open {
                 break;
             }
-            names.push(matcher(name)?);
+            names.push(glob(name)?);
         }
         Ok(Pattern { base, whole, names, open })
     }
@@ -54,14 +51,16 @@ impl Pattern {
     }
 
     pub fn matches(&self, path: &Path) -> bool {
-        self.whole.is_match(path)
+        self.whole.matches(path.as_os_str().as_bytes())
     }
 
     /// Whether the folder `name`, `depth` folders below [`Pattern::base`] (its children have 1), can hold a
     /// match. May say yes in vain, never no.
     pub fn enters(&self, name: &Path, depth: usize) -> bool {
         match self.names.get(depth - 1) {
-            Some(matcher) => matcher.is_match(name) && (self.open || depth < self.names.len()),
+            Some(glob) => {
+                glob.matches(name.as_os_str().as_bytes()) && (self.open || depth < self.names.len())
+            }
             None => self.open,
         }
     }
@@ -69,16 +68,12 @@ impl Pattern {
 
 impl Excludes {
     pub fn parse<'a>(patterns: impl IntoIterator<Item = &'a String>) -> Result<Excludes> {
-        let mut set = GlobSetBuilder::new();
-        for text in patterns {
-            set.add(glob(text)?);
-        }
-        set.build().map(Excludes).context(|| "could not use the exclude patterns".into())
+        patterns.into_iter().map(|text| glob(text)).collect::<Result<_>>().map(Excludes)
     }
 
     /// Of a folder: with everything below.
     pub fn matches(&self, path: &Path) -> bool {
-        self.0.is_match(path)
+        self.0.iter().any(|glob| glob.matches(path.as_os_str().as_bytes()))
     }
 }
 
@@ -86,22 +81,13 @@ fn has_wildcard(name: &str) -> bool {
     name.contains(['*', '?', '[', ']', '{', '}', '\\'])
 }
 
-fn matcher(text: &str) -> Result<GlobMatcher> {
-    glob(text).map(|glob| glob.compile_matcher())
-}
-
-fn glob(text: &str) -> Result<globset::Glob> {
-    GlobBuilder::new(text)
-        .literal_separator(true)
-        .backslash_escape(true)
-        .build()
-        .context(|| format!("the pattern {text:?} is not one"))
+fn glob(text: &str) -> Result<Glob> {
+    Glob::path(text).context(|| format!("the pattern {text:?} is not one"))
 }
 
 #[cfg(test)]
 mod tests {
     use std::ffi::OsStr;
-    use std::os::unix::ffi::OsStrExt;
 
     use super::*;
 

@@ -75,7 +75,7 @@ impl NotMet {
         before: impl Fn(Head, u64) -> bool,
     ) -> (Option<Known>, Vec<Known>) {
         let Some(mut candidates) = self.0.remove(&file.inode) else { return (None, Vec::new()) };
-        candidates.sort_by_key(|known| known.generation);
+        candidates.sort_unstable_by_key(|known| known.generation);
         let same = candidates.iter().rposition(|known| is_known(known, file, size, head, &before));
         let same = same.map(|at| candidates.remove(at));
         let device = |known: &Known| known.identity.map(|identity| identity.device);
@@ -121,7 +121,7 @@ impl NotMet {
                 }
             }
         }
-        found.sort_by_key(|(generation, _)| *generation);
+        found.sort_unstable_by_key(|(generation, _)| *generation);
         let mut finished = Vec::new();
         self.0.retain(|_, known| {
             finished.extend(known.extract_if(.., |known| gone.contains(&known.generation)));

@@ -111,7 +111,7 @@ pub fn survey(
     let mut unsure = sweep.unsure;
     let mut newest: BTreeMap<u64, &Known> = BTreeMap::new();
     let mut by_age: Vec<&Known> = by_inode.into_values().flatten().collect();
-    by_age.sort_by_key(|known| known.generation);
+    by_age.sort_unstable_by_key(|known| known.generation);
     for known in by_age {
         if !there.standing.contains_key(&known.generation) {
             let folder = known.filename.as_deref().and_then(Path::parent);

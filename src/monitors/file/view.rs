@@ -1,4 +1,4 @@
-//! What the status page sees of the files: a snapshot, replaced at most once a second.
+//! What the status page sees of the files: a snapshot, written anew at most once a second.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -73,7 +73,14 @@ impl FilesView {
         self.0.lock().clone()
     }
 
-    pub(super) fn replace(&self, snapshot: FilesSnapshot) {
-        *self.0.lock() = Arc::new(snapshot);
+    /// `write` finds the old one, whose memory serves again, or an empty one if somebody still reads the old one.
+    pub(super) fn renew(&self, write: impl FnOnce(&mut FilesSnapshot)) {
+        let mut shown = self.0.lock();
+        if Arc::get_mut(&mut shown).is_none() {
+            *shown = Arc::default();
+        }
+        if let Some(snapshot) = Arc::get_mut(&mut shown) {
+            write(snapshot);
+        }
     }
 }

@@ -10,6 +10,7 @@ use std::borrow::Cow;
 use std::fmt::Write;
 use std::path::PathBuf;
 
+use crate::glob::escape;
 use crate::record::Origin;
 
 /// What `{file}` is for lines that come from no file.
@@ -195,10 +196,7 @@ fn flat_glob(text: &str) -> String {
     let mut glob = String::new();
     for part in parts_of(text).unwrap_or_default() {
         match part {
-            Part::Literal(text) => text.chars().for_each(|c| match c {
-                '*' | '?' | '[' | ']' | ',' | '\\' => glob.extend(['[', c, ']']),
-                c => glob.push(c),
-            }),
+            Part::Literal(text) => glob.push_str(&escape(&text)),
             _ => glob.push('*'),
         }
     }
@@ -208,21 +206,19 @@ fn flat_glob(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::glob::Glob;
     use crate::sinks::file::tests::{NOON_NS, origin};
 
     fn check(template: &str, source: &str, file: Option<&str>, expected: &str) {
         let template = Template::parse(template).unwrap();
         let path = template.render(&origin(1, source, file), hour_of(NOON_NS));
         assert_eq!(path.to_str().unwrap(), expected);
-        let glob = |text: &str| {
-            globset::GlobBuilder::new(text).literal_separator(true).build().unwrap().compile_matcher()
-        };
-        let own = glob(&template.as_glob());
+        let own = Glob::path(&template.as_glob()).unwrap();
         for rotated in ["", ".1", ".12"] {
             let path = format!("{expected}{rotated}");
-            assert!(own.is_match(&path), "{} does not cover {path}", template.as_glob());
+            assert!(own.matches(&path), "{} does not cover {path}", template.as_glob());
         }
-        assert!(!own.is_match("/var/log/app.log"), "{} covers too much", template.as_glob());
+        assert!(!own.matches("/var/log/app.log"), "{} covers too much", template.as_glob());
     }
 
     #[test]

@@ -135,7 +135,7 @@ impl Engine {
             println!("skipped: docker::{case}: {name} does not start here: {}", engine.log());
             return None;
         }
-        engine.import(busybox);
+        engine.import_shell(busybox);
         Some(engine)
     }
 
@@ -234,16 +234,21 @@ impl Engine {
         }
     }
 
-    fn import(&self, busybox: &Path) {
+    fn import_shell(&self, busybox: &Path) {
         let image = self.dir.path().join("image");
         std::fs::create_dir_all(image.join("bin")).unwrap();
         std::fs::copy(busybox, image.join("bin/busybox")).unwrap();
         for name in ["sh", "seq", "sleep", "usleep", "head", "tr", "cat", "sed"] {
             std::os::unix::fs::symlink("busybox", image.join("bin").join(name)).unwrap();
         }
-        let tar = Command::new("tar").arg("-C").arg(&image).args(["-c", "."]).output().unwrap();
-        let (status, said) =
-            self.ask("POST", "/images/create?fromSrc=-&repo=test", &tar.stdout).expect("the engine answers");
+        self.import("test", &image);
+    }
+
+    /// What stands in `folder` is an image.
+    pub fn import(&self, name: &str, folder: &Path) {
+        let tar = Command::new("tar").arg("-C").arg(folder).args(["-c", "."]).output().unwrap();
+        let path = format!("/images/create?fromSrc=-&repo={name}");
+        let (status, said) = self.ask("POST", &path, &tar.stdout).expect("the engine answers");
         assert_eq!(status, 200, "{said}");
     }
 
