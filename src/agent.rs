@@ -16,6 +16,7 @@ mod vigil;
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use crossbeam_channel::Receiver;
@@ -300,10 +301,7 @@ impl Agent {
                 again: again_end,
                 refusals,
             };
-            if !open.recovered.is_empty() {
-                let (name, ranges) = (&options.name, open.recovered.len());
-                log::info!("{name}: {ranges} ranges that the last life wrote stand in the outputs");
-            }
+            open.was_known.store(ledger.knows(sink, &open.recovered), Relaxed);
             let spooling = spools.open(sink, connections, open.recovered.clone(), &mut ledger);
             spool_is_left |= spooling.as_ref().is_some_and(|spooling| spooling.is_leftover());
             // What a spool has lost of it is there all the same.

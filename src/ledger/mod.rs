@@ -197,6 +197,11 @@ impl Ledger {
         self.first_start
     }
 
+    /// Whether the state that was found has all of that.
+    pub fn knows(&self, sink: SinkId, ranges: &[Ranged]) -> bool {
+        self.state.knows(sink, ranges)
+    }
+
     /// What a sink has found of an earlier life in its outputs: as good as receipts. Before monitors are given
     /// [`Ledger::restored`].
     pub fn recovered(&mut self, sink: SinkId, ranges: &[Ranged]) {

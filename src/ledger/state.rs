@@ -211,6 +211,15 @@ impl State {
         }
     }
 
+    /// Whether no answer of this sink is missing. Of a generation without a page every sink has answered, unless it is one
+    /// whose number anybody can derive at any time.
+    pub fn knows(&self, sink: SinkId, ranges: &[Ranged]) -> bool {
+        ranges.iter().all(|(generation, range)| match self.pages.get(generation) {
+            Some(page) => page.sinks[sink.0 as usize].covers(range.clone()),
+            None => !generation.is_derived(),
+        })
+    }
+
     /// A sink has these of an earlier life. Whether that is news.
     pub fn recovered(&mut self, sink: SinkId, ranges: &[Ranged]) -> bool {
         let mut is_news = false;

@@ -15,6 +15,7 @@ pub mod stdout;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use crate::ack::GenerationId;
@@ -160,6 +161,8 @@ pub struct OpenSink {
     pub describe: String,
     /// What the last life delivered, as far as the sink can tell for certain: for the ledger, which may not know.
     pub recovered: Vec<Delivered>,
+    /// To be set before the first batch if the ledger's state had all of that, so that nobody has to find it again.
+    pub was_known: Arc<AtomicBool>,
 }
 
 /// Source bytes that a sink has.

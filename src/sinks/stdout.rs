@@ -36,6 +36,7 @@ pub fn open(options: &SinkOptions, format: Format, cx: &SinkContext) -> OpenResu
         cancel: Box::new(|| {}), // the sender polls `abort` itself
         describe: "stdout".into(),
         recovered: Vec::new(),
+        was_known: Arc::default(),
     })
 }
 

@@ -442,6 +442,24 @@ fn the_status_server_answers() {
     assert_eq!(agent.stop(), 0);
 }
 
+/// From cron: a journal that kept what the ledger knows would be compared with the outputs at each start, all of it.
+#[test]
+fn short_runs_leave_no_more_behind_than_one() {
+    let room = all_logs_to_file();
+    let journals = || {
+        let folders = std::fs::read_dir(room.path("data/outputs")).expect("the sink has a journal");
+        let folder = folders.map(|folder| folder.expect("it can be read").path()).next().expect("one sink");
+        std::fs::read_dir(folder).expect("it can be read").count()
+    };
+    for run in 1..=12 {
+        put(&room.path("logs/app.log"), numbered(run));
+        let (code, said) = room.run_once();
+        assert_eq!(code, 0, "{said}");
+        assert_eq!(bytes(&room.path(OUTPUT)), numbered(run));
+        assert!(journals() <= 4, "{} after {run} runs", journals());
+    }
+}
+
 /// What a user tries first has to work.
 #[test]
 fn the_example_is_a_good_configuration() {

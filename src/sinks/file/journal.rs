@@ -17,9 +17,11 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 
 use super::frame::{self, Entry, Frame, Part};
-use crate::disk::{Disk, DiskFile, Open};
+use crate::disk::{Disk, DiskFile, Durable, Open};
 use crate::durable::{Passed, SyncFolder, Unsynced, Written};
 use crate::error::{Context, Error, Result};
 use crate::metrics::{Counter, Gauge};
@@ -32,6 +34,10 @@ pub const SEGMENTS_MAX: usize = 32;
 
 /// Passed segments that stay for the next burst; made with the first one, so that what is open is the same ever after.
 const SPARE: usize = 1;
+
+/// More of them than a segment has room for would keep every frame from being written. Beyond it what was found is
+/// history at once: rather doubled, if this life is killed before its first checkpoints.
+const VOID_MAX: usize = 10_000;
 
 /// Numbers of a new life begin so far behind the last one that was found: frames that a power cut made
 /// unreadable may still stand in their segments, and must not look like the next ones.
@@ -48,6 +54,8 @@ pub struct Journal {
     /// The last of them is written to, from here on. `SEGMENT_BYTES`: none is.
     at: u64,
     next: u64,
+    /// Numbers below are of earlier lives, and whether all that they say was known.
+    found: Option<(u64, Arc<AtomicBool>)>,
     /// Not told by any frame yet.
     void: Vec<Range<u64>>,
     live_from: u64,
@@ -128,6 +136,7 @@ impl Journal {
             segments: Vec::new(),
             at: SEGMENT_BYTES,
             next: 1,
+            found: None,
             void: Vec::new(),
             live_from: 1,
             groups: VecDeque::new(),
@@ -149,48 +158,72 @@ impl Journal {
         let doing = || format!("could not read the journal in {}", self.folder.display());
         let mut newest = 0;
         for path in self.disk.list(&self.folder).context(doing)? {
-            let file = Written::new(self.disk.open(&path, Open::Existing).context(doing)?);
+            let Some(file) = self.open_segment(&path) else { continue };
             let mut last = 0;
-            frame::read(&*file, |number, payload| {
+            let read = frame::read(&*file, |number, payload| {
                 last = number;
                 if number >= newest {
                     newest = number;
                     self.live_from = payload.live_from();
                 }
-            })
-            .context(doing)?;
-            self.segments.push(Segment { path, file, last });
+            });
+            match read {
+                Ok(()) => self.segments.push(Segment { path, file, last }),
+                Err(cause) => self.say_unreadable(&path, cause),
+            }
         }
         self.segments.sort_by_key(|segment| segment.last);
         self.next = newest + GAP_BETWEEN_LIVES;
+        if self.segments.last().is_some_and(|newest| newest.file.sync().is_ok()) {
+            self.free_below = self.live_from;
+        }
         let (mut entries, mut void) = (Vec::new(), Vec::new());
         for segment in self.segments.iter().filter(|segment| segment.last >= self.live_from) {
-            frame::read(&*segment.file, |number, payload| {
+            let read = frame::read(&*segment.file, |number, payload| {
                 if let Some((told, entry)) = payload.told()
                     && number >= self.live_from
                 {
                     void.extend(told);
                     entries.push((number, entry));
                 }
-            })
-            .context(doing)?;
+            });
+            if let Err(cause) = read {
+                self.say_unreadable(&segment.path, cause);
+            }
         }
+        void = merged(void);
         // A journal that was full has forgotten its oldest entries without a checkpoint.
         let is_full = self.segments.len() >= SEGMENTS_MAX;
         let first = entries.first().map(|(number, _)| *number).filter(|_| is_full);
-        let gap = first_missing(first.unwrap_or(self.live_from), &entries, &mut void);
-        entries.retain(|(number, entry)| {
-            matches!(entry, Entry::Deleted { .. }) || !void.iter().any(|numbers| numbers.contains(number))
-        });
+        let gap = first_missing(first.unwrap_or(self.live_from), &entries, &void);
+        let is_void = |number: u64| {
+            let upto = void.partition_point(|numbers| numbers.end <= number);
+            void.get(upto).is_some_and(|numbers| numbers.contains(&number))
+        };
+        entries.retain(|(number, entry)| matches!(entry, Entry::Deleted { .. }) || !is_void(*number));
         Ok(Found { entries, gap })
+    }
+
+    fn open_segment(&self, path: &Path) -> Option<Arc<Written>> {
+        let opened = self.disk.open(path, Open::Existing);
+        opened.map(Written::new).map_err(|cause| self.say_unreadable(path, cause)).ok()
+    }
+
+    /// What it had is no receipt, and it is not written over.
+    fn say_unreadable(&self, path: &Path, cause: std::io::Error) {
+        let (name, path) = (&self.name, path.display());
+        log::warn!(
+            "{name}: could not read {path}: {cause}; what stands in the outputs may be written once more"
+        );
     }
 
     fn count(&self) {
         self.meters.segments.set(self.segments.len() as i64);
     }
 
-    /// Of what was found only these numbers, rising, are true, now and at every later start.
-    pub fn believe(&mut self, numbers: impl IntoIterator<Item = u64>) {
+    /// Of what was found only these numbers, rising, are true, now and at every later start. `was_known`: once it is set,
+    /// all of it is history.
+    pub fn believe(&mut self, numbers: impl IntoIterator<Item = u64>, was_known: Arc<AtomicBool>) {
         let mut from = self.live_from;
         for number in numbers.into_iter().chain([self.next]) {
             if from < number {
@@ -198,6 +231,10 @@ impl Journal {
             }
             from = number + 1;
         }
+        if self.void.len() > VOID_MAX {
+            self.start_over();
+        }
+        self.found = Some((self.next, was_known));
         self.groups.push_back(Group { upto: self.next, count: self.passed.count() });
     }
 
@@ -233,6 +270,12 @@ impl Journal {
 
     /// Everything that was journaled so far has been answered for: the receipts are on their way to the ledger.
     pub fn answered(&mut self) {
+        if let Some((upto, was_known)) = self.found.take()
+            && was_known.load(Relaxed)
+        {
+            self.live_from = self.live_from.max(upto);
+            self.void.clear();
+        }
         Group::note(&mut self.groups, self.next, self.passed.count());
         if let Some(upto) = Group::passed(&mut self.groups, &self.passed) {
             self.live_from = self.live_from.max(upto);
@@ -336,7 +379,11 @@ impl Journal {
     fn create(&self) -> std::io::Result<Segment> {
         self.disk.create_folder(&self.folder)?;
         let path = |number: usize| self.folder.join(format!("journal-{number}"));
-        let is_free = |path: &PathBuf| self.segments.iter().all(|segment| segment.path != *path);
+        // One that could not be read is not among ours, and is there.
+        let is_free = |path: &PathBuf| {
+            self.segments.iter().all(|segment| segment.path != *path)
+                && !matches!(self.disk.is_taken(path), Ok(true))
+        };
         let path = (0..).map(path).find(is_free).expect("there are more numbers than segments");
         let file = Written::new(self.disk.open(&path, Open::OrCreate)?);
         if let Err(cause) = file.allocate(SEGMENT_BYTES) {
@@ -350,9 +397,21 @@ impl Journal {
     }
 }
 
-/// The first number from `from` on that neither stands there nor is void. `void`: in any order, sorted here.
-fn first_missing(from: u64, entries: &[(u64, Entry)], void: &mut [Range<u64>]) -> u64 {
-    void.sort_unstable_by_key(|numbers| numbers.start);
+/// Rising, none over or beside another.
+fn merged(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    ranges.sort_unstable_by_key(|range| range.start);
+    ranges.dedup_by(|range, last| {
+        let touches = range.start <= last.end;
+        if touches {
+            last.end = last.end.max(range.end);
+        }
+        touches
+    });
+    ranges
+}
+
+/// The first number from `from` on that neither stands there nor is void. `void`: as [`merged`].
+fn first_missing(from: u64, entries: &[(u64, Entry)], void: &[Range<u64>]) -> u64 {
     let mut void = void.iter().peekable();
     let mut expected = from;
     for (number, _) in entries {

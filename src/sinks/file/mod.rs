@@ -20,6 +20,7 @@ mod template;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 pub use journal::SEGMENTS_MAX as JOURNAL_SEGMENTS_MAX;
 pub use outputs::{OPEN_MAX, UNSYNCED_MAX};
@@ -51,9 +52,10 @@ pub fn open(options: &SinkOptions, file: &FileOptions, cx: &SinkContext) -> Open
         paths: HashMap::new(),
         last: None,
     };
+    let was_known = Arc::<AtomicBool>::default();
     let (journal, recovered) = match &cx.journals {
         Some(folder) => {
-            let (journal, recovered) = open_journal(&options.name, folder, cx);
+            let (journal, recovered) = open_journal(&options.name, folder, was_known.clone(), cx);
             (Some(journal), recovered)
         }
         None => (None, Vec::new()),
@@ -64,10 +66,16 @@ pub fn open(options: &SinkOptions, file: &FileOptions, cx: &SinkContext) -> Open
         cancel: Box::new(|| {}), // a write to a disk cannot be interrupted, and does not wait for others
         describe: format!("files at {}", file.path),
         recovered,
+        was_known,
     })
 }
 
-fn open_journal(name: &Arc<str>, folder: &Path, cx: &SinkContext) -> (Journal, Vec<Delivered>) {
+fn open_journal(
+    name: &Arc<str>,
+    folder: &Path,
+    was_known: Arc<AtomicBool>,
+    cx: &SinkContext,
+) -> (Journal, Vec<Delivered>) {
     let counter = |family, help| cx.metrics.counter(family, help, &[("sink", name)]);
     let unjournaled = counter(
         "outputs_unjournaled_total",
@@ -80,7 +88,7 @@ fn open_journal(name: &Arc<str>, folder: &Path, cx: &SinkContext) -> (Journal, V
     let (mut journal, found) = Journal::open(name, folder.join(&**name), disk, unsynced, passed, meters);
     let Recovered { mut delivered, believed, cut, strange, failed } =
         recover(name, found, &cx.disk, &cx.unsynced);
-    journal.believe(believed);
+    journal.believe(believed, was_known);
     counter("outputs_cut_bytes_total", "Bytes of torn writes cut off outputs at the start.").add(cut);
     counter(
         "outputs_strange_bytes_total",
@@ -101,6 +109,9 @@ fn open_journal(name: &Arc<str>, folder: &Path, cx: &SinkContext) -> (Journal, V
     if cx.first_start {
         journal.forget();
         delivered.clear();
+    }
+    if !delivered.is_empty() {
+        log::info!("{name}: {} ranges that the last life wrote stand in the outputs", delivered.len());
     }
     (journal, delivered)
 }

@@ -94,24 +94,19 @@ pub fn recover(name: &str, found: Found, disk: &Arc<dyn Disk>, unsynced: &Unsync
 }
 
 /// Not by name: a rotation gives a file another one, and its old name to another file.
-fn by_inode(entries: Vec<(u64, Entry)>, recovered: &mut Recovered) -> Vec<(u64, Known)> {
-    let mut outputs: Vec<(u64, Known)> = Vec::new();
+fn by_inode(entries: Vec<(u64, Entry)>, recovered: &mut Recovered) -> BTreeMap<u64, Known> {
+    let mut outputs: BTreeMap<u64, Known> = BTreeMap::new();
     for (number, entry) in entries {
         match entry {
             Entry::Appended(appended) => {
-                match outputs.iter_mut().find(|(inode, _)| *inode == appended.inode) {
-                    Some((_, known)) => {
-                        // Somebody has truncated the file, or it has another life.
-                        known.retain(|(_, earlier)| earlier.end() <= appended.offset);
-                        known.push((number, appended));
-                    }
-                    None => outputs.push((appended.inode, vec![(number, appended)])),
-                }
+                let known = outputs.entry(appended.inode).or_default();
+                // Somebody has truncated the file, or it has another life.
+                while known.pop_if(|(_, earlier)| earlier.end() > appended.offset).is_some() {}
+                known.push((number, appended));
             }
             Entry::Deleted { inode, length } => {
                 recovered.believed.insert(number);
-                let deleted =
-                    outputs.extract_if(.., |(known, _)| *known == inode).flat_map(|(_, known)| known);
+                let deleted = outputs.remove(&inode).into_iter().flatten();
                 for (number, entry) in deleted.filter(|(_, known)| known.end() <= length) {
                     recovered.add(number, &entry.parts);
                 }

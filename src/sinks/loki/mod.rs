@@ -67,6 +67,7 @@ pub fn open(options: &SinkOptions, loki: &LokiOptions, cx: &SinkContext) -> Open
         cancel: Box::new(client.canceller()),
         describe: format!("loki at {}", client.base()),
         recovered: Vec::new(),
+        was_known: Arc::default(),
     })
 }
 

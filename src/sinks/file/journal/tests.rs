@@ -39,7 +39,7 @@ impl Bench {
     fn open(&self) -> (Journal, Vec<Entry>) {
         let (mut journal, Found { mut entries, gap }) = self.read();
         entries.retain(|(number, _)| *number < gap);
-        journal.believe(entries.iter().map(|(number, _)| *number));
+        journal.believe(entries.iter().map(|(number, _)| *number), Arc::default());
         (journal, entries.into_iter().map(|(_, entry)| entry).collect())
     }
 
@@ -201,6 +201,56 @@ fn what_was_taken_back_is_void_and_no_gap() {
     assert_eq!(offsets(&bench.open().1), [0, 0, 1, 2, 3, 3], "what was deleted stays deleted");
 }
 
+/// As with `--once`, from cron: no life sees two checkpoints.
+#[test]
+fn short_lives_whose_end_the_ledger_knows_leave_no_history_behind() {
+    let bench = Bench::new();
+    for life in 0..40 {
+        let (mut journal, found) = bench.read();
+        assert!(found.entries.len() <= 2, "life {life}: {:?}", found.entries);
+        let was_known = Arc::new(AtomicBool::new(true));
+        journal.believe(found.entries.iter().map(|(number, _)| *number), was_known);
+        for offset in [life, life + 1] {
+            journal.answered();
+            journal.append(Path::new("/x"), 1, offset, b"x", &[]).unwrap();
+        }
+        assert_eq!(offsets(&bench.open().1), [life, life + 1]);
+        assert!(bench.segments() <= 4, "{}", bench.segments());
+    }
+}
+
+#[test]
+fn a_segment_that_cannot_be_read_costs_nothing_of_what_is_written_later() {
+    let folder = tempfile::tempdir().unwrap();
+    let open = || {
+        let meters = Meters { unjournaled: Arc::default(), segments: Arc::default() };
+        let (disk, unsynced) = (Arc::new(crate::disk::RealDisk), Unsynced::default());
+        Journal::open(&"out".into(), folder.path().into(), disk, unsynced, Passed::default(), meters)
+    };
+    let note = |offset| {
+        let (mut journal, Found { entries, gap }) = open();
+        journal.believe(entries.iter().map(|(number, _)| *number).filter(|at| *at < gap), Arc::default());
+        journal.append(Path::new("/x"), 1, offset, b"x", &[]).unwrap();
+        let entries: Vec<Entry> = open().1.entries.into_iter().map(|(_, entry)| entry).collect();
+        offsets(&entries)
+    };
+    assert_eq!(note(0), [0]);
+    std::fs::create_dir(folder.path().join("journal-7")).unwrap(); // opened, and not read
+    assert_eq!(note(1), [0, 1]);
+    std::fs::remove_dir(folder.path().join("journal-7")).unwrap();
+    assert_eq!(note(2), [0, 1, 2]);
+}
+
+#[test]
+fn what_is_void_never_outgrows_a_frame() {
+    let bench = Bench::new();
+    let (mut journal, _) = bench.read();
+    journal.live_from = 1;
+    journal.believe((1..10_000_000).step_by(20), Arc::default());
+    journal.append(Path::new("/x"), 1, 0, b"x", &[]).unwrap();
+    assert_eq!((bench.counter.get(), offsets(&bench.open().1)), (0, vec![0]));
+}
+
 /// Else what the checkpoint knows would be cut off outputs.
 #[test]
 fn a_power_cut_takes_nothing_that_was_synced_however_segments_were_recycled() {
@@ -211,7 +261,8 @@ fn a_power_cut_takes_nothing_that_was_synced_however_segments_were_recycled() {
         for _ in 0..3 {
             bench.unsynced = Unsynced::default();
             let (mut journal, found) = bench.read();
-            journal.believe(found.entries.iter().map(|(number, _)| *number).filter(|at| *at < found.gap));
+            let believed = found.entries.iter().map(|(number, _)| *number).filter(|at| *at < found.gap);
+            journal.believe(believed, Arc::default());
             let begun = journal.next();
             let mut synced = 0;
             let checkpoints_are_rare = rng.u8(..3) == 0;
