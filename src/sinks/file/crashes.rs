@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use fastrand::Rng;
 
@@ -87,6 +88,7 @@ impl World {
                 }
             }
         }
+        sink.was_known.store(delivered == self.known, Relaxed);
         let connection = sink.connections.pop().unwrap();
         Life { connection, unsynced: cx.unsynced, passed: cx.passed, delivered }
     }
