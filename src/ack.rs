@@ -446,8 +446,8 @@ impl Claim {
     }
 }
 
-/// Rising, and without those that touch.
-fn merged(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
+/// Rising, and those that touch as one.
+pub fn merged(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
     ranges.sort_unstable_by_key(|range| range.start);
     ranges.dedup_by(|next, last| {
         let joined = next.start <= last.end;

@@ -21,6 +21,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::frame::{self, Entry, Frame, Part};
+use crate::ack::merged;
 use crate::disk::{Disk, DiskFile, Durable, Open};
 use crate::durable::{Passed, SyncFolder, Unsynced, Written};
 use crate::error::{Context, Error, Result};
@@ -395,19 +396,6 @@ impl Journal {
         }
         Ok(Segment { path, file, last: 0 })
     }
-}
-
-/// Rising, none over or beside another.
-fn merged(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
-    ranges.sort_unstable_by_key(|range| range.start);
-    ranges.dedup_by(|range, last| {
-        let touches = range.start <= last.end;
-        if touches {
-            last.end = last.end.max(range.end);
-        }
-        touches
-    });
-    ranges
 }
 
 /// The first number from `from` on that neither stands there nor is void. `void`: as [`merged`].
