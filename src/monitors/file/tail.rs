@@ -27,6 +27,7 @@ use super::parts::{arrange, frame_parts, keep_within};
 use super::step::{Look, Step, next_step};
 use crate::ack::GenerationId;
 use crate::budget::Refused;
+use crate::disk::BLOCK_BYTES;
 use crate::durable::FileId;
 use crate::ledger::{BEFORE_BYTES, HOLE, Head};
 use crate::metrics::Counter;
@@ -36,9 +37,6 @@ use crate::tasks::Task;
 
 /// What is read at once is looked through while it still is in the cache of the processor.
 const STEP_BYTES: usize = 256 * 1024;
-
-/// In which the system counts what stands on the disk.
-pub(super) const BLOCK_BYTES: u64 = 512;
 
 /// A file that is followed.
 pub(super) struct Tail {

@@ -14,6 +14,7 @@ mod journal;
 mod outputs;
 mod payload;
 mod recovery;
+mod room;
 mod rotate;
 mod template;
 

@@ -7,10 +7,11 @@ use std::time::Instant;
 use crossbeam_channel::select;
 
 use super::super::identity::identity;
-use super::super::tail::{BLOCK_BYTES, Reading, Tail, Turn};
+use super::super::tail::{Reading, Tail, Turn};
 use super::super::watch::Hints;
 use super::{Files, file_options};
 use crate::ack::GenerationId;
+use crate::disk::BLOCK_BYTES;
 use crate::durable::FileId;
 use crate::ledger::Head;
 use crate::monitors::Opening;
