@@ -10,12 +10,14 @@
 //! Not here: what a line is (`monitors/file/framing.rs`), who answers for it (`ack.rs`).
 
 mod buffer;
+mod ends;
 mod plain;
 
 use std::ops::Range;
 use std::sync::Arc;
 
 pub use buffer::{Buffer, Pool};
+pub use ends::Ends;
 pub use plain::Plain;
 
 use crate::ack::{Ack, Count, GenerationId, Share};
@@ -91,8 +93,8 @@ pub struct Lines {
     /// The exact bytes, line ends included. A line without an end at its end was cut: at the limit of length,
     /// or because the file ended there.
     pub data: Buffer<u8>,
-    /// Where each line ends in `data`, exclusive, rising. Never empty; the last one is `data.len()`.
-    pub ends: Buffer<u32>,
+    /// Of the lines in `data`.
+    pub ends: Ends,
     /// Line `i` has the time `base_ns + i`, unless it is `timed` or a stage parses a better one.
     pub base_ns: i64,
     /// Number of the first line in its generation, from 0.
@@ -163,13 +165,13 @@ impl Lines {
 
     #[inline]
     fn starts_at(&self, line: usize) -> usize {
-        if line == 0 { 0 } else { self.ends[line - 1] as usize }
+        self.ends.start(line, &self.data)
     }
 
     /// With its line end.
     #[inline]
     pub fn raw(&self, line: usize) -> &[u8] {
-        &self.data[self.starts_at(line)..self.ends[line] as usize]
+        &self.data[self.starts_at(line)..self.starts_at(line + 1)]
     }
 
     /// Without its line end (`\n` or `\r\n`).
@@ -404,10 +406,10 @@ impl Records {
     pub fn end(&self, range: &Range<u32>) -> u64 {
         let line = self.entry(range.end - 1).0;
         let end = match self.places.get(line) {
-            Some(place) => place.offset + place.len,
-            None => self.lines.ends[line],
+            Some(place) => u64::from(place.offset + place.len),
+            None => self.lines.starts_at(line + 1) as u64,
         };
-        self.lines.start + u64::from(end)
+        self.lines.start + end
     }
 
     #[inline]
@@ -430,8 +432,8 @@ impl Records {
             }
             Kept::All if range.is_empty() => 0,
             Kept::All => {
-                let first = self.lines.starts_at(range.start as usize);
-                u64::from(self.lines.ends[range.end as usize - 1]) - first as u64
+                let [start, end] = [range.start, range.end].map(|line| self.lines.starts_at(line as usize));
+                (end - start) as u64
             }
             Kept::Some(_) => range.map(|index| self.lines.raw(self.entry(index).0).len() as u64).sum(),
         };
@@ -450,9 +452,10 @@ impl Records {
     pub fn fit(&self, first: u32, max_records: usize, max_weight: u64, plain: u64) -> u32 {
         let most = (self.len() - first).min(u32::try_from(max_records).unwrap_or(u32::MAX));
         match &self.kept {
+            Kept::All if self.weight(first..first + most, plain) <= max_weight => most,
             Kept::All => {
                 let begin = self.lines.starts_at(first as usize) as u64;
-                let ends = &self.lines.ends[first as usize..(first + most) as usize];
+                let ends = &self.lines.ends.of(&self.lines.data)[first as usize..(first + most) as usize];
                 // Ends rise, so the weights of longer and longer prefixes do: a binary search finds the last fit.
                 let (mut fits, mut beyond) = (0, ends.len() + 1);
                 while beyond - fits > 1 {

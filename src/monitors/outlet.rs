@@ -27,7 +27,7 @@ use crate::clock::{Clock, StampClock};
 use crate::ledger::{
     BEFORE_BYTES, Book, Head, Identity, Journal, Known, Note, Opened, Progress, Record, Restored, Stamp,
 };
-use crate::record::{Buffer, Chunk, Lines, Origin};
+use crate::record::{Buffer, Chunk, Ends, Lines, Origin};
 use crate::tasks::Stop;
 use origins::{Account, Origins, Own, Place};
 pub use pools::Pools;
@@ -170,6 +170,32 @@ pub struct Opening<'a> {
     pub start: u64,
     /// Equal for all generations of one path of one source.
     pub lineage: u64,
+}
+
+/// The lines of a chunk, one behind the other.
+#[derive(Clone, Copy, Debug)]
+pub enum WholeLines<'a> {
+    /// Where each ends.
+    Found(&'a [u32]),
+    /// So many, and each ends in `\n`.
+    Counted(usize),
+}
+
+impl WholeLines<'_> {
+    pub fn len(&self) -> usize {
+        match self {
+            WholeLines::Found(ends) => ends.len(),
+            WholeLines::Counted(lines) => *lines,
+        }
+    }
+
+    /// All of it, and nothing more.
+    fn cover(&self, data: &[u8]) -> bool {
+        match self {
+            WholeLines::Found(ends) => ends.last().copied() == u32::try_from(data.len()).ok(),
+            WholeLines::Counted(lines) => *lines > 0 && data.ends_with(b"\n"),
+        }
+    }
 }
 
 /// Nothing was handed over, the position has not moved.
@@ -356,27 +382,24 @@ impl Outlet {
     ) -> Result<(), NotSent> {
         let before = Head::of(&data[data.len().saturating_sub(BEFORE_BYTES)..]);
         let data = self.supply.pools.data.copy_of(data);
-        self.send_read(stream, data, ends, before, credit)
+        self.send_read(stream, data, WholeLines::Found(ends), before, credit)
     }
 
-    /// Hands over whole lines that start at the position. `ends`: where each ends in `data`, the last one at its
-    /// end, at most [`Outlet::chunk_lines`]. `before`: of the bytes that stand in the source right before where the chunk
+    /// Hands over whole lines that start at the position. `lines`: those of `data`, at most [`Outlet::chunk_lines`].
+    /// `before`: of the bytes that stand in the source right before where the chunk
     /// ends; those of `data` may be arranged otherwise. Waits for room downhill until the agent stops. The stamp is
     /// written down first.
     pub fn send_read(
         &mut self,
         stream: &mut Stream,
         mut data: Buffer<u8>,
-        ends: &[u32],
+        lines: WholeLines<'_>,
         before: Head,
         mut credit: Credit,
     ) -> Result<(), NotSent> {
-        assert!(
-            ends.len() <= CHUNK_LINES && ends.last().copied() == u32::try_from(data.len()).ok(),
-            "a chunk is made of whole lines"
-        );
+        assert!(lines.len() <= CHUNK_LINES && lines.cover(&data), "a chunk is made of whole lines");
         let sinks = stream.lacking(self.supply.sinks);
-        let count = Count { lines: ends.len() as u64, bytes: data.len() as u64 };
+        let count = Count { lines: lines.len() as u64, bytes: data.len() as u64 };
         let range = stream.position..stream.position + count.bytes;
         debug_assert!(stream.read_limit().is_none_or(|limit| range.end <= limit), "read across an edge");
         let again = stream.time_again();
@@ -409,8 +432,12 @@ impl Outlet {
             if data.len() < data.capacity() / 4 {
                 data = self.supply.pools.data.copy_of(&data); // the rest of it is for others
             }
-            let ends = self.supply.pools.ends.copy_of(ends);
-            let besides = cost_besides(ends.capacity(), sinks.iter().count());
+            let pool = &self.supply.pools.ends;
+            let besides = cost_besides(pool.capacity_for(lines.len()), sinks.iter().count());
+            let ends = match lines {
+                WholeLines::Found(ends) => pool.copy_of(ends).into(),
+                WholeLines::Counted(lines) => Ends::counted(lines as u32, pool.clone()),
+            };
             credit.shrink_to(self.supply.cost(data.capacity() + besides));
             let lines = Lines {
                 origin: self.origins.of(stream).origin.clone(),

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use super::{Kept, Records, without_line_end};
+use super::{Kept, Lines, Records, without_line_end};
 
 /// Lines one behind the other, each as it was read, with the labels of their origin and without metadata; the time
 /// of each is that of the one before it and one nanosecond.
@@ -19,10 +19,9 @@ pub struct Plain<'a> {
     pub offset: u64,
     /// The first line goes on where an earlier record was cut.
     pub continues: bool,
-    /// Where each line ends, counted from the start of the chunk.
-    ends: &'a [u32],
-    /// Where the first line starts, counted likewise.
-    start: u32,
+    /// The chunk, and which of its lines these are.
+    lines: &'a Lines,
+    range: (usize, usize),
 }
 
 impl Records {
@@ -35,12 +34,12 @@ impl Records {
         let (first, end) = (range.start as usize, range.end as usize);
         let start = lines.starts_at(first);
         Some(Plain {
-            bytes: &lines.data[start..lines.ends[end - 1] as usize],
+            bytes: &lines.data[start..lines.starts_at(end)],
             time_ns: lines.base_ns + first as i64,
             offset: lines.start + start as u64,
             continues: lines.goes_on(first),
-            ends: &lines.ends[first..end],
-            start: start as u32,
+            lines,
+            range: (first, end),
         })
     }
 }
@@ -49,10 +48,10 @@ impl<'a> Plain<'a> {
     /// The text of each line without its line end; `None` for one that was cut, or is the rest of one.
     #[inline]
     pub fn texts(&self) -> impl Iterator<Item = Option<&'a [u8]>> {
-        let Plain { bytes, ends, start, .. } = *self;
-        let (mut from, mut goes_on) = (0, self.continues);
-        ends.iter().map(move |end| {
-            let raw = &bytes[from..(*end - start) as usize];
+        let Plain { lines, range: (first, end), .. } = *self;
+        let (mut from, mut goes_on) = (lines.starts_at(first), self.continues);
+        lines.ends.of(&lines.data)[first..end].iter().map(move |end| {
+            let raw = &lines.data[from..*end as usize];
             from += raw.len();
             let text = without_line_end(raw);
             let is_cut = text.len() == raw.len();
@@ -64,7 +63,7 @@ impl<'a> Plain<'a> {
 
     /// Of the last line.
     pub fn last_time_ns(&self) -> i64 {
-        self.time_ns + (self.ends.len() - 1) as i64
+        self.time_ns + (self.range.1 - self.range.0 - 1) as i64
     }
 }
 

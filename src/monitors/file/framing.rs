@@ -5,7 +5,7 @@
 //!
 //! Not here: how much is read at once, and what a half line at the end waits for (`tail.rs`).
 
-use memchr::memchr_iter;
+use memchr::{memchr_iter, memrchr};
 
 /// Whether more may follow what was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +76,30 @@ impl Framed {
         ends.push((at + len) as u32);
         self.cut += 1;
         len
+    }
+}
+
+/// Lines that were counted, and not looked at: each ends in `\n`, and none is too long.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Counted {
+    /// How many bytes the lines cover.
+    pub bytes: usize,
+    pub lines: usize,
+    searched: usize,
+}
+
+impl Counted {
+    /// With what has come behind what was counted already. `None`: there are more than `most`, or one that has to be cut;
+    /// [`Framed::go_on`] has to look for each.
+    pub fn go_on(mut self, data: &[u8], longest: usize, most: usize) -> Option<Counted> {
+        self.lines += memchr_iter(b'\n', &data[self.searched..]).count();
+        self.searched = data.len();
+        // Where a line ends in every stretch of that length, none is longer.
+        while let Some(stretch) = data[self.bytes..].get(..longest) {
+            self.bytes += memrchr(b'\n', stretch)? + 1;
+        }
+        self.bytes += memrchr(b'\n', &data[self.bytes..]).map_or(0, |last| last + 1);
+        (self.lines <= most).then_some(self)
     }
 }
 
@@ -199,6 +223,16 @@ mod tests {
             prop_assert_eq!(whole.concat(), data.clone());
             prop_assert!(whole.iter().all(|piece| !piece.is_empty() && piece.len() <= longest));
             prop_assert_eq!(&in_reads(&data, longest, max_lines, &reads), &whole);
+            // What can be counted is what is found one by one.
+            let (mut framed, mut ends) = (Framed::default(), Vec::new());
+            framed.go_on(&data, longest, End::More, usize::MAX / 2, &mut ends);
+            let (mut counted, mut have, mut steps) = (Some(Counted::default()), 0, reads.iter().cycle());
+            while have < data.len() {
+                have = (have + steps.next().unwrap()).min(data.len());
+                counted = counted.and_then(|counted| counted.go_on(&data[..have], longest, max_lines));
+            }
+            let can_be = framed.cut == 0 && ends.len() <= max_lines;
+            prop_assert_eq!(counted.map(|all| (all.bytes, all.lines)), can_be.then_some((framed.bytes, ends.len())));
             // Every line that fits is one piece of its own.
             let mut at = 0;
             let starts: Vec<usize> = whole.iter().map(|piece| { at += piece.len(); at - piece.len() }).collect();

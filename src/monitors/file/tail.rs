@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use super::beside::modified_ns;
 use super::discovery::Found;
 use super::few::Few;
-use super::framing::{End, Framed};
+use super::framing::{Counted, End, Framed};
 use super::holes::{Ahead, ahead, text_from};
 use super::identity::{HEAD_BYTES, begins_with, head_of, identity, read_at, stands_before};
 use super::packed::{Form, Unpacked};
@@ -31,7 +31,7 @@ use crate::disk::BLOCK_BYTES;
 use crate::durable::FileId;
 use crate::ledger::{BEFORE_BYTES, HOLE, Head};
 use crate::metrics::Counter;
-use crate::monitors::outlet::GROUP_LINES;
+use crate::monitors::outlet::{GROUP_LINES, WholeLines};
 use crate::monitors::{NotSent, Outlet, SourceOptions, Stream};
 use crate::tasks::Task;
 
@@ -389,6 +389,7 @@ impl Tail {
         let mut data = outlet.buffer(back + want);
         ends.clear();
         let (mut read, mut framed, most) = (0, Framed::default(), outlet.chunk_lines());
+        let mut counted = Some(Counted::default());
         let in_steps = !in_parts && to_hole.is_none() && self.form.is_none();
         let step = if in_steps { STEP_BYTES } else { data.len() };
         while read < data.len() && !framed.full {
@@ -398,7 +399,10 @@ impl Tail {
                 Err(cause) => return Turn::Failed(cause),
             }
             if in_steps && read > back {
-                framed.go_on(&data[back..read], longest, End::More, most, ends);
+                counted = counted.and_then(|counted| counted.go_on(&data[back..read], longest, most));
+                if counted.is_none() {
+                    framed.go_on(&data[back..read], longest, End::More, most, ends);
+                }
             }
             if read < upto {
                 break;
@@ -433,9 +437,12 @@ impl Tail {
         // Up to the limit the pieces are those of the last life, the cut one at its end included.
         let end = if position + len as u64 == limit { End::Final } else { end };
         mixed.clear();
-        let found = match in_parts {
-            true => frame_parts(&fresh[..len], longest, end, GROUP_LINES, ends, mixed),
-            false => {
+        let is_all = |counted: &Counted| in_steps && (end != End::Final || counted.bytes == len);
+        let counted = counted.filter(is_all);
+        let found = match &counted {
+            Some(counted) => Framed { bytes: counted.bytes, ..Framed::default() },
+            None if in_parts => frame_parts(&fresh[..len], longest, end, GROUP_LINES, ends, mixed),
+            None => {
                 framed.go_on(&fresh[..len], longest, end, most, ends);
                 framed
             }
@@ -467,7 +474,8 @@ impl Tail {
             cut_lines.add(found.cut as u64);
             task.waits_for("the workers");
             data.keep(back + part.start..back + part.end);
-            match outlet.send_read(stream, data, ends, before.unwrap_or_default(), credit) {
+            let lines = counted.map_or(WholeLines::Found(ends), |counted| WholeLines::Counted(counted.lines));
+            match outlet.send_read(stream, data, lines, before.unwrap_or_default(), credit) {
                 Ok(()) => {}
                 Err(NotSent::Stopped) => return Turn::Stopped,
                 // Nothing else can be stamped either: like a budget without room.

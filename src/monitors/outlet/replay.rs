@@ -57,7 +57,7 @@ struct Model {
 impl Model {
     fn hand_over(&mut self, chunk: &Lines) {
         let mut start = chunk.start;
-        for (at, end) in chunk.ends.iter().enumerate() {
+        for (at, end) in chunk.ends.of(&chunk.data).iter().enumerate() {
             let end = chunk.start + u64::from(*end);
             let line = (end, chunk.first_line + at as u64, chunk.base_ns + at as i64);
             let known = *self.lines.entry(start).or_insert(line);
@@ -70,7 +70,7 @@ impl Model {
     fn answer(&mut self, chunk: &Lines, mut share: Share, lines: u8) {
         let lines = usize::from(lines).min(chunk.len());
         if lines > 0 {
-            let end = u64::from(chunk.ends[lines - 1]);
+            let end = u64::from(chunk.ends.of(&chunk.data)[lines - 1]);
             let part = share.split(Count { lines: lines as u64, bytes: end }, chunk.start + end);
             let got = &mut self.got[part.sink().0 as usize];
             (chunk.start..chunk.start + end).for_each(|byte| got[byte as usize] += 1);
