@@ -26,12 +26,12 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, select};
 
 use super::Mailbox;
-use super::discovery::Sweep;
 use super::folder::Folders;
 use super::kin::Kin;
 use super::known::NotMet;
 use super::names::rotated;
 use super::step::Step;
+use super::sweep::Sweep;
 use super::tail::{Buffers, Reading, Tail, Turn};
 use super::view::{FileView, FilesView, SHOWN_MAX, Sizes};
 use super::watch::Hints;

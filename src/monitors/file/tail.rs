@@ -17,7 +17,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::beside::modified_ns;
-use super::discovery::Found;
 use super::few::Few;
 use super::framing::{End, Framed};
 use super::holes::{Ahead, ahead, text_from};
@@ -25,6 +24,7 @@ use super::identity::{HEAD_BYTES, begins_with, head_of, identity, read_at, stand
 use super::packed::{Form, Unpacked};
 use super::parts::{arrange, frame_parts, keep_within};
 use super::step::{Look, Step, next_step};
+use super::sweep::Found;
 use crate::ack::GenerationId;
 use crate::budget::Refused;
 use crate::durable::FileId;

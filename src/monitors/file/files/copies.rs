@@ -15,9 +15,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::super::beside::{candidates, is_named_after};
-use super::super::discovery::Found;
 use super::super::folder::Folder;
 use super::super::identity::{begins_with, goes_on_like, identity, read_head};
+use super::super::sweep::Found;
 use super::super::tail::Tail;
 use super::opening::open_for_reading;
 use super::{Files, file_options};

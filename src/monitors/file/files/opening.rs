@@ -10,7 +10,6 @@ use std::time::Duration;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-use super::super::discovery::Found;
 use super::super::glob::{Excludes, Pattern};
 use super::super::holes::{Ahead, ahead};
 use super::super::identity::{
@@ -18,6 +17,7 @@ use super::super::identity::{
 };
 use super::super::packed::Unpacked;
 use super::super::step::Step;
+use super::super::sweep::Found;
 use super::super::tail::Tail;
 use super::{Files, file_options};
 use crate::durable::FileId;
