@@ -291,7 +291,7 @@ impl Files {
             unseen.retain(|sibling| !is_copy_at(older, &sibling.what.path));
         }
         let found =
-            |Rest { path, file, size }| Found { path, file, size, source: older.source, heard: false };
+            |Rest { path, file, size }| Found { path, file, size, source: older.source(), heard: false };
         unseen.into_iter().map(|sibling| found(sibling.what)).collect()
     }
 
@@ -335,7 +335,7 @@ impl Files {
         next: Option<&mut Tail>,
         now: Instant,
     ) -> io::Result<()> {
-        let file = Arc::new(open_for_reading(&found.path)?);
+        let file = open_for_reading(&found.path)?;
         let mut head = read_head(&file)?;
         let form = form(&head);
         if let Some(form) = form {
@@ -386,7 +386,7 @@ impl Files {
             Some(next) => {
                 tail.few.after = next.few.after.replace(file);
                 // The generations of a lineage are numbered in their order.
-                next.generation = Some(self.outlet.reserve());
+                next.reserve(self.outlet.reserve());
             }
             None => {
                 let older = self.newest.insert(tail.lineage, file);

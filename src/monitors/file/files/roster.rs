@@ -119,7 +119,7 @@ impl Files {
         }
         tail.queued = true;
         tail.is_late = self.swept;
-        tail.generation = Some(self.outlet.reserve());
+        tail.reserve(self.outlet.reserve());
         self.tails.insert(file, tail);
         self.newcomers.push(file);
         self.ready.push_back(file);
@@ -151,7 +151,7 @@ impl Files {
             Ok(metadata) if FileId::of(&metadata) == file => self.queue(file),
             Ok(metadata) if metadata.is_file() => {
                 let other = FileId::of(&metadata);
-                let Some(source) = self.tails.get(&file).map(|tail| tail.source) else { return };
+                let Some(source) = self.tails.get(&file).map(|tail| tail.source()) else { return };
                 self.left(file, now);
                 if !self.own.contains(other) {
                     let (path, size) = (path.to_owned(), metadata.len());
@@ -186,8 +186,8 @@ impl Files {
         let parts: Vec<u64> = (0..self.sources.len()).map(parts).collect();
         self.poll_those(
             |tail| {
-                let its_turn = tail.file.inode % parts[tail.source] == polls % parts[tail.source];
-                due(tail.source) && (its_turn || !tail.can_be_left_alone())
+                let its_turn = tail.file.inode % parts[tail.source()] == polls % parts[tail.source()];
+                due(tail.source()) && (its_turn || !tail.can_be_left_alone())
             },
             task,
         );
@@ -221,7 +221,7 @@ impl Files {
                 (_, Some(file)) => file.metadata().is_ok_and(|metadata| !tail.looks_like(&metadata)),
                 (_, None) => false,
             };
-            if differs || tail.step(self.sources[tail.source].idle, now) != Step::Wait {
+            if differs || tail.step(self.sources[tail.source()].idle, now) != Step::Wait {
                 changed.push(tail.file);
             }
         }
