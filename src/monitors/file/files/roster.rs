@@ -45,6 +45,9 @@ impl Files {
                 None => u64::MAX,
             });
         }
+        if !self.swept {
+            self.make_room(found.len());
+        }
         for spot in found {
             self.admit(sweep.found(spot), now);
         }
@@ -71,6 +74,15 @@ impl Files {
         self.swept = true;
         self.unsure = sweep.unsure.len();
         self.try_again(now);
+    }
+
+    /// For so many files that come at once: what grows by doubling leaves holes behind, in which nothing as large fits.
+    fn make_room(&mut self, files: usize) {
+        self.tails.reserve(files);
+        self.paths.reserve(files);
+        self.newest.reserve(files);
+        self.ready.reserve_exact(files);
+        self.newcomers.reserve_exact(files);
     }
 
     /// Time has passed: what could not be opened or read perhaps can be, and there may be more descriptors.
