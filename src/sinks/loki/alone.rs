@@ -25,13 +25,9 @@ const FAR_NS: i64 = 15 * 60 * SECOND_NS;
 /// A quarter of a full batch: what is less comes near to the limit of a stream (3 MB/s) only in a crowd of such.
 const MUCH: u64 = 256 * 1024;
 
-/// Streams that can be remembered, at most, in 128 KiB; there are more places when half of those that there are have
-/// somebody.
-const PLACES_MOST: usize = 16 * 1024;
-const PLACES_FIRST: usize = 256;
-
-/// Places behind each other where a stream may stand. Whoever finds all of them taken pushes out the first.
-const STEPS: usize = 8;
+/// Streams that can be remembered, at most: two that want the same place push each other out. That many are 128 KiB,
+/// in pages that the system provides when they are written to.
+const PLACES: usize = 16 * 1024;
 
 /// What a batch brings for one stream.
 #[derive(Clone, Copy)]
@@ -54,10 +50,8 @@ pub(super) enum Way {
 #[derive(Default)]
 pub(super) struct Sent {
     hasher: RandomState,
-    /// By the hash, as many as a power of two; at most [`PLACES_MOST`].
+    /// Empty, or [`PLACES`], by the hash: whatever comes and goes, it does not grow.
     known: Box<[Known]>,
-    /// Places that have somebody.
-    taken: usize,
     /// Of all streams, whether they were accepted or not.
     newest_of_all_ns: Option<i64>,
     /// By the number of its push, which has no answer yet.
@@ -65,37 +59,20 @@ pub(super) struct Sent {
 }
 
 /// The hash of a stream's labels, and its newest time in seconds since 1970. Nobody, as long as that is 0. With two
-/// of one hash, the one may go as the other would.
+/// of one hash, the one may go as the other would. (No struct: a list of zeros in pairs costs no page.)
 type Known = (u32, u32);
 
 impl Sent {
     /// The last batch got an answer to so many of its pushes, which was not "try again".
     pub fn settle(&mut self, answered: usize) {
-        let mut pending = std::mem::take(&mut self.pending);
-        for (_, known) in pending.drain(..).filter(|(push, _)| *push < answered) {
-            if 2 * self.taken >= self.known.len() && self.known.len() < PLACES_MOST {
-                self.grow();
-            }
-            self.put(known);
+        if self.known.is_empty() {
+            self.known = vec![(0, 0); PLACES].into();
         }
-        self.pending = pending;
-    }
-
-    fn put(&mut self, (hash, newest_s): Known) {
-        let at = self
-            .places(hash)
-            .find(|at| matches!(self.known[*at], (of, newest_s) if of == hash || newest_s == 0));
-        let place = &mut self.known[at.unwrap_or(hash as usize % self.known.len())];
-        let before_s = if place.0 == hash { place.1 } else { 0 };
-        self.taken += usize::from(place.1 == 0);
-        *place = (hash, newest_s.max(before_s));
-    }
-
-    fn grow(&mut self) {
-        let places = (2 * self.known.len()).max(PLACES_FIRST);
-        let before = std::mem::replace(&mut self.known, vec![(0, 0); places].into());
-        self.taken = 0;
-        before.into_iter().filter(|(_, newest_s)| *newest_s > 0).for_each(|known| self.put(known));
+        for (_, (hash, newest_s)) in self.pending.drain(..).filter(|(push, _)| *push < answered) {
+            let known = &mut self.known[hash as usize % PLACES];
+            let before_s = if known.0 == hash { known.1 } else { 0 };
+            *known = (hash, newest_s.max(before_s));
+        }
     }
 
     /// As [`Sent::settle`], and no batch follows for a while.
@@ -128,13 +105,8 @@ impl Sent {
 
     fn newest_ns(&self, labels: &Labels) -> Option<i64> {
         let hash = self.hash(labels);
-        let (_, newest_s) = self.places(hash).map(|at| self.known[at]).find(|(of, _)| *of == hash)?;
-        (newest_s > 0).then(|| i64::from(newest_s) * SECOND_NS)
-    }
-
-    fn places(&self, hash: u32) -> impl Iterator<Item = usize> + use<> {
-        let places = self.known.len();
-        (0..STEPS.min(places)).map(move |step| (hash as usize + step) % places)
+        let (of, newest_s) = *self.known.get(hash as usize % PLACES)?;
+        (of == hash && newest_s > 0).then(|| i64::from(newest_s) * SECOND_NS)
     }
 
     fn hash(&self, labels: &Labels) -> u32 {
@@ -176,25 +148,5 @@ mod tests {
         ] {
             assert_eq!(sent.way(stream, &look(oldest_ns, weight)), way, "{oldest_ns}");
         }
-    }
-
-    #[test]
-    fn there_is_room_for_as_many_as_there_are() {
-        let mut sent = Sent::default();
-        let labels = |number: u32| Labels::new([("a", number.to_string().as_str())]);
-        sent.rest(0);
-        assert!(sent.known.is_empty());
-        (0..100).for_each(|number| sent.note(0, &labels(number), SECOND_NS));
-        sent.rest(1);
-        assert_eq!(sent.known.len(), PLACES_FIRST);
-        (0..2000).for_each(|number| sent.note(0, &labels(number), 2 * SECOND_NS));
-        sent.rest(1);
-        let known =
-            (0..2000).filter(|number| sent.newest_ns(&labels(*number)) == Some(2 * SECOND_NS)).count();
-        assert!(sent.known.len() <= 8192 && known > 1950, "{known} of 2000 in {} places", sent.known.len());
-        (0..50_000).for_each(|number| sent.note(0, &labels(number), SECOND_NS));
-        sent.rest(1);
-        assert_eq!(sent.known.len(), PLACES_MOST);
-        assert_eq!(sent.taken, sent.known.iter().filter(|known| known.1 > 0).count());
     }
 }
