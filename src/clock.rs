@@ -2,11 +2,34 @@
 //!
 //! The only file that reads a clock. Everything else is told the time as an argument, or holds a [`Clock`].
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::{Receiver, at, never};
 use parking_lot::Mutex;
+
+/// An [`Instant`] in one word, for what there is ten thousand times. Nobody else needs to know since when it counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Moment(i64);
+
+/// What moments count from, in nanoseconds: the first that there was. Others may lie before it.
+static FIRST: OnceLock<Instant> = OnceLock::new();
+
+impl From<Instant> for Moment {
+    fn from(instant: Instant) -> Moment {
+        let first = *FIRST.get_or_init(|| instant);
+        let since = instant.saturating_duration_since(first).as_nanos() as i64;
+        Moment(since - first.saturating_duration_since(instant).as_nanos() as i64)
+    }
+}
+
+impl From<Moment> for Instant {
+    fn from(moment: Moment) -> Instant {
+        let first = *FIRST.get_or_init(real_now);
+        let distance = Duration::from_nanos(moment.0.unsigned_abs());
+        if moment.0 < 0 { first - distance } else { first + distance }
+    }
+}
 
 /// A source of time. Cheap to clone; clones of one made by hand move together.
 #[derive(Clone)]
@@ -132,6 +155,17 @@ impl StampClock {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_moment_is_an_instant_in_half_the_room() {
+        let now = Clock::real().now();
+        let check = |instant: Instant| assert_eq!(Instant::from(Moment::from(instant)), instant);
+        check(now);
+        check(now + Duration::from_nanos(1));
+        check(now - Duration::from_millis(3)); // perhaps before the first
+        assert!(Moment::from(now - Duration::from_secs(1)) < Moment::from(now));
+        assert_eq!((size_of::<Moment>(), size_of::<Instant>()), (8, 16));
+    }
 
     #[test]
     fn stamps_never_meet_and_follow_the_wall_clock() {

@@ -207,7 +207,7 @@ pub fn view(id: GenerationId, page: &Page, names: &[Arc<str>]) -> GenerationView
         pending: progress.lacking(page.high.to),
         former,
     };
-    let sinks = names.iter().zip(&page.sinks).map(|(name, sink)| progress(name, sink, false));
+    let sinks = names.iter().zip(&*page.sinks).map(|(name, sink)| progress(name, sink, false));
     let former = page.apart().former.iter().map(|(name, sink)| progress(name, sink, true));
     GenerationView {
         generation: id.0,

@@ -9,15 +9,21 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-#[derive(Clone, Debug, Default)]
-#[expect(clippy::box_collection, reason = "three words for a map that is hardly ever there are two too many")]
-pub enum Offsets<V> {
-    #[default]
-    Empty,
+#[derive(Clone, Debug)]
+pub struct Offsets<V>(Option<Box<Kept<V>>>);
+
+#[derive(Clone, Debug)]
+enum Kept<V> {
     /// Perhaps none.
-    One(Box<Option<(u64, V)>>),
+    One(Option<(u64, V)>),
     /// Perhaps none.
-    Many(Box<BTreeMap<u64, V>>),
+    Many(BTreeMap<u64, V>),
+}
+
+impl<V> Default for Offsets<V> {
+    fn default() -> Offsets<V> {
+        Offsets(None)
+    }
 }
 
 /// How they are kept makes no difference.
@@ -31,7 +37,7 @@ impl<V: Eq> Eq for Offsets<V> {}
 
 impl<V> FromIterator<(u64, V)> for Offsets<V> {
     fn from_iter<I: IntoIterator<Item = (u64, V)>>(entries: I) -> Offsets<V> {
-        let mut offsets = Offsets::Empty;
+        let mut offsets = Offsets::default();
         entries.into_iter().for_each(|(offset, value)| offsets.insert(offset, value));
         offsets
     }
@@ -55,10 +61,10 @@ impl<V> Offsets<V> {
     }
 
     pub fn len(&self) -> usize {
-        match self {
-            Offsets::Empty => 0,
-            Offsets::One(one) => usize::from(one.is_some()),
-            Offsets::Many(tree) => tree.len(),
+        match self.0.as_deref() {
+            None => 0,
+            Some(Kept::One(one)) => usize::from(one.is_some()),
+            Some(Kept::Many(tree)) => tree.len(),
         }
     }
 
@@ -67,21 +73,20 @@ impl<V> Offsets<V> {
     }
 
     pub fn insert(&mut self, offset: u64, value: V) {
-        match self {
-            Offsets::Empty => *self = Offsets::One(Box::new(Some((offset, value)))),
-            Offsets::One(one) => match one.take().filter(|(known, _)| *known != offset) {
-                None => **one = Some((offset, value)),
-                Some(other) => *self = Offsets::Many(Box::new(BTreeMap::from([other, (offset, value)]))),
+        let kept = self.0.get_or_insert_with(|| Box::new(Kept::One(None)));
+        match &mut **kept {
+            Kept::One(one) => match one.take().filter(|(known, _)| *known != offset) {
+                None => *one = Some((offset, value)),
+                Some(other) => **kept = Kept::Many(BTreeMap::from([other, (offset, value)])),
             },
-            Offsets::Many(tree) => drop(tree.insert(offset, value)),
+            Kept::Many(tree) => drop(tree.insert(offset, value)),
         }
     }
 
     pub fn remove(&mut self, offset: u64) -> Option<V> {
-        match self {
-            Offsets::Empty => None,
-            Offsets::One(one) => one.take_if(|(known, _)| *known == offset).map(|(_, value)| value),
-            Offsets::Many(tree) => tree.remove(&offset),
+        match self.0.as_deref_mut()? {
+            Kept::One(one) => one.take_if(|(known, _)| *known == offset).map(|(_, value)| value),
+            Kept::Many(tree) => tree.remove(&offset),
         }
     }
 
@@ -92,9 +97,9 @@ impl<V> Offsets<V> {
 
     /// Those from `first` up to `end`, exclusive, rising.
     pub fn range(&self, first: u64, end: u64) -> impl Iterator<Item = (u64, &V)> {
-        let (one, tree) = match self {
-            Offsets::One(one) => ((**one).as_ref(), None),
-            Offsets::Many(tree) if first < end => (None, Some(tree.range(first..end))),
+        let (one, tree) = match self.0.as_deref() {
+            Some(Kept::One(one)) => (one.as_ref(), None),
+            Some(Kept::Many(tree)) if first < end => (None, Some(tree.range(first..end))),
             _ => (None, None),
         };
         let one =
@@ -104,12 +109,9 @@ impl<V> Offsets<V> {
 
     /// The last one at `offset` or before it.
     pub fn at_or_before(&self, offset: u64) -> Option<(u64, &V)> {
-        match self {
-            Offsets::Empty => None,
-            Offsets::One(one) => {
-                (**one).as_ref().filter(|(at, _)| *at <= offset).map(|(at, value)| (*at, value))
-            }
-            Offsets::Many(tree) => tree.range(..=offset).next_back().map(|(at, value)| (*at, value)),
+        match self.0.as_deref()? {
+            Kept::One(one) => one.as_ref().filter(|(at, _)| *at <= offset).map(|(at, value)| (*at, value)),
+            Kept::Many(tree) => tree.range(..=offset).next_back().map(|(at, value)| (*at, value)),
         }
     }
 
@@ -119,7 +121,7 @@ impl<V> Offsets<V> {
 
     pub fn give_back(&mut self) {
         if self.is_empty() {
-            *self = Offsets::Empty;
+            self.0 = None;
         }
     }
 }
@@ -132,29 +134,30 @@ mod tests {
 
     #[test]
     fn it_takes_little_and_is_written_like_a_map() {
-        assert_eq!(size_of::<Offsets<[u64; 100]>>(), 16);
+        assert_eq!(size_of::<Offsets<[u64; 100]>>(), 8);
+        let is_many = |offsets: &Offsets<char>| matches!(offsets.0.as_deref(), Some(Kept::Many(_)));
         let mut offsets = Offsets::from_iter([(5, 'a'), (9, 'b')]);
         assert_eq!(serde_json::to_string(&offsets).unwrap(), r#"{"5":"a","9":"b"}"#);
         offsets.remove(5);
         offsets.remove(9);
-        assert!(matches!(offsets, Offsets::Many(_)) && offsets == Offsets::Empty);
+        assert!(is_many(&offsets) && offsets == Offsets::default());
         offsets.give_back();
-        assert!(matches!(offsets, Offsets::Empty));
+        assert!(offsets.0.is_none());
         offsets.insert(7, 'c');
-        assert!(matches!(offsets, Offsets::One(_)));
+        assert!(!is_many(&offsets));
         offsets.remove(7);
-        assert!(matches!(offsets, Offsets::One(_)), "its place is kept for the next one");
+        assert!(offsets.0.is_some(), "its place is kept for the next one");
         offsets.give_back();
-        assert!(matches!(offsets, Offsets::Empty));
+        assert!(offsets.0.is_none());
         offsets.insert(7, 'c');
         let read: Offsets<char> = serde_json::from_str(r#"{"7":"c"}"#).unwrap();
-        assert!(matches!(read, Offsets::One(_)) && read == offsets);
+        assert!(!is_many(&read) && read == offsets);
     }
 
     proptest! {
         #[test]
         fn it_behaves_like_a_tree(acts in proptest::collection::vec((0u64..8, 0..3), 0..30)) {
-            let (mut offsets, mut tree) = (Offsets::Empty, BTreeMap::new());
+            let (mut offsets, mut tree) = (Offsets::default(), BTreeMap::new());
             for (number, (offset, act)) in acts.into_iter().enumerate() {
                 match act {
                     0 => prop_assert_eq!(offsets.remove(offset), tree.remove(&offset)),

@@ -5,7 +5,7 @@
 //! the configuration has answered for all of it. A restart begins at the start of a stamp, never within one, so
 //! the same bytes get the same numbers and times again.
 
-use std::ops::Range;
+use std::ops::{Deref, DerefMut, Range};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -15,6 +15,9 @@ use super::offsets::Offsets;
 use super::saved::{AnyPath, SavedGeneration};
 use super::{Cursor, Head, Identity, KeptStamp, Known, Opened, Progress, Stamp};
 use crate::ack::{GenerationId, SinkId};
+
+/// A chunk of a file that is read at full speed is larger, and its place is kept for the next one.
+const SMALL_BYTES: u64 = 16 * 1024;
 
 pub struct Page {
     pub source: Arc<str>,
@@ -28,7 +31,7 @@ pub struct Page {
     /// `high` as the last life left it: what is read below was read before.
     pub known_to: u64,
     /// Of the sinks of the configuration, by [`crate::ack::SinkId`].
-    pub sinks: Box<[Progress]>,
+    pub sinks: Sinks,
     /// What hardly any page has.
     apart: Option<Box<Apart>>,
     /// That somebody has not answered for, by their start.
@@ -41,6 +44,38 @@ pub struct Page {
     begun: u64,
     read: u64,
     passed_over: u64,
+}
+
+/// How far each sink has answered. Nearly everybody has one, which takes no memory of its own.
+pub enum Sinks {
+    One([Progress; 1]),
+    Several(Box<[Progress]>),
+}
+
+impl From<Vec<Progress>> for Sinks {
+    fn from(sinks: Vec<Progress>) -> Sinks {
+        sinks.try_into().map_or_else(|sinks| Sinks::Several(sinks.into()), Sinks::One)
+    }
+}
+
+impl Deref for Sinks {
+    type Target = [Progress];
+
+    fn deref(&self) -> &[Progress] {
+        match self {
+            Sinks::One(one) => one,
+            Sinks::Several(all) => all,
+        }
+    }
+}
+
+impl DerefMut for Sinks {
+    fn deref_mut(&mut self) -> &mut [Progress] {
+        match self {
+            Sinks::One(one) => one,
+            Sinks::Several(all) => all,
+        }
+    }
 }
 
 #[derive(Default)]
@@ -87,7 +122,7 @@ impl Page {
             read_to: opened.start,
             high: High { to: opened.start, line: 0, continues: false, before: None, cursor: opened.cursor },
             known_to: opened.start,
-            sinks: vec![Progress::starting_at(opened.start); sinks].into(),
+            sinks: Sinks::from(vec![Progress::starting_at(opened.start); sinks]),
             apart: Apart { former: former.into_iter().map(at_start).collect(), ..Apart::default() }.boxed(),
             stamps: Offsets::default(),
             finished: false,
@@ -151,7 +186,7 @@ impl Page {
             let known = sinks.iter().position(|(known, _)| known == name);
             known.map_or_else(|| Progress::starting_at(start), |at| sinks.swap_remove(at).1)
         });
-        let progress: Box<[Progress]> = progress.collect();
+        let progress = Sinks::from(progress.collect::<Vec<_>>());
         let apart = Apart {
             given_up: saved.given_up.into_iter().map(|(why, bytes)| (why.into(), bytes)).collect(),
             former: sinks,
@@ -181,7 +216,7 @@ impl Page {
 
     pub fn saved(&self, id: GenerationId, names: &[Arc<str>]) -> SavedGeneration {
         let named =
-            names.iter().zip(&self.sinks).map(|(name, progress)| (name.to_string(), progress.clone()));
+            names.iter().zip(&*self.sinks).map(|(name, progress)| (name.to_string(), progress.clone()));
         let apart = self.apart();
         let former = apart.former.iter().map(|(name, progress)| (name.to_string(), progress.clone()));
         let spooled = apart.spooled.iter().map(|(name, ranges)| (name.to_string(), ranges.clone()));
@@ -335,7 +370,17 @@ impl Page {
 
     /// Drops the stamps among those that overlap `range` that every sink has answered for; says how many
     /// of them are of this life alone.
+    /// What was small leaves no place behind: a start reads one line of each of ten thousand files.
     pub fn drop_answered_in(&mut self, range: Range<u64>) -> usize {
+        let is_small = range.end - range.start < SMALL_BYTES;
+        let of_this_life = self.drop_answered(range);
+        if is_small {
+            self.stamps.give_back();
+        }
+        of_this_life
+    }
+
+    fn drop_answered(&mut self, range: Range<u64>) -> usize {
         let first = self.stamp_at(range.start).map_or(range.start, |stamp| stamp.start);
         let sinks = &self.sinks;
         let answered = |stamp: &KeptStamp| sinks.iter().all(|sink| sink.covers(stamp.start..stamp.end));

@@ -59,7 +59,7 @@ pub const CHUNK_OVERHEAD: usize = 768;
 
 /// However small they are, no more of them fit into the budget: what so many pieces leave behind on the heap is of
 /// no use to anybody else, and is never given back. Whoever waits has a larger chunk then.
-const CHUNKS_MOST: usize = 512;
+const CHUNKS_MOST: usize = 256;
 
 /// What all Outlets of one agent share.
 #[derive(Clone)]

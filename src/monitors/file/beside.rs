@@ -9,7 +9,6 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use super::files::opening::open_for_reading;
 use super::folder::{Beside, Folder};
@@ -78,7 +77,7 @@ pub(super) fn content_of(known: &Known, file: File, go_on: &dyn Fn() -> bool) ->
             && goes_on_like(&file, head, known.before, known.position)?;
         return Ok(same.then_some(Content { size, form: None, torn: false }));
     };
-    let mut content = Unpacked::new(Arc::new(file), form);
+    let mut content = Unpacked::new(file, form);
     let mut begin = vec![0; head.len as usize];
     let len = content.read_at(&mut begin, 0)?;
     if !begins_with(&begin[..len], head) {
@@ -103,7 +102,7 @@ pub(super) fn look_into(path: &Path) -> io::Result<Survey> {
     let (head, size) = (read_head(&file)?, file.metadata()?.len());
     let survey = match form(&head) {
         None => None,
-        Some(form) => Unpacked::new(Arc::new(file), form).survey(0, &|| true)?,
+        Some(form) => Unpacked::new(file, form).survey(0, &|| true)?,
     };
     Ok(survey.unwrap_or(Survey { size, head, ..Survey::default() }))
 }

@@ -8,10 +8,13 @@
 //!
 //! Not here: what becomes of a file that was found (`tail.rs`).
 
-use std::collections::{HashMap, HashSet, hash_map};
+use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,6 +26,7 @@ use rustix::io::Errno;
 
 use super::Post;
 use super::glob::{Excludes, Pattern};
+use super::sweep::{Sweep, join};
 use super::watch::Watches;
 use crate::durable::{FileId, OwnFiles};
 use crate::error::Result;
@@ -46,35 +50,6 @@ pub const COMPLAINTS_MAX: usize = 1000;
 /// A folder is entered by so many ways at most, for one pattern: links that lead everywhere have more ways than
 /// anybody can walk.
 const WAYS_MAX: u32 = 16;
-
-/// A file that matches.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Found {
-    /// As it was walked: not resolved, so that it is what the pattern matched.
-    pub path: PathBuf,
-    pub file: FileId,
-    /// Bytes, at the time of the sweep.
-    pub size: u64,
-    /// Place in `sources[]`.
-    pub source: usize,
-    /// Whatever happens to it is reported: it has one name, in a folder that is watched, on a disk of this host.
-    pub heard: bool,
-}
-
-/// The whole picture at one time.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Sweep {
-    pub found: Vec<Found>,
-    /// Folders that could not be read: files below them may be there all the same.
-    pub unsure: Vec<PathBuf>,
-    /// Something may change that inotify does not report.
-    pub unheard: bool,
-    /// Folders that inotify was asked for, and how many are watched now.
-    pub folders: usize,
-    /// Folders that could not be looked into, as far as they were named.
-    pub complaints: usize,
-    pub watches: usize,
-}
 
 /// One source as discovery sees it.
 struct Target {
@@ -194,9 +169,7 @@ impl Discovery {
             watches: &mut self.watches,
             stop: &self.stop,
             task,
-            by_file: HashMap::new(),
             ways: HashMap::new(),
-            overlaps: HashSet::new(),
             failed: Vec::new(),
             sweep: Sweep::default(),
         };
@@ -205,7 +178,8 @@ impl Discovery {
                 walk.pattern(target, pattern)?;
             }
         }
-        let Walk { overlaps, failed, mut sweep, .. } = walk;
+        let Walk { failed, mut sweep, .. } = walk;
+        let overlaps = sweep.complete();
         self.watches.end_sweep();
         (sweep.folders, sweep.watches) = self.watches.asked_and_watched();
         let name = |source: usize| {
@@ -251,11 +225,8 @@ struct Walk<'a> {
     watches: &'a mut Watches,
     stop: &'a Closed,
     task: &'a Task,
-    /// Which source has the file.
-    by_file: HashMap<FileId, usize>,
     /// How often each folder was entered for the pattern at hand.
     ways: HashMap<FileId, u32>,
-    overlaps: HashSet<(usize, usize)>,
     failed: Vec<(PathBuf, io::Error)>,
     sweep: Sweep,
 }
@@ -264,13 +235,29 @@ struct Walk<'a> {
 struct Level {
     id: FileId,
     heard: bool,
+    folder: Arc<Path>,
+    /// Of all entries, one behind the other.
+    names: Vec<u8>,
     /// Backwards: taken from the end.
     entries: Vec<Entry>,
 }
 
 struct Entry {
-    path: PathBuf,
+    /// In the names of its folder.
+    name: Range<u32>,
     kind: fs::FileType,
+}
+
+impl Level {
+    /// The next one, with its path.
+    fn take_entry(&mut self) -> Option<(PathBuf, fs::FileType)> {
+        let Entry { name, kind } = self.entries.pop()?;
+        Some((join(&self.folder, name_in(&self.names, &name)), kind))
+    }
+}
+
+fn name_in<'a>(names: &'a [u8], name: &Range<u32>) -> &'a OsStr {
+    OsStr::from_bytes(&names[name.start as usize..name.end as usize])
 }
 
 impl Walk<'_> {
@@ -294,8 +281,8 @@ impl Walk<'_> {
             if self.stop.is_closed() {
                 return None;
             }
-            let heard = level.heard;
-            let Some(Entry { path, kind }) = level.entries.pop() else {
+            let (heard, folder) = (level.heard, level.folder.clone());
+            let Some((path, kind)) = level.take_entry() else {
                 levels.pop();
                 continue;
             };
@@ -325,7 +312,7 @@ impl Walk<'_> {
             } else if metadata.is_file() && matches {
                 // Who writes by another name is heard of in that one's folder.
                 let heard = heard && kind.is_file() && metadata.nlink() == 1;
-                self.file(target, path, &metadata, heard);
+                self.file(target, &folder, &path, &metadata, heard);
             }
         }
         Some(())
@@ -345,17 +332,21 @@ impl Walk<'_> {
             }
             let heard = self.watches.add(&folder);
             self.sweep.unheard |= !heard;
-            let mut entries = Vec::new();
+            let (mut names, mut entries) = (Vec::new(), Vec::new());
             for entry in fs::read_dir(&folder)? {
                 let entry = entry?;
                 match entry.file_type() {
-                    Ok(kind) => entries.push(Entry { path: entry.path(), kind }),
+                    Ok(kind) => {
+                        let begin = names.len() as u32;
+                        names.extend_from_slice(entry.file_name().as_bytes());
+                        entries.push(Entry { name: begin..names.len() as u32, kind });
+                    }
                     Err(cause) => self.note_failure(entry.path(), cause),
                 }
             }
             // In order, so that "the first name" of a file is the same in every sweep.
-            entries.sort_unstable_by(|a, b| b.path.cmp(&a.path));
-            Ok(Some(Level { id, heard, entries }))
+            entries.sort_unstable_by(|a, b| name_in(&names, &b.name).cmp(name_in(&names, &a.name)));
+            Ok(Some(Level { id, heard, folder: folder.as_path().into(), names, entries }))
         });
         level.unwrap_or_else(|cause| {
             self.note_failure(folder, cause);
@@ -363,23 +354,19 @@ impl Walk<'_> {
         })
     }
 
-    fn file(&mut self, target: &Target, path: PathBuf, metadata: &fs::Metadata, heard: bool) {
-        let file = FileId::of(metadata);
-        if self.outputs.matches(&path) || self.own_log.contains(&file) || self.own.contains(file) {
+    fn file(
+        &mut self,
+        target: &Target,
+        folder: &Arc<Path>,
+        path: &Path,
+        metadata: &fs::Metadata,
+        heard: bool,
+    ) {
+        let (file, name) = (FileId::of(metadata), path.file_name().unwrap_or_default());
+        if self.outputs.matches(path) || self.own_log.contains(&file) || self.own.contains(file) {
             return;
         }
-        match self.by_file.entry(file) {
-            hash_map::Entry::Vacant(free) => {
-                free.insert(target.source);
-                let (size, source) = (metadata.len(), target.source);
-                self.sweep.unheard |= !heard;
-                self.sweep.found.push(Found { path, file, size, source, heard });
-            }
-            hash_map::Entry::Occupied(taken) if *taken.get() != target.source => {
-                self.overlaps.insert((*taken.get(), target.source));
-            }
-            hash_map::Entry::Occupied(_) => {} // another name of it
-        }
+        self.sweep.note(folder, name, (file, metadata.len()), target.source, heard);
     }
 
     /// What is not there is no failure: it vanished, or a link leads nowhere, or to itself.

@@ -26,12 +26,12 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, select};
 
 use super::Mailbox;
-use super::discovery::Sweep;
 use super::folder::Folders;
 use super::kin::Kin;
 use super::known::NotMet;
 use super::names::rotated;
 use super::step::Step;
+use super::sweep::Sweep;
 use super::tail::{Buffers, Reading, Tail, Turn};
 use super::view::{FileView, FilesView, SHOWN_MAX, Sizes};
 use super::watch::Hints;
@@ -328,7 +328,7 @@ impl Files {
         self.unpacking = tail.form.map(|_| file).or(self.unpacking);
         let mut reading = Reading {
             outlet: &mut self.outlet,
-            options: &self.sources[tail.source],
+            options: &self.sources[tail.source()],
             task,
             buffers: &mut self.buffers,
             cut_lines: &self.meters.cut_lines,
@@ -359,7 +359,7 @@ impl Files {
                 self.go_on_in_copy(&mut tail, seen, now);
                 self.begin_anew(&mut tail, seen, "truncated");
                 if tail.is_copy || tail.path.file_name().is_some_and(|name| rotated(name).is_some()) {
-                    (tail.is_copy, tail.is_late, tail.since) = (false, true, now); // perhaps a copy again
+                    (tail.is_copy, tail.is_late, tail.since) = (false, true, now.into()); // perhaps a copy again
                 }
                 tail.queued = true;
                 self.ready.push_back(file);
@@ -497,7 +497,7 @@ impl Files {
 
     /// It has been over for longer than it takes to find that out.
     fn is_overdue(&self, tail: &Tail, now: Instant) -> bool {
-        let source = &self.sources[tail.source];
+        let source = &self.sources[tail.source()];
         let poll = file_options(source).map_or(Duration::ZERO, |file| file.poll_interval);
         let then = now.checked_sub(OVERDUE_AFTER + 2 * poll);
         is_gone(tail) && then.is_some_and(|then| tail.step(source.idle, then) == Step::Finish)
@@ -511,7 +511,7 @@ impl Files {
         self.view_at = now + VIEW_EVERY;
         let files = self.tails.values().take(SHOWN_MAX).map(|tail| FileView {
             path: tail.path.clone(),
-            source: self.sources[tail.source].name.clone(),
+            source: self.sources[tail.source()].name.clone(),
             size: tail.size,
             position: tail.position(),
             state: state(tail),

@@ -10,9 +10,9 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::discovery::Found;
 use super::folder::{Beside, Folder};
 use super::identity::{is_known, read_head, stands_before};
+use super::sweep::Found;
 use crate::durable::FileId;
 use crate::ledger::{Head, Known};
 

@@ -28,6 +28,7 @@ mod packed;
 mod parts;
 mod step;
 pub mod survey;
+mod sweep;
 mod tail;
 #[cfg(test)]
 mod tests;

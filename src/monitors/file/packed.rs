@@ -99,7 +99,8 @@ impl Read for Raw {
 }
 
 impl Unpacked {
-    pub fn new(file: Arc<File>, form: Form) -> Unpacked {
+    pub fn new(file: File, form: Form) -> Unpacked {
+        let file = Arc::new(file);
         Unpacked { decoder: Decoder::Over, file, form, window: Vec::new(), from: u64::MAX, torn: false }
     }
 
@@ -231,7 +232,7 @@ pub(crate) mod tests {
     fn unpacked(packed: &[u8]) -> Unpacked {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(packed).unwrap();
-        Unpacked::new(Arc::new(file), form(packed).expect("it is compressed"))
+        Unpacked::new(file, form(packed).expect("it is compressed"))
     }
 
     fn text() -> Vec<u8> {

@@ -14,11 +14,12 @@ use std::time::Duration;
 use crossbeam_channel::bounded;
 
 use super::beside::{After, Content, Rest, candidates, content_of, look_into, unseen};
-use super::discovery::{Discovery, Found, Setting};
+use super::discovery::{Discovery, Setting};
 use super::files::opening::open_for_reading;
 use super::folder::{Folder, Folders};
 use super::identity::{is_known, not_text, read_head, stands_before};
 use super::names::Sibling;
+use super::sweep::{Found, Sweep};
 use super::{mailbox, watch};
 use crate::ack::GenerationId;
 use crate::clock::Clock;
@@ -78,7 +79,7 @@ pub fn survey(
     }
     let (mut there, mut strangers) = (There::default(), Vec::new());
     let mut met = HashSet::new();
-    for found in sweep.found {
+    for found in sweep.spots().into_iter().map(|spot| sweep.found(spot)) {
         met.insert(found.file.inode);
         let opened = open_for_reading(&found.path).and_then(|file| Ok((read_head(&file)?, file)));
         let candidates = by_inode.get(&found.file.inode).map_or(&[][..], Vec::as_slice);
@@ -202,12 +203,7 @@ impl There {
     }
 }
 
-fn sweep(
-    sources: &[SourceOptions],
-    off: Off,
-    outputs: Vec<String>,
-    own: &OwnFiles,
-) -> Result<super::discovery::Sweep> {
+fn sweep(sources: &[SourceOptions], off: Off, outputs: Vec<String>, own: &OwnFiles) -> Result<Sweep> {
     let (_switch, stop) = Switch::new()?;
     let (post_hints, _hints) = mailbox();
     let (post_picture, picture) = mailbox();

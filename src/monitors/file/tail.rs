@@ -10,6 +10,7 @@
 
 use std::fs::{File, Metadata};
 use std::io;
+use std::num::NonZeroU64;
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -17,7 +18,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::beside::modified_ns;
-use super::discovery::Found;
 use super::few::Few;
 use super::framing::{Counted, End, Framed};
 use super::holes::{Ahead, ahead, text_from};
@@ -25,8 +25,10 @@ use super::identity::{HEAD_BYTES, begins_with, head_of, identity, read_at, stand
 use super::packed::{Form, Unpacked};
 use super::parts::{arrange, frame_parts, keep_within};
 use super::step::{Look, Step, next_step};
+use super::sweep::Found;
 use crate::ack::GenerationId;
 use crate::budget::Refused;
+use crate::clock::Moment;
 use crate::disk::BLOCK_BYTES;
 use crate::durable::FileId;
 use crate::ledger::{BEFORE_BYTES, HOLE, Head};
@@ -43,16 +45,16 @@ pub(super) struct Tail {
     /// Where it was last seen.
     pub path: Arc<Path>,
     /// Reserved when it was admitted, so that those of a lineage are numbered in the order in which they came.
-    pub generation: Option<GenerationId>,
+    generation: Option<NonZeroU64>,
     pub file: FileId,
     /// Place in `sources[]`.
-    pub source: usize,
+    source: u32,
     /// Nothing happens to it that is not reported.
     pub heard: bool,
     pub lineage: u64,
     /// Where to begin if it was never read.
     pub start: u64,
-    pub descriptor: Option<Arc<File>>,
+    pub descriptor: Option<File>,
     /// It was compressed after its rotation: nobody writes to it any more, and [`Tail::size`] and all offsets are
     /// of its content.
     pub form: Option<Form>,
@@ -67,9 +69,9 @@ pub(super) struct Tail {
     /// When it was last changed, in nanoseconds since 1970 by the clock of the file system. 0: nobody has looked.
     modified_ns: i64,
     pub scanned: u64,
-    pub changed: Instant,
+    changed: Moment,
     /// When it was found.
-    pub since: Instant,
+    pub since: Moment,
     pub deleted: bool,
     /// Of another file, which was emptied.
     pub is_copy: bool,
@@ -127,7 +129,7 @@ impl Tail {
             path: path.into(),
             generation: None,
             file,
-            source,
+            source: source as u32,
             heard,
             lineage,
             start,
@@ -140,8 +142,8 @@ impl Tail {
             has_holes: false,
             modified_ns: 0,
             scanned: 0,
-            changed: now,
-            since: now,
+            changed: now.into(),
+            since: now.into(),
             deleted: false,
             is_copy: false,
             is_late: false,
@@ -178,7 +180,29 @@ impl Tail {
 
     /// Of its generation, or the one that is reserved for it.
     pub fn number(&self) -> Option<GenerationId> {
-        self.stream.as_ref().map(Stream::generation).or(self.generation)
+        self.stream.as_ref().map(Stream::generation).or(self.reserved())
+    }
+
+    pub fn reserve(&mut self, generation: GenerationId) {
+        self.generation = NonZeroU64::new(generation.0);
+    }
+
+    pub fn reserved(&self) -> Option<GenerationId> {
+        self.generation.map(|generation| GenerationId(generation.get()))
+    }
+
+    pub fn take_reserved(&mut self) -> Option<GenerationId> {
+        let reserved = self.reserved();
+        self.generation = None;
+        reserved
+    }
+
+    pub fn source(&self) -> usize {
+        self.source as usize
+    }
+
+    pub fn changed(&self) -> Instant {
+        self.changed.into()
     }
 
     /// What is reported or does not change with time alone has to be looked at seldom.
@@ -223,13 +247,13 @@ impl Tail {
             self.deleted = metadata.nlink() == 0;
             self.has_holes = metadata.blocks() * BLOCK_BYTES < self.size;
             self.few.clear(|few| few.ends_at = None);
-            self.changed = now;
+            self.changed = now.into();
         }
         changed
     }
 
     pub fn step(&self, idle: Duration, now: Instant) -> Step {
-        let last = self.few.gone_since.map_or(self.changed, |gone| gone.max(self.changed));
+        let last = self.few.gone_since.map_or(self.changed(), |gone| gone.max(self.changed()));
         next_step(&Look {
             position: self.position(),
             scanned: self.scanned,

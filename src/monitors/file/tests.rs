@@ -132,7 +132,8 @@ fn an_output_of_our_own_is_never_captured() {
         tasks.spawn(spec, |task| discovery.run(task)).unwrap();
     })
     .unwrap();
-    let found: Vec<PathBuf> = picture.take().unwrap().found.into_iter().map(|found| found.path).collect();
+    let sweep = picture.take().unwrap();
+    let found: Vec<PathBuf> = sweep.spots().into_iter().map(|spot| sweep.found(spot).path).collect();
     assert_eq!(found, [world.path("in.log")]);
 }
 

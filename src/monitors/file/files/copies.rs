@@ -11,13 +11,12 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::super::beside::{candidates, is_named_after};
-use super::super::discovery::Found;
 use super::super::folder::Folder;
 use super::super::identity::{begins_with, goes_on_like, identity, read_head};
+use super::super::sweep::Found;
 use super::super::tail::Tail;
 use super::opening::open_for_reading;
 use super::{Files, file_options};
@@ -39,7 +38,7 @@ impl Files {
         if self.open >= self.open_max && !self.close_one() {
             return;
         }
-        let Some((file, metadata)) = self.find_copy(tail) else { return };
+        let Some((mut file, metadata)) = self.find_copy(tail) else { return };
         let Some(stream) = tail.stream.take() else { return };
         let id = FileId::of(&metadata);
         // Its place is where the lines came from; a sweep tells if the copy matches too.
@@ -47,7 +46,7 @@ impl Files {
             path: tail.path.to_path_buf(),
             file: id,
             size: metadata.len(),
-            source: tail.source,
+            source: tail.source(),
             heard: false,
         };
         self.kin.add(&tail.path, id);
@@ -63,17 +62,21 @@ impl Files {
             // It has waited for this, or it is the copy of the generation before, and overwritten.
             let seen = found.size;
             self.begin_anew(&mut found, seen, "overwritten by another copy");
+            file = file.or_else(|| self.take_descriptor(&mut found));
             self.close(&mut found);
             (copy.few.followers, copy.queued) = (std::mem::take(&mut found.few.followers), found.queued);
         }
-        self.hold(&mut copy, file);
+        if let Some(file) = file {
+            self.hold(&mut copy, file);
+        }
         tail.few.after = Some(id);
         self.tails.insert(id, copy);
         self.queue(id);
         self.meters.followed.set(self.tails.len() as i64);
     }
 
-    fn find_copy(&mut self, tail: &Tail) -> Option<(Arc<File>, fs::Metadata)> {
+    /// Without the file if one of the tails holds it.
+    fn find_copy(&mut self, tail: &Tail) -> Option<(Option<File>, fs::Metadata)> {
         if tail.head.len == 0 {
             return None;
         }
@@ -83,12 +86,8 @@ impl Files {
         });
         let mut held = waiting.filter_map(|other| other.descriptor.as_ref());
         // What cannot be read is no copy for us.
-        let held = held.find_map(|file| {
-            let metadata = is_copy(tail, file).ok()??;
-            Some((file.clone(), metadata))
-        });
-        if let Some(held) = held {
-            return Some(held);
+        if let Some(metadata) = held.find_map(|file| is_copy(tail, file).ok()?) {
+            return Some((None, metadata));
         }
         let folder = tail.path.parent()?;
         let copy = self.folders.last(folder).and_then(|folder| self.find_copy_in(&folder, tail));
@@ -101,13 +100,13 @@ impl Files {
         })
     }
 
-    fn find_copy_in(&self, folder: &Folder, tail: &Tail) -> Option<(Arc<File>, fs::Metadata)> {
+    fn find_copy_in(&self, folder: &Folder, tail: &Tail) -> Option<(Option<File>, fs::Metadata)> {
         let candidates = candidates(folder, &tail.path, tail.position(), |id| !self.is_followed(id));
         candidates.iter().find_map(|path| {
             let file = open_for_reading(path).ok()?;
             let metadata = is_copy(tail, &file).ok()??;
             // Asked of what was opened: the name may lead elsewhere by now.
-            self.is_free(FileId::of(&metadata)).then(|| (Arc::new(file), metadata))
+            self.is_free(FileId::of(&metadata)).then_some((Some(file), metadata))
         })
     }
 
@@ -126,8 +125,10 @@ impl Files {
     /// A file that begins like one beside it and holds all that we have read of that: it may be a copy of it.
     /// When it was looked at long enough it is not.
     pub(super) fn may_be_copy(&mut self, tail: &Tail, file: &File, head: &[u8], now: Instant) -> bool {
-        let poll = file_options(&self.sources[tail.source]).map_or(Duration::ZERO, |file| file.poll_interval);
-        let until = (tail.changed + TRUNCATION_FOLLOWS + 2 * poll).min(tail.since + COPYING_MAX);
+        let poll =
+            file_options(&self.sources[tail.source()]).map_or(Duration::ZERO, |file| file.poll_interval);
+        let until =
+            (tail.changed() + TRUNCATION_FOLLOWS + 2 * poll).min(Instant::from(tail.since) + COPYING_MAX);
         if self.once || !tail.is_late || tail.deleted || now >= until {
             return false;
         }

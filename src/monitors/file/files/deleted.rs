@@ -78,8 +78,8 @@ impl Files {
     pub(super) fn open_books(&mut self, tail: &mut Tail) {
         if tail.stream.is_none() {
             tail.stream = Some(self.outlet.open(Opening {
-                source: &self.sources[tail.source],
-                generation: tail.generation,
+                source: &self.sources[tail.source()],
+                generation: tail.reserved(),
                 filename: Some(tail.name()),
                 identity: Some(identity(tail.file, Head::of(b""))),
                 start: tail.start,
@@ -127,7 +127,7 @@ impl Files {
             task.beat();
             let mut reading = Reading {
                 outlet: &mut self.outlet,
-                options: &self.sources[tail.source],
+                options: &self.sources[tail.source()],
                 task,
                 buffers: &mut self.buffers,
                 cut_lines: &self.meters.cut_lines,
@@ -167,7 +167,7 @@ impl Files {
             let descriptor =
                 tail.descriptor.as_ref().filter(|_| !aborted && !is_known && tail.form.is_none());
             if let Some(metadata) = descriptor.and_then(|file| file.metadata().ok()) {
-                tail.refresh(&metadata, tail.changed);
+                tail.refresh(&metadata, tail.changed());
             }
             let bytes = tail.unread();
             if bytes == 0 {
@@ -213,6 +213,6 @@ fn held_bytes(tail: &mut Tail) -> Option<HeldFile> {
     if tail.form.is_none() {
         tail.size = tail.size.max(metadata.len()); // a look that is no turn: the next turn sees what has changed
     }
-    let since = tail.few.gone_since.unwrap_or(tail.changed);
-    Some((since, tail.number(), (tail.file, tail.source), metadata.blocks() * BLOCK_BYTES))
+    let since = tail.few.gone_since.unwrap_or(tail.changed());
+    Some((since, tail.number(), (tail.file, tail.source()), metadata.blocks() * BLOCK_BYTES))
 }

@@ -19,10 +19,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::super::beside::{After, Content, Rest, candidates, content_of, unseen};
-use super::super::discovery::Found;
 use super::super::folder::Folder;
 use super::super::identity::{identity, not_text, read_head};
 use super::super::packed::{Form, Unpacked, form};
+use super::super::sweep::{Found, Sweep};
 use super::super::tail::Tail;
 use super::copies::is_copy_at;
 use super::opening::open_for_reading;
@@ -79,16 +79,17 @@ impl Files {
 
     /// Adds to `gone` those whose inode one of these files has now, where others of their lineage have to be read in
     /// their order: else it is soon enough when that file is opened.
-    pub(super) fn add_replaced(&mut self, gone: &mut Vec<Known>, found: &[Found]) {
+    pub(super) fn add_replaced(&mut self, gone: &mut Vec<Known>, sweep: &Sweep) {
         let mut generations: HashMap<u64, usize> = HashMap::new();
         let all = self.not_met.all().chain(gone.iter());
         all.for_each(|known| *generations.entry(known.lineage).or_default() += 1);
-        for found in found {
-            let several = |known: &Known| generations.get(&known.lineage).is_some_and(|all| *all > 1);
-            if self.not_met.perhaps(found.file).is_some_and(several) && !self.tails.contains_key(&found.file)
-            {
+        for spot in sweep.spots() {
+            let (file, several) = (sweep.file(spot), |known: &Known| {
+                generations.get(&known.lineage).is_some_and(|all| *all > 1)
+            });
+            if self.not_met.perhaps(file).is_some_and(several) && !self.tails.contains_key(&file) {
                 // An error is met again when it is opened.
-                gone.extend(self.others_at(found).unwrap_or_default());
+                gone.extend(self.others_at(&sweep.found(spot)).unwrap_or_default());
             }
         }
     }
@@ -290,7 +291,7 @@ impl Files {
             unseen.retain(|sibling| !is_copy_at(older, &sibling.what.path));
         }
         let found =
-            |Rest { path, file, size }| Found { path, file, size, source: older.source, heard: false };
+            |Rest { path, file, size }| Found { path, file, size, source: older.source(), heard: false };
         unseen.into_iter().map(|sibling| found(sibling.what)).collect()
     }
 
@@ -334,7 +335,7 @@ impl Files {
         next: Option<&mut Tail>,
         now: Instant,
     ) -> io::Result<()> {
-        let file = Arc::new(open_for_reading(&found.path)?);
+        let file = open_for_reading(&found.path)?;
         let mut head = read_head(&file)?;
         let form = form(&head);
         if let Some(form) = form {
@@ -385,7 +386,7 @@ impl Files {
             Some(next) => {
                 tail.few.after = next.few.after.replace(file);
                 // The generations of a lineage are numbered in their order.
-                next.generation = Some(self.outlet.reserve());
+                next.reserve(self.outlet.reserve());
             }
             None => {
                 let older = self.newest.insert(tail.lineage, file);

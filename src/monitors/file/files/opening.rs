@@ -4,13 +4,11 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-use super::super::discovery::Found;
 use super::super::glob::{Excludes, Pattern};
 use super::super::holes::{Ahead, ahead};
 use super::super::identity::{
@@ -18,6 +16,7 @@ use super::super::identity::{
 };
 use super::super::packed::Unpacked;
 use super::super::step::Step;
+use super::super::sweep::Found;
 use super::super::tail::Tail;
 use super::{Files, file_options};
 use crate::durable::FileId;
@@ -52,7 +51,7 @@ impl Files {
                 return Opened::NoDescriptor;
             }
             match open_for_reading(&tail.path) {
-                Ok(file) => self.hold(tail, Arc::new(file)),
+                Ok(file) => self.hold(tail, file),
                 Err(cause) => match Errno::from_io_error(&cause) {
                     Some(Errno::MFILE | Errno::NFILE) => return self.out_of_descriptors(&cause),
                     Some(Errno::NOENT) => return self.not_there(tail, task),
@@ -110,11 +109,14 @@ impl Files {
         let (Some(file), Some(stream), Some(form)) = (&tail.descriptor, &tail.stream, tail.form) else {
             return Opened::Rest;
         };
-        let mut content = Unpacked::new(file.clone(), form);
-        let surveyed = content.survey(stream.position(), &|| self.goes_on(task));
-        let (metadata, survey) = match file.metadata().and_then(|metadata| Ok((metadata, surveyed?))) {
-            Ok((metadata, Some(survey))) => (metadata, survey),
-            Ok((_, None)) => return Opened::Rest, // the stop is the next event
+        let unpacked = file.try_clone().and_then(|file| {
+            let mut content = Unpacked::new(file, form);
+            Ok((content.survey(stream.position(), &|| self.goes_on(task))?, content))
+        });
+        let (metadata, survey, content) = match file.metadata().and_then(|metadata| Ok((metadata, unpacked?)))
+        {
+            Ok((metadata, (Some(survey), content))) => (metadata, survey, content),
+            Ok((_, (None, _))) => return Opened::Rest, // the stop is the next event
             Err(_) if file.metadata().is_ok_and(|metadata| metadata.nlink() == 0) => return Opened::Remove,
             Err(cause) => {
                 self.complain(tail, "unpack", &cause);
@@ -141,9 +143,9 @@ impl Files {
 
     /// It is empty now, and was not: what was read of it before may go on elsewhere.
     fn line_up_others(&mut self, tail: &mut Tail, task: &Task) {
-        let Some(file) = tail.descriptor.clone() else { return };
+        let Some(file) = &tail.descriptor else { return };
         // An error is met again when there is something to read.
-        let others = self.not_met.take_others(tail.file, &file).unwrap_or_default();
+        let others = self.not_met.take_others(tail.file, file).unwrap_or_default();
         if !others.is_empty() {
             self.line_up(others, "truncated while the agent was down", Some(tail), task);
         }
@@ -151,9 +153,9 @@ impl Files {
 
     /// The first byte is there: goes on where the last life ended, or begins a generation.
     pub(super) fn begin(&mut self, tail: &mut Tail, head: &[u8], task: &Task) -> Opened {
-        let file = tail.descriptor.clone();
+        let file = tail.descriptor.as_ref();
         let (known, others) = self.not_met.claim(tail.file, tail.size, head, |before, position| {
-            file.as_ref().is_some_and(|file| stands_before(file, before, position).unwrap_or(false))
+            file.is_some_and(|file| stands_before(file, before, position).unwrap_or(false))
         });
         if !others.is_empty() {
             let why = "rewritten or replaced while the agent was down";
@@ -167,7 +169,7 @@ impl Files {
                 return Opened::Rest;
             }
         }
-        let source = &self.sources[tail.source];
+        let source = &self.sources[tail.source()];
         tail.head = head_of(head);
         let identity = identity(tail.file, tail.head);
         if let Some(known) = known {
@@ -212,7 +214,7 @@ impl Files {
             }
             tail.stream = Some(self.outlet.open(Opening {
                 source,
-                generation: tail.generation.take(),
+                generation: tail.take_reserved(),
                 filename: Some(tail.name()),
                 identity: Some(identity),
                 start: tail.start.min(tail.size),
@@ -254,7 +256,7 @@ impl Files {
             let (path, file, size) = (path.to_path_buf(), FileId::of(&metadata), metadata.len());
             let is_new = !self.tails.contains_key(&file);
             let now = task.now(); // it was seen just now
-            self.admit(Found { path, file, size, source: tail.source, heard: false }, now);
+            self.admit(Found { path, file, size, source: tail.source(), heard: false }, now);
             if let Some(next) =
                 self.tails.get_mut(&file).filter(|next| is_new && next.lineage == tail.lineage)
             {
@@ -269,7 +271,7 @@ impl Files {
         if beside.is_some() {
             return Opened::Rest;
         }
-        let idle = self.sources[tail.source].idle;
+        let idle = self.sources[tail.source()].idle;
         let over = tail.stream.is_none() || tail.step(idle, now) == Step::Finish;
         if tail.stream.is_none() && tail.size > tail.start && self.not_met.perhaps(tail.file).is_none() {
             let (path, bytes) = (tail.path.display(), tail.size - tail.start);
@@ -279,16 +281,22 @@ impl Files {
         if over { Opened::Remove } else { Opened::Rest }
     }
 
-    pub(super) fn hold(&mut self, tail: &mut Tail, file: Arc<File>) {
+    pub(super) fn hold(&mut self, tail: &mut Tail, file: File) {
         tail.descriptor = Some(file);
         self.open += 1;
         self.meters.open.set(self.open as i64);
     }
 
+    /// For another one to [`hold`](Files::hold).
+    pub(super) fn take_descriptor(&mut self, tail: &mut Tail) -> Option<File> {
+        let file = tail.descriptor.take()?;
+        self.open -= 1;
+        self.meters.open.set(self.open as i64);
+        Some(file)
+    }
+
     pub(super) fn close(&mut self, tail: &mut Tail) {
-        if tail.descriptor.take().is_some() {
-            self.open -= 1;
-            self.meters.open.set(self.open as i64);
+        if self.take_descriptor(tail).is_some() {
             self.trim_rested();
         }
     }

@@ -6,9 +6,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::super::discovery::{Found, Sweep};
 use super::super::identity::lineage;
 use super::super::step::Step;
+use super::super::sweep::{Found, Spot, Sweep};
 use super::super::tail::Tail;
 use super::{Files, file_options};
 use crate::durable::FileId;
@@ -24,34 +24,36 @@ const TRY_AGAIN: Duration = Duration::from_secs(10);
 impl Files {
     pub(super) fn take_in(&mut self, sweep: Sweep, task: &Task) {
         let now = task.now();
-        let mut found = sweep.found;
-        let met: HashSet<u64> = found.iter().map(|found| found.file.inode).collect();
-        let ids: HashSet<FileId> = found.iter().map(|found| found.file).collect();
+        let mut found = sweep.spots();
         if !self.not_met.is_empty() {
             let mut not_met = std::mem::take(&mut self.not_met);
+            let met: HashSet<u64> = found.iter().map(|spot| sweep.file(*spot).inode).collect();
             let (mut moved, mut gone) = not_met.search(&met, |known| self.source_of(known));
             self.not_met = not_met;
-            self.add_replaced(&mut gone, &found);
+            self.add_replaced(&mut gone, &sweep);
             // Renamed to where a pattern leads as well.
-            let elsewhere = |found: &&Found| {
-                let known = self.not_met.perhaps(found.file);
-                known.is_some_and(|known| known.filename.as_deref() != Some(&*found.path))
+            let elsewhere = |spot: &Spot| {
+                let known = self.not_met.perhaps(sweep.file(*spot))?;
+                Some(sweep.found(*spot)).filter(|found| known.filename.as_deref() != Some(&*found.path))
             };
-            moved.extend(found.iter().filter(elsewhere).cloned());
+            moved.extend(found.iter().filter_map(elsewhere));
             moved.retain(|found| !self.tails.contains_key(&found.file));
             self.line_up_missing(moved, gone, now, task);
             // Oldest first, and before the files that stand in their places now.
-            found.sort_by_key(|found| match self.not_met.perhaps(found.file) {
+            found.sort_by_key(|spot| match self.not_met.perhaps(sweep.file(*spot)) {
                 Some(known) => known.generation.0,
                 None => u64::MAX,
             });
         }
-        for found in found {
-            self.admit(found, now);
+        if !self.swept {
+            self.make_room(found.len());
+        }
+        for spot in found {
+            self.admit(sweep.found(spot), now);
         }
         let unsure = |path: &Path| sweep.unsure.iter().any(|folder| path.starts_with(folder));
         let mut unseen = 0;
-        for tail in self.tails.values_mut().filter(|tail| !ids.contains(&tail.file)) {
+        for tail in self.tails.values_mut().filter(|tail| !sweep.contains(tail.file)) {
             match unsure(&tail.path) {
                 true => unseen += 1,
                 false => {
@@ -63,15 +65,24 @@ impl Files {
         self.sizes.complaints = sweep.complaints;
         // A folder that can never be looked into must not keep the entries of all the others.
         self.passed_over.retain(|file, (path, _)| {
-            let is_found = ids.contains(file);
+            let is_found = sweep.contains(*file);
             let stays = is_found || unsure(path);
             unseen += usize::from(stays && !is_found);
             stays
         });
-        self.sizes.matching = ids.len() + unseen;
+        self.sizes.matching = sweep.len() + unseen;
         self.swept = true;
         self.unsure = sweep.unsure.len();
         self.try_again(now);
+    }
+
+    /// For so many files that come at once: what grows by doubling leaves holes behind, in which nothing as large fits.
+    fn make_room(&mut self, files: usize) {
+        self.tails.reserve(files);
+        self.paths.reserve(files);
+        self.newest.reserve(files);
+        self.ready.reserve_exact(files);
+        self.newcomers.reserve_exact(files);
     }
 
     /// Time has passed: what could not be opened or read perhaps can be, and there may be more descriptors.
@@ -120,7 +131,7 @@ impl Files {
         }
         tail.queued = true;
         tail.is_late = self.swept;
-        tail.generation = Some(self.outlet.reserve());
+        tail.reserve(self.outlet.reserve());
         self.tails.insert(file, tail);
         self.newcomers.push(file);
         self.ready.push_back(file);
@@ -152,7 +163,7 @@ impl Files {
             Ok(metadata) if FileId::of(&metadata) == file => self.queue(file),
             Ok(metadata) if metadata.is_file() => {
                 let other = FileId::of(&metadata);
-                let Some(source) = self.tails.get(&file).map(|tail| tail.source) else { return };
+                let Some(source) = self.tails.get(&file).map(|tail| tail.source()) else { return };
                 self.left(file, now);
                 if !self.own.contains(other) {
                     let (path, size) = (path.to_owned(), metadata.len());
@@ -187,8 +198,8 @@ impl Files {
         let parts: Vec<u64> = (0..self.sources.len()).map(parts).collect();
         self.poll_those(
             |tail| {
-                let its_turn = tail.file.inode % parts[tail.source] == polls % parts[tail.source];
-                due(tail.source) && (its_turn || !tail.can_be_left_alone())
+                let its_turn = tail.file.inode % parts[tail.source()] == polls % parts[tail.source()];
+                due(tail.source()) && (its_turn || !tail.can_be_left_alone())
             },
             task,
         );
@@ -222,7 +233,7 @@ impl Files {
                 (_, Some(file)) => file.metadata().is_ok_and(|metadata| !tail.looks_like(&metadata)),
                 (_, None) => false,
             };
-            if differs || tail.step(self.sources[tail.source].idle, now) != Step::Wait {
+            if differs || tail.step(self.sources[tail.source()].idle, now) != Step::Wait {
                 changed.push(tail.file);
             }
         }

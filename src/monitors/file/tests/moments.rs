@@ -4,8 +4,8 @@
 use std::fs;
 use std::time::{Duration, SystemTime};
 
-use super::super::discovery::Sweep;
 use super::super::packed::tests::gzip;
+use super::super::sweep;
 use super::world::{World, texts};
 
 /// A sweep tells of `a.log`, which is rotated so often before it is opened. All of it is read, in the order in which
@@ -18,7 +18,7 @@ fn rotated_before_it_is_opened(rotations: usize, is_known: bool, once: bool) {
         assert_eq!(texts(&world.run_once()), ["read before"]);
     }
     world.append("a.log", "0\n");
-    world.sweep = Some(Sweep { found: vec![world.found("a.log")], ..Sweep::default() });
+    world.sweep = Some(sweep::tests::of(world.found("a.log")));
     rotate(&world, 1..=rotations);
     world.once = once;
     let expected: Vec<String> = (0..=rotations).map(|number| number.to_string()).collect();

@@ -9,8 +9,8 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 use tempfile::TempDir;
 
-use super::super::discovery::{Found, Sweep};
 use super::super::files::{self, Files};
+use super::super::sweep::{Found, Sweep};
 use super::super::view::{FilesSnapshot, FilesView};
 use super::super::{Bodies, Settings, mailbox, wire};
 use crate::ack::Verdict;
