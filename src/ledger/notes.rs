@@ -68,6 +68,7 @@ impl Note {
     pub(super) fn changes_the_state(&self) -> bool {
         match self {
             Note::Receipt(receipt) => receipt.answered().next().is_some(),
+            Note::Receipts(receipts) => receipts.iter().any(|receipt| receipt.answered().next().is_some()),
             Note::Unread { .. } | Note::Unseen { .. } | Note::Stamping { .. } => false,
             _ => true,
         }
@@ -146,6 +147,7 @@ pub enum Note {
     /// The chunk that was read last of this generation was not handed over.
     TakenBack(Stamp),
     Receipt(Receipt),
+    Receipts(Vec<Receipt>),
     /// Why nothing can be stamped, so that files wait; `None`: it can be again.
     Stamping {
         ill: Option<String>,
@@ -263,5 +265,9 @@ impl Book {
 impl Receipts for Book {
     fn receipt(&self, receipt: Receipt) {
         self.note(Note::Receipt(receipt));
+    }
+
+    fn receipts(&self, receipts: Vec<Receipt>) {
+        self.note(Note::Receipts(receipts));
     }
 }

@@ -116,6 +116,10 @@ impl State {
             Note::AtEnd { generation, at_end } => self.page(generation)?.at_end = at_end,
             Note::Unseen { places } => self.books.unseen = places,
             Note::Stamping { .. } => {} // the ledger's own affair
+            // A fault of one keeps no other from being taken.
+            Note::Receipts(receipts) => {
+                return receipts.into_iter().fold(Ok(()), |all, one| all.and(self.receipt(one, aborting)));
+            }
             Note::Unread { generation, bytes } => {
                 let page = self.unchanged_page(generation)?;
                 let before = std::mem::replace(&mut page.unread, bytes);
