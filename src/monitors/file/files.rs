@@ -249,7 +249,7 @@ impl Files {
             }
             Event::Hinted => match self.hints.take() {
                 Hints::Everything => self.poll(task),
-                Hints::These(paths) => self.look_at(paths, task),
+                Hints::These(these) => self.look_at(these, task),
             },
             Event::Poll => {
                 let due: Vec<bool> = self.poll_at.iter().map(|at| *at <= now).collect();

@@ -8,7 +8,7 @@ use crossbeam_channel::select;
 
 use super::super::identity::identity;
 use super::super::tail::{BLOCK_BYTES, Reading, Tail, Turn};
-use super::super::watch::Hints;
+use super::super::watch::{Hints, Named};
 use super::{Files, file_options};
 use crate::ack::GenerationId;
 use crate::durable::FileId;
@@ -191,13 +191,14 @@ impl Files {
 
     /// Which files were reported until the stop and not looked at since: `watch` says so before it ends. A file
     /// that is not among them, was read to its end and is always reported needs no look.
-    fn last_words(&mut self, task: &Task) -> Hints {
+    fn last_words(&mut self, task: &Task) -> Named {
         let abort = self.outlet.stop().abort.clone();
         task.waits_for("the last changes");
-        select! {
+        let last = select! {
             recv(self.heard_out) -> _ => self.hints.take(),
             recv(abort.channel()) -> _ => Hints::Everything,
-        }
+        };
+        last.named()
     }
 }
 
