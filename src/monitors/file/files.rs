@@ -94,8 +94,8 @@ pub struct Files {
     open_max: usize,
     open_limit: usize,
     /// Files whose descriptor can perhaps be closed, the one that rested longest first; never more than
-    /// [`most_rested`] of them.
-    rested: VecDeque<(FileId, u64)>,
+    /// [`most_rested`] of them. `None`: none had to be closed yet, and nobody keeps a list.
+    rested: Option<VecDeque<(FileId, u64)>>,
     turns: u64,
     /// When those that are in trouble get another turn.
     try_again_at: Instant,
@@ -166,7 +166,7 @@ impl Files {
             open: 0,
             open_max: setting.open_max.max(1),
             open_limit: setting.open_max.max(1),
-            rested: VecDeque::new(),
+            rested: None,
             turns: 0,
             try_again_at: now,
             polls: 0,
@@ -415,11 +415,12 @@ impl Files {
     fn rest(&mut self, mut tail: Box<Tail>) {
         self.stalled = 0;
         tail.rested = self.turns;
-        if tail.descriptor.is_some() && tail.is_closable() {
-            if self.rested.len() == self.rested.capacity() {
-                self.rested.reserve_exact(self.rested.len() / 8 + 64); // all files may stand in it: not twice the room
+        if let Some(rested) = self.rested.as_mut().filter(|_| tail.descriptor.is_some() && tail.is_closable())
+        {
+            if rested.len() == rested.capacity() {
+                rested.reserve_exact(rested.len() / 8 + 64); // all files may stand in it: not twice the room
             }
-            self.rested.push_back((tail.file, self.turns));
+            rested.push_back((tail.file, self.turns));
         }
         let done = tail.unread() == 0 || tail.trouble;
         let followers = if done { tail.few.take_followers() } else { Vec::new() };
@@ -532,7 +533,7 @@ impl Files {
                 paths: self.paths.len(),
                 lineages: self.newest.len(),
                 in_line: self.ready.len(),
-                rested: self.rested.len(),
+                rested: self.rested.as_ref().map_or(0, VecDeque::len),
                 not_met: self.not_met.len(),
                 ..self.sizes
             };

@@ -295,27 +295,36 @@ impl Files {
 
     /// Entries of files that have had a turn since, or are closed, are worth nothing; they must not pile up.
     pub(super) fn trim_rested(&mut self) {
-        if self.rested.len() > most_rested(self.open as u64) as usize {
+        if self.open < self.open_max / 2 {
+            self.rested = None;
+        }
+        let most = most_rested(self.open as u64) as usize;
+        if let Some(rested) = self.rested.as_mut().filter(|rested| rested.len() > most) {
             let tails = &self.tails;
-            let counts = |(file, turn): &(FileId, u64)| {
+            rested.retain(|(file, turn)| {
                 tails.get(file).is_some_and(|tail| tail.rested == *turn && tail.descriptor.is_some())
-            };
-            self.rested.retain(counts);
+            });
         }
     }
 
     /// Closes the file that rested longest.
     pub(super) fn close_one(&mut self) -> bool {
-        while let Some((file, turn)) = self.rested.pop_front() {
-            if let Some(mut tail) = self.tails.remove(&file) {
-                let closable = tail.rested == turn && tail.descriptor.is_some() && tail.is_closable();
-                if closable {
-                    self.close(&mut tail);
-                }
+        let tails = &self.tails;
+        let rested = self.rested.get_or_insert_with(|| {
+            let closable = tails.values().filter(|tail| tail.descriptor.is_some() && tail.is_closable());
+            let mut all: Vec<(FileId, u64)> = closable.map(|tail| (tail.file, tail.rested)).collect();
+            all.sort_unstable_by_key(|(_, turn)| *turn);
+            all.into()
+        });
+        while let Some((file, turn)) = rested.pop_front() {
+            let is_closable =
+                |tail: &Tail| tail.rested == turn && tail.descriptor.is_some() && tail.is_closable();
+            if self.tails.get(&file).is_some_and(|tail| is_closable(tail))
+                && let Some(mut tail) = self.tails.remove(&file)
+            {
+                self.close(&mut tail);
                 self.tails.insert(file, tail);
-                if closable {
-                    return true;
-                }
+                return true;
             }
         }
         false
