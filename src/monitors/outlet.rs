@@ -201,6 +201,11 @@ impl Outlet {
         self.door.leave_queue();
     }
 
+    /// Once in a while: gives back what was kept for files that have had nothing to say since.
+    pub fn tidy(&mut self) {
+        self.origins.tidy();
+    }
+
     /// A number for a generation that will perhaps be opened later: they are read in this order after a restart.
     pub fn reserve(&self) -> GenerationId {
         GenerationId(self.supply.next_generation.fetch_add(1, Ordering::Relaxed))

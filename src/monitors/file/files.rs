@@ -263,6 +263,7 @@ impl Files {
                 if self.try_again_at <= now {
                     self.try_again(now);
                 }
+                self.outlet.tidy();
                 self.limit_deleted(now);
                 self.show(now);
             }
