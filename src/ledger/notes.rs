@@ -70,6 +70,7 @@ impl Note {
             Note::Receipt(receipt) => receipt.answered().next().is_some(),
             Note::Receipts(receipts) => receipts.iter().any(|receipt| receipt.answered().next().is_some()),
             Note::Unread { .. } | Note::Unseen { .. } | Note::Stamping { .. } => false,
+            Note::Several(notes) => notes.iter().any(Note::changes_the_state),
             _ => true,
         }
     }
@@ -176,6 +177,8 @@ pub enum Note {
     Unseen {
         places: u64,
     },
+    /// One behind the other, and none of them is of this kind.
+    Several(Vec<Note>),
 }
 
 /// A generation as the last life left it: what a monitor needs to go on.

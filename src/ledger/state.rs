@@ -117,6 +117,9 @@ impl State {
             Note::Unseen { places } => self.books.unseen = places,
             Note::Stamping { .. } => {} // the ledger's own affair
             // A fault of one keeps no other from being taken.
+            Note::Several(notes) => {
+                return notes.into_iter().fold(Ok(()), |all, note| all.and(self.apply(note, aborting)));
+            }
             Note::Receipts(receipts) => {
                 return receipts.into_iter().fold(Ok(()), |all, one| all.and(self.receipt(one, aborting)));
             }

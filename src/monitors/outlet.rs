@@ -6,6 +6,7 @@
 //!
 //! Always true: `Stream::position` moves only when a chunk was handed over or given up.
 
+mod group;
 mod origins;
 mod pools;
 mod stream;
@@ -25,10 +26,11 @@ use crate::ack::{Claims, Count, GenerationId, SHARE_BYTES};
 use crate::budget::{Budget, Credit, Door, Refused};
 use crate::clock::{Clock, StampClock};
 use crate::ledger::{
-    BEFORE_BYTES, Book, Head, Identity, Journal, Known, Note, Opened, Progress, Record, Restored, Stamp,
+    BEFORE_BYTES, Book, Head, Identity, Journal, Known, Mark, Note, Opened, Progress, Record, Restored, Stamp,
 };
 use crate::record::{Buffer, Chunk, Lines, Origin};
 use crate::tasks::Stop;
+pub use group::{SMALL_BYTES, Small};
 use origins::{Account, Origins, Own, Place};
 pub use pools::Pools;
 use stream::Past;
@@ -173,7 +175,7 @@ pub struct Opening<'a> {
 }
 
 /// Nothing was handed over, the position has not moved.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NotSent {
     /// The agent is stopping.
     Stopped,
@@ -274,26 +276,32 @@ impl Outlet {
 
     /// Tells the journal, then the ledger.
     fn stamp(&mut self, stream: &mut Stream, stamp: &Stamp) -> Result<(), NotSent> {
-        let Some(Stamping { journal, ill_until }) = &mut self.stamping else {
+        if self.stamping.is_none() {
             self.supply.book.note(Note::Read(stamp.clone()));
             return Ok(());
-        };
-        let written = match stream.unwritten.take() {
-            None => journal.append(&[Record::read(stamp)]),
+        }
+        let mark = match stream.unwritten.take() {
+            None => self.write_down(&[Record::read(stamp)])?,
             Some(opened) => {
-                let written = journal.append(&[(*opened).clone(), Record::read(stamp)]);
+                let written = self.write_down(&[(*opened).clone(), Record::read(stamp)]);
                 stream.unwritten = Some(opened).filter(|_| written.is_err());
-                written
+                written?
             }
         };
-        match written {
+        self.supply.book.noted(Note::Read(stamp.clone()), mark);
+        Ok(())
+    }
+
+    /// Where the last of them stands in the journal.
+    fn write_down(&mut self, records: &[Record]) -> Result<Option<Mark>, NotSent> {
+        let Some(Stamping { journal, ill_until }) = &mut self.stamping else { return Ok(None) };
+        match journal.append(records) {
             Ok(mark) => {
                 if ill_until.take().is_some() {
                     log::info!("files: the journal can be written again");
                     self.supply.book.note(Note::Stamping { ill: None });
                 }
-                self.supply.book.noted(Note::Read(stamp.clone()), Some(mark));
-                Ok(())
+                Ok(Some(mark))
             }
             Err(cause) => {
                 if ill_until.replace(self.supply.clock.now() + STAMP_RETRY).is_none() {
@@ -371,15 +379,12 @@ impl Outlet {
     pub fn send_read(
         &mut self,
         stream: &mut Stream,
-        mut data: Buffer<u8>,
+        data: Buffer<u8>,
         ends: &[u32],
         before: Head,
-        mut credit: Credit,
+        credit: Credit,
     ) -> Result<(), NotSent> {
-        assert!(
-            ends.len() <= CHUNK_LINES && ends.last().copied() == u32::try_from(data.len()).ok(),
-            "a chunk is made of whole lines"
-        );
+        assert_whole(&data, ends);
         let sinks = stream.lacking(self.supply.sinks);
         let count = Count { lines: ends.len() as u64, bytes: data.len() as u64 };
         let range = stream.position..stream.position + count.bytes;
@@ -391,48 +396,48 @@ impl Outlet {
             None if sinks.is_empty() => 0, // nobody will see it
             None => self.supply.stamps.lock().reserve(count.lines, self.supply.clock.wall_ns()),
         };
-        let generation = stream.generation;
-        let cut = !data.ends_with(b"\n");
-        let stamp = Stamp {
-            generation,
-            start: range.start,
-            end: range.end,
-            first_line: stream.next_line,
-            lines: count.lines,
-            base_ns,
-            continues: stream.continues,
-            cut,
-            sinks,
-            before,
-            cursor: None,
-        };
+        let stamp = stream.stamp(&data, ends.len(), base_ns, sinks, before);
         match is_new {
             true => self.stamp(stream, &stamp)?,
             false => self.supply.book.note(Note::Read(stamp.clone())),
         }
+        let cut = stamp.cut;
         if !sinks.is_empty() {
-            if data.len() < data.capacity() / 4 {
-                data = self.supply.pools.data.copy_of(&data); // the rest of it is for others
-            }
             let ends = self.supply.pools.ends.copy_of(ends);
-            let besides = cost_besides(ends.capacity(), sinks.iter().count());
-            credit.shrink_to(self.supply.cost(data.capacity() + besides));
-            let lines = Lines {
-                origin: self.origins.of(stream).origin.clone(),
-                start: range.start,
-                data,
-                ends,
-                base_ns,
-                first_line: stream.next_line,
-                continues: stream.continues,
-                timed: None,
-                credit,
-            };
-            let ack = self.supply.claims.ack(generation, range.clone(), count, sinks);
-            self.hand_over(Chunk { lines, ack }, stamp)?;
+            let chunk = self.chunk(stream, data, ends, credit, &stamp);
+            self.hand_over(chunk, stamp)?;
         }
         stream.move_to(range.end, count.lines, cut);
         Ok(())
+    }
+
+    fn chunk(
+        &mut self,
+        stream: &Stream,
+        mut data: Buffer<u8>,
+        ends: Buffer<u32>,
+        mut credit: Credit,
+        stamp: &Stamp,
+    ) -> Chunk {
+        if data.len() < data.capacity() / 4 {
+            data = self.supply.pools.data.copy_of(&data); // the rest of it is for others
+        }
+        let besides = cost_besides(ends.capacity(), stamp.sinks.iter().count());
+        credit.shrink_to(self.supply.cost(data.capacity() + besides));
+        let lines = Lines {
+            origin: self.origins.of(stream).origin.clone(),
+            start: stamp.start,
+            data,
+            ends,
+            base_ns: stamp.base_ns,
+            first_line: stamp.first_line,
+            continues: stamp.continues,
+            timed: None,
+            credit,
+        };
+        let ack =
+            self.supply.claims.ack(stamp.generation, stamp.start..stamp.end, stamp.count(), stamp.sinks);
+        Chunk { lines, ack }
     }
 
     /// For what no later life can read: from now on it is the abort that ends the wait for room.
@@ -498,6 +503,13 @@ impl Outlet {
     pub fn unread(&mut self, stream: &Stream, bytes: u64) {
         self.supply.book.note(Note::Unread { generation: stream.generation, bytes });
     }
+}
+
+fn assert_whole(data: &[u8], ends: &[u32]) {
+    assert!(
+        ends.len() <= CHUNK_LINES && ends.last().copied() == u32::try_from(data.len()).ok(),
+        "a chunk is made of whole lines"
+    );
 }
 
 fn cost_besides(lines: usize, sinks: usize) -> usize {

@@ -15,6 +15,7 @@ mod meters;
 mod missing;
 pub(super) mod opening;
 mod roster;
+mod turns;
 
 use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
@@ -32,7 +33,8 @@ use super::kin::Kin;
 use super::known::NotMet;
 use super::names::rotated;
 use super::step::Step;
-use super::tail::{Buffers, Reading, Tail, Turn};
+use super::tail::Tail;
+use super::turn::{Buffers, Caught, Reading, Turn};
 use super::view::{FileView, FilesView, SHOWN_MAX, Sizes};
 use super::watch::Hints;
 use crate::budget::Refused;
@@ -85,6 +87,8 @@ pub struct Files {
     ready: VecDeque<FileId>,
     /// Turns in a row that got nowhere: as many as the line is long, and there is nothing to do but wait.
     stalled: usize,
+    /// What was read and is not handed over yet: nothing of it between two events.
+    caught: Vec<(Box<Tail>, Caught)>,
     /// Nobody in the line can go on before something happens.
     waiting: bool,
     /// We stand in the line for credit.
@@ -161,6 +165,7 @@ impl Files {
             newcomers: Vec::new(),
             ready: VecDeque::new(),
             stalled: 0,
+            caught: Vec::new(),
             waiting: false,
             in_line: false,
             open: 0,
@@ -267,7 +272,7 @@ impl Files {
                 self.limit_deleted(now);
                 self.show(now);
             }
-            Event::Turn => self.give_turn(task),
+            Event::Turn => self.give_turns(task),
             Event::Room | Event::Stop | Event::Done => {}
         }
         self.open_newcomers(task);
@@ -298,12 +303,11 @@ impl Files {
         }
     }
 
-    fn give_turn(&mut self, task: &Task) {
+    fn give_turn(&mut self, now: Instant, task: &Task) {
         let Some(file) = self.ready.pop_front() else { return };
         let Some(mut tail) = self.tails.remove(&file) else { return };
         tail.queued = false;
         self.turns += 1;
-        let now = task.now();
         if self.is_blocked(&tail) {
             return self.hold_back(tail, task);
         }
@@ -334,8 +338,17 @@ impl Files {
             buffers: &mut self.buffers,
             cut_lines: &self.meters.cut_lines,
             now,
+            gathers: tail.is_plain(),
         };
         let turn = tail.turn(&mut reading);
+        if !matches!(turn, Turn::Caught(_) | Turn::Rest | Turn::Again) {
+            self.hand_over(task); // what follows may concern others
+        }
+        self.end_turn(tail, turn, now);
+    }
+
+    fn end_turn(&mut self, mut tail: Box<Tail>, turn: Turn, now: Instant) {
+        let file = tail.file;
         if !matches!(turn, Turn::NoCredit(_)) {
             self.stalled = 0;
             tail.trouble &= matches!(turn, Turn::Failed(_));
@@ -347,6 +360,7 @@ impl Files {
                 self.tails.insert(file, tail);
             }
             Turn::Rest => self.rest(tail),
+            Turn::Caught(caught) => self.caught.push((tail, caught)),
             Turn::NoCredit(Refused::SourceFull) => self.stall(tail, false),
             Turn::NoCredit(Refused::Full) => self.stall(tail, true),
             Turn::Truncated { seen } => {

@@ -31,6 +31,7 @@ pub mod survey;
 mod tail;
 #[cfg(test)]
 mod tests;
+mod turn;
 pub mod view;
 pub mod watch;
 

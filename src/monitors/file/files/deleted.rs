@@ -7,7 +7,8 @@ use std::time::Instant;
 use crossbeam_channel::select;
 
 use super::super::identity::identity;
-use super::super::tail::{BLOCK_BYTES, Reading, Tail, Turn};
+use super::super::tail::{BLOCK_BYTES, Tail};
+use super::super::turn::{Reading, Turn};
 use super::super::watch::{Hints, Named};
 use super::{Files, file_options};
 use crate::ack::GenerationId;
@@ -131,9 +132,10 @@ impl Files {
                 buffers: &mut self.buffers,
                 cut_lines: &self.meters.cut_lines,
                 now: task.now(),
+                gathers: false,
             };
             match tail.turn(&mut reading) {
-                Turn::Again => {}
+                Turn::Again | Turn::Caught(_) => {}
                 Turn::NoCredit(_) => {
                     task.waits_for("room");
                     select! {
