@@ -2,7 +2,7 @@
 //!
 //! It knows what a monitor must not get wrong: credit before reading, a stamp in the ledger before the chunk
 //! travels, the shares of exactly those sinks that lack the bytes, one worker per lineage, and taking a chunk
-//! back when the agent stops before anybody wanted it.
+//! back when the agent stops before anybody wanted it. What is small may go together with others (`group.rs`).
 //!
 //! Always true: `Stream::position` moves only when a chunk was handed over or given up.
 

@@ -408,12 +408,14 @@ mod tests {
         assert_eq!(table.fault(true), None);
     }
 
-    fn until_hinted(mail: &Mailbox<Hints>, wanted: &Path) {
+    /// Whether it was written to, and nothing else.
+    fn until_hinted(mail: &Mailbox<Hints>, wanted: &Path) -> bool {
         loop {
             mail.bell().recv_timeout(Duration::from_secs(20)).expect("a hint");
-            match mail.take() {
-                Hints::These(these) if these.iter().all(|hint| hint.path != wanted) => {}
-                _ => return,
+            let Hints::These(these) = mail.take() else { return false };
+            let mut hints = these.iter().filter(|hint| hint.path == wanted).peekable();
+            if hints.peek().is_some() {
+                return hints.all(|hint| hint.is_written);
             }
         }
     }
@@ -447,10 +449,12 @@ mod tests {
             watches.add(folder.path());
             let path = folder.path().join("a\nb.log");
             let mut file = fs::File::create(&path).unwrap();
-            until_hinted(mail, &path);
+            assert!(!until_hinted(mail, &path), "it has come");
             until_stirred(stirred);
             std::io::Write::write_all(&mut file, b"line\n").unwrap();
-            until_hinted(mail, &path);
+            assert!(until_hinted(mail, &path));
+            rustix::fs::rename(&path, folder.path().join("b.log")).unwrap();
+            assert!(!until_hinted(mail, &path), "it has gone");
         });
     }
 

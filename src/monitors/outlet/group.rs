@@ -51,7 +51,7 @@ impl Outlet {
         group: impl Iterator<Item = (&'a mut Stream, Small)>,
     ) -> (usize, Result<(), NotSent>) {
         let stamped = self.stamp_all(group);
-        let (mut records, mut notes) = (Vec::new(), Vec::new());
+        let (mut records, mut notes) = (Vec::with_capacity(stamped.len()), Vec::with_capacity(stamped.len()));
         for (stream, small, stamp) in &stamped {
             if let Some(identity) = small.identity {
                 let generation = stream.generation;

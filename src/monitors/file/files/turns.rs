@@ -35,7 +35,8 @@ impl Files {
             return;
         }
         task.waits_for("the workers");
-        let (mut tails, mut smalls) = (Vec::new(), Vec::new());
+        let most = self.caught.len();
+        let (mut tails, mut smalls) = (Vec::with_capacity(most), Vec::with_capacity(most));
         for (tail, Caught { small, before, len }) in self.caught.drain(..) {
             tails.push((tail, before, len));
             smalls.push(small);
