@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::super::turn::Caught;
 use super::Files;
+use crate::monitors::outlet::SMALL_BYTES;
 use crate::tasks::Task;
 
 /// What so many files have to say is written down at once.
@@ -16,16 +17,18 @@ impl Files {
     /// One turn, and those that go with it.
     pub(super) fn give_turns(&mut self, task: &Task) {
         let began = task.now();
-        let mut now = began;
+        let (mut now, mut caught) = (began, 0);
         loop {
             self.give_turn(now, task);
             now = task.now();
             let is_full = self.caught.len() == GROUP_MOST || now >= began + GROUP_WAIT;
             let next = self.ready.front().and_then(|file| self.tails.get(file));
-            let goes_on = !self.caught.is_empty() && !is_full && !self.waiting;
-            if !goes_on || !next.is_some_and(|tail| tail.is_plain()) {
+            let goes_along = next.is_some_and(|next| next.is_plain() && next.unread() <= SMALL_BYTES as u64);
+            // Behind one that had much to say, or nothing, nobody waits.
+            if self.caught.len() == caught || is_full || !goes_along {
                 return self.hand_over(task);
             }
+            caught = self.caught.len();
         }
     }
 
