@@ -190,8 +190,14 @@ pub trait Receipts: Send + Sync {
 /// Receipts of one batch that go to the ledger together, where it has many parts.
 const RECEIPTS_MOST: usize = 64;
 
+/// At full speed a batch has one part or two: a list of receipts would be more work than it saves.
+const PARTS_FEW: usize = 4;
+
 /// Settles all of them in the same way.
-pub fn settle_all(shares: impl Iterator<Item = Share>, verdict: &Verdict) {
+pub fn settle_all(shares: impl ExactSizeIterator<Item = Share>, verdict: &Verdict) {
+    if shares.len() <= PARTS_FEW {
+        return shares.for_each(|share| share.settle(verdict));
+    }
     let mut receipts: Vec<Receipt> = Vec::new();
     let mut to: Option<Arc<dyn Receipts>> = None;
     for mut share in shares {
