@@ -181,6 +181,39 @@ impl Receipt {
 /// and ignores a ledger that is gone.
 pub trait Receipts: Send + Sync {
     fn receipt(&self, receipt: Receipt);
+
+    fn receipts(&self, receipts: Vec<Receipt>) {
+        receipts.into_iter().for_each(|receipt| self.receipt(receipt));
+    }
+}
+
+/// Receipts of one batch that go to the ledger together, where it has many parts.
+const RECEIPTS_MOST: usize = 64;
+
+/// At full speed a batch has one part or two: a list of receipts would be more work than it saves.
+const PARTS_FEW: usize = 4;
+
+/// Settles all of them in the same way.
+pub fn settle_all(shares: impl ExactSizeIterator<Item = Share>, verdict: &Verdict) {
+    if shares.len() <= PARTS_FEW {
+        return shares.for_each(|share| share.settle(verdict));
+    }
+    let mut receipts: Vec<Receipt> = Vec::new();
+    let mut to: Option<Arc<dyn Receipts>> = None;
+    for mut share in shares {
+        let count = std::mem::take(&mut share.count);
+        let claim = &share.claim;
+        let Some(receipt) = claim.end(count, &share.range, &share.picked, End::Settled(verdict)) else {
+            continue;
+        };
+        if to.as_ref().is_some_and(|to| receipts.len() == RECEIPTS_MOST || !Arc::ptr_eq(to, &claim.receipts))
+        {
+            to.take().into_iter().for_each(|to| to.receipts(std::mem::take(&mut receipts)));
+        }
+        to.get_or_insert_with(|| claim.receipts.clone());
+        receipts.push(receipt);
+    }
+    to.into_iter().for_each(|to| to.receipts(std::mem::take(&mut receipts)));
 }
 
 /// The shares of one chunk, until the worker hands each to its lane.
@@ -390,8 +423,8 @@ impl Share {
     }
 
     fn end(&self, count: Count, how: End<'_>) {
-        if count.lines > 0 {
-            self.claim.end(count, &self.range, &self.picked, how);
+        if let Some(receipt) = self.claim.end(count, &self.range, &self.picked, how) {
+            self.claim.receipts.receipt(receipt);
         }
     }
 
@@ -412,11 +445,18 @@ impl Drop for Share {
 }
 
 impl Claim {
-    fn end(&self, count: Count, range: &Range<u64>, picked: &[Range<u64>], how: End<'_>) {
+    /// What the ledger has to hear of it.
+    fn end(&self, count: Count, range: &Range<u64>, picked: &[Range<u64>], how: End<'_>) -> Option<Receipt> {
+        if count.lines == 0 {
+            return None;
+        }
         let mut open = self.open.lock();
         open.lines -= count.lines;
         match how {
-            End::Somewhere(verdict) => return open.tally.add(verdict, count),
+            End::Somewhere(verdict) => {
+                open.tally.add(verdict, count);
+                return None;
+            }
             End::Settled(verdict) => open.tally.add(verdict, count),
             End::LetGo | End::Forgotten => {
                 open.not_delivered += count;
@@ -425,7 +465,7 @@ impl Claim {
             }
         }
         let range = match self.from_spool {
-            true if open.lines > 0 => return,
+            true if open.lines > 0 => return None,
             true => self.range.clone(),
             false => range.clone(),
         };
@@ -433,7 +473,7 @@ impl Claim {
         let Open { tally, not_delivered, mut undelivered, fault, .. } = std::mem::replace(&mut *open, rest);
         drop(open); // the ledger may make us wait: not with a lock held
         undelivered.extend_from_slice(picked);
-        self.receipts.receipt(Receipt {
+        Some(Receipt {
             generation: self.generation,
             range,
             sink: self.sink,
@@ -442,7 +482,7 @@ impl Claim {
             undelivered: merged(undelivered),
             fault,
             from_spool: self.from_spool,
-        });
+        })
     }
 }
 

@@ -132,7 +132,8 @@
 //! * **The binary has one heap for all threads** (`main.rs`), not the C library's arena for each: chunks are freed by
 //!   other threads than those that asked for them, and what lay between the arenas was a third of the process.
 //! * **Ledger, worker and lane linger a millisecond or two behind what is small**: a line in each of a thousand files would
-//!   wake three threads for each of them, which costs more than the line. Nobody lingers behind 16 KiB.
+//!   wake three threads for each of them, which costs more than the line. Nobody lingers behind 16 KiB. For the same
+//!   reason such lines are stamped in groups, with one write to the journal for all of them.
 //! * **The status server is our own loop around `tiny_http`'s responses**: `tiny_http::Server` reads each client
 //!   in a thread of a pool that grows with every idle client, cannot be bounded, and ends for good on the first
 //!   error of `accept` (`status/mod.rs` tells more).

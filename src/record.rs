@@ -48,6 +48,15 @@ impl Labels {
         }
     }
 
+    /// A copy, with one more.
+    pub fn with(&self, name: Arc<str>, value: Arc<str>) -> Labels {
+        let mut all = Vec::with_capacity(self.0.len() + 1);
+        all.extend_from_slice(&self.0);
+        let mut labels = Labels(all);
+        labels.set(name, value);
+        labels
+    }
+
     pub fn remove(&mut self, name: &str) {
         self.0.retain(|(known, _)| **known != *name);
     }

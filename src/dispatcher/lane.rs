@@ -38,7 +38,7 @@ use super::batch::{Batcher, Sealed, apart, each_record, halves};
 use super::retry::Request;
 use super::sender::Report;
 use super::{LINGER, SMALL_BYTES};
-use crate::ack::{Count, Share, SinkId, Verdict};
+use crate::ack::{Count, Share, SinkId, Verdict, settle_all};
 use crate::deadletter::{DeadLetters, Letter};
 use crate::error::{Error, Result};
 use crate::record::{Batch, Parcel, RECORD_WEIGHT, Slice};
@@ -340,8 +340,11 @@ impl Lane {
             Answer::Delivered => {
                 self.recovered(now);
                 let (spooling, mut parts) = (&mut self.spooling, batch.parts);
-                let all = parts.drain(..);
-                all.for_each(|(slice, share)| settle(spooling, &slice, share, &Verdict::Delivered));
+                let shares = parts.drain(..).map(|(slice, share)| {
+                    spooling.iter_mut().for_each(|spooling| spooling.answered(&slice));
+                    share
+                });
+                settle_all(shares, &Verdict::Delivered);
                 self.streets[at].batcher.use_again(parts);
             }
             Answer::Refused { which, why } => self.refused(at, batch, which, &why, now),

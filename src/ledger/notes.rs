@@ -68,7 +68,9 @@ impl Note {
     pub(super) fn changes_the_state(&self) -> bool {
         match self {
             Note::Receipt(receipt) => receipt.answered().next().is_some(),
+            Note::Receipts(receipts) => receipts.iter().any(|receipt| receipt.answered().next().is_some()),
             Note::Unread { .. } | Note::Unseen { .. } | Note::Stamping { .. } => false,
+            Note::Several(notes) => notes.iter().any(Note::changes_the_state),
             _ => true,
         }
     }
@@ -146,6 +148,7 @@ pub enum Note {
     /// The chunk that was read last of this generation was not handed over.
     TakenBack(Stamp),
     Receipt(Receipt),
+    Receipts(Vec<Receipt>),
     /// Why nothing can be stamped, so that files wait; `None`: it can be again.
     Stamping {
         ill: Option<String>,
@@ -174,6 +177,8 @@ pub enum Note {
     Unseen {
         places: u64,
     },
+    /// One behind the other, and none of them is of this kind.
+    Several(Vec<Note>),
 }
 
 /// A generation as the last life left it: what a monitor needs to go on.
@@ -263,5 +268,9 @@ impl Book {
 impl Receipts for Book {
     fn receipt(&self, receipt: Receipt) {
         self.note(Note::Receipt(receipt));
+    }
+
+    fn receipts(&self, receipts: Vec<Receipt>) {
+        self.note(Note::Receipts(receipts));
     }
 }

@@ -116,6 +116,10 @@ impl State {
             Note::AtEnd { generation, at_end } => self.page(generation)?.at_end = at_end,
             Note::Unseen { places } => self.books.unseen = places,
             Note::Stamping { .. } => {} // the ledger's own affair
+            Note::Several(notes) => return all(notes.into_iter().map(|note| self.apply(note, aborting))),
+            Note::Receipts(receipts) => {
+                return all(receipts.into_iter().map(|receipt| self.receipt(receipt, aborting)));
+            }
             Note::Unread { generation, bytes } => {
                 let page = self.unchanged_page(generation)?;
                 let before = std::mem::replace(&mut page.unread, bytes);
@@ -454,6 +458,15 @@ impl Serialize for Pages<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
         serializer.collect_seq(self.iter())
     }
+}
+
+/// A fault of one keeps no other from being taken; the first one is told.
+fn all(taken: impl Iterator<Item = Result<()>>) -> Result<()> {
+    let mut first = Ok(());
+    for one in taken {
+        first = first.and(one);
+    }
+    first
 }
 
 /// As it stands in the ids of records.

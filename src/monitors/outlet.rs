@@ -2,14 +2,16 @@
 //!
 //! It knows what a monitor must not get wrong: credit before reading, a stamp in the ledger before the chunk
 //! travels, the shares of exactly those sinks that lack the bytes, one worker per lineage, and taking a chunk
-//! back when the agent stops before anybody wanted it.
+//! back when the agent stops before anybody wanted it. What is small may go together with others (`group.rs`).
 //!
 //! Always true: `Stream::position` moves only when a chunk was handed over or given up.
 
+mod group;
 mod origins;
 mod pools;
 mod stream;
 mod timed;
+mod whole;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -25,14 +27,16 @@ use crate::ack::{Claims, Count, GenerationId, SHARE_BYTES};
 use crate::budget::{Budget, Credit, Door, Refused};
 use crate::clock::{Clock, StampClock};
 use crate::ledger::{
-    BEFORE_BYTES, Book, Head, Identity, Journal, Known, Note, Opened, Progress, Record, Restored, Stamp,
+    BEFORE_BYTES, Book, Head, Identity, Journal, Known, Mark, Note, Opened, Progress, Record, Restored, Stamp,
 };
 use crate::record::{Buffer, Chunk, Ends, Lines, Origin};
 use crate::tasks::Stop;
+pub use group::{SMALL_BYTES, Small};
 use origins::{Account, Origins, Own, Place};
 pub use pools::Pools;
 use stream::Past;
 pub use stream::Stream;
+pub use whole::WholeLines;
 
 pub use timed::{Gathered, Timekeeper};
 
@@ -172,34 +176,8 @@ pub struct Opening<'a> {
     pub lineage: u64,
 }
 
-/// The lines of a chunk, one behind the other.
-#[derive(Clone, Copy, Debug)]
-pub enum WholeLines<'a> {
-    /// Where each ends.
-    Found(&'a [u32]),
-    /// So many, and each ends in `\n`.
-    Counted(usize),
-}
-
-impl WholeLines<'_> {
-    pub fn len(&self) -> usize {
-        match self {
-            WholeLines::Found(ends) => ends.len(),
-            WholeLines::Counted(lines) => *lines,
-        }
-    }
-
-    /// All of it, and nothing more.
-    fn cover(&self, data: &[u8]) -> bool {
-        match self {
-            WholeLines::Found(ends) => ends.last().copied() == u32::try_from(data.len()).ok(),
-            WholeLines::Counted(lines) => *lines > 0 && data.ends_with(b"\n"),
-        }
-    }
-}
-
 /// Nothing was handed over, the position has not moved.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NotSent {
     /// The agent is stopping.
     Stopped,
@@ -225,6 +203,11 @@ impl Outlet {
     /// Nothing to read any more: nobody shall wait behind us in the line for credit.
     pub fn nothing_to_read(&self) {
         self.door.leave_queue();
+    }
+
+    /// Once in a while: gives back what was kept for files that have had nothing to say since.
+    pub fn tidy(&mut self) {
+        self.origins.tidy();
     }
 
     /// A number for a generation that will perhaps be opened later: they are read in this order after a restart.
@@ -295,26 +278,32 @@ impl Outlet {
 
     /// Tells the journal, then the ledger.
     fn stamp(&mut self, stream: &mut Stream, stamp: &Stamp) -> Result<(), NotSent> {
-        let Some(Stamping { journal, ill_until }) = &mut self.stamping else {
+        if self.stamping.is_none() {
             self.supply.book.note(Note::Read(stamp.clone()));
             return Ok(());
-        };
-        let written = match stream.unwritten.take() {
-            None => journal.append(&[Record::read(stamp)]),
+        }
+        let mark = match stream.unwritten.take() {
+            None => self.write_down(&[Record::read(stamp)])?,
             Some(opened) => {
-                let written = journal.append(&[(*opened).clone(), Record::read(stamp)]);
+                let written = self.write_down(&[(*opened).clone(), Record::read(stamp)]);
                 stream.unwritten = Some(opened).filter(|_| written.is_err());
-                written
+                written?
             }
         };
-        match written {
+        self.supply.book.noted(Note::Read(stamp.clone()), mark);
+        Ok(())
+    }
+
+    /// Where the last of them stands in the journal.
+    fn write_down(&mut self, records: &[Record]) -> Result<Option<Mark>, NotSent> {
+        let Some(Stamping { journal, ill_until }) = &mut self.stamping else { return Ok(None) };
+        match journal.append(records) {
             Ok(mark) => {
                 if ill_until.take().is_some() {
                     log::info!("files: the journal can be written again");
                     self.supply.book.note(Note::Stamping { ill: None });
                 }
-                self.supply.book.noted(Note::Read(stamp.clone()), Some(mark));
-                Ok(())
+                Ok(Some(mark))
             }
             Err(cause) => {
                 if ill_until.replace(self.supply.clock.now() + STAMP_RETRY).is_none() {
@@ -386,20 +375,19 @@ impl Outlet {
     }
 
     /// Hands over whole lines that start at the position. `lines`: those of `data`, at most [`Outlet::chunk_lines`].
-    /// `before`: of the bytes that stand in the source right before where the chunk
-    /// ends; those of `data` may be arranged otherwise. Waits for room downhill until the agent stops. The stamp is
-    /// written down first.
+    /// `before`: of the bytes that stand in the source right before where the chunk ends; those of `data` may be arranged
+    /// otherwise. Waits for room downhill until the agent stops. The stamp is written down first.
     pub fn send_read(
         &mut self,
         stream: &mut Stream,
-        mut data: Buffer<u8>,
+        data: Buffer<u8>,
         lines: WholeLines<'_>,
         before: Head,
-        mut credit: Credit,
+        credit: Credit,
     ) -> Result<(), NotSent> {
-        assert!(lines.len() <= CHUNK_LINES && lines.cover(&data), "a chunk is made of whole lines");
+        lines.assert_whole(&data);
         let sinks = stream.lacking(self.supply.sinks);
-        let count = Count { lines: lines.len() as u64, bytes: data.len() as u64 };
+        let count = Count { lines: lines.count() as u64, bytes: data.len() as u64 };
         let range = stream.position..stream.position + count.bytes;
         debug_assert!(stream.read_limit().is_none_or(|limit| range.end <= limit), "read across an edge");
         let again = stream.time_again();
@@ -409,52 +397,49 @@ impl Outlet {
             None if sinks.is_empty() => 0, // nobody will see it
             None => self.supply.stamps.lock().reserve(count.lines, self.supply.clock.wall_ns()),
         };
-        let generation = stream.generation;
-        let cut = !data.ends_with(b"\n");
-        let stamp = Stamp {
-            generation,
-            start: range.start,
-            end: range.end,
-            first_line: stream.next_line,
-            lines: count.lines,
-            base_ns,
-            continues: stream.continues,
-            cut,
-            sinks,
-            before,
-            cursor: None,
-        };
+        let stamp = stream.stamp(&data, lines.count(), base_ns, sinks, before);
         match is_new {
             true => self.stamp(stream, &stamp)?,
             false => self.supply.book.note(Note::Read(stamp.clone())),
         }
+        let cut = stamp.cut;
         if !sinks.is_empty() {
-            if data.len() < data.capacity() / 4 {
-                data = self.supply.pools.data.copy_of(&data); // the rest of it is for others
-            }
-            let pool = &self.supply.pools.ends;
-            let besides = cost_besides(pool.capacity_for(lines.len()), sinks.iter().count());
-            let ends = match lines {
-                WholeLines::Found(ends) => pool.copy_of(ends).into(),
-                WholeLines::Counted(lines) => Ends::counted(lines as u32, pool.clone()),
-            };
-            credit.shrink_to(self.supply.cost(data.capacity() + besides));
-            let lines = Lines {
-                origin: self.origins.of(stream).origin.clone(),
-                start: range.start,
-                data,
-                ends,
-                base_ns,
-                first_line: stream.next_line,
-                continues: stream.continues,
-                timed: None,
-                credit,
-            };
-            let ack = self.supply.claims.ack(generation, range.clone(), count, sinks);
-            self.hand_over(Chunk { lines, ack }, stamp)?;
+            let ends = lines.ends(&self.supply.pools.ends);
+            let chunk = self.chunk(stream, data, ends, credit, &stamp);
+            self.hand_over(chunk, stamp)?;
         }
         stream.move_to(range.end, count.lines, cut);
         Ok(())
+    }
+
+    fn chunk(
+        &mut self,
+        stream: &Stream,
+        mut data: Buffer<u8>,
+        ends: Ends,
+        mut credit: Credit,
+        stamp: &Stamp,
+    ) -> Chunk {
+        if data.len() < data.capacity() / 4 {
+            data = self.supply.pools.data.copy_of(&data); // the rest of it is for others
+        }
+        let besides =
+            cost_besides(self.supply.pools.ends.capacity_for(ends.len()), stamp.sinks.iter().count());
+        credit.shrink_to(self.supply.cost(data.capacity() + besides));
+        let lines = Lines {
+            origin: self.origins.of(stream).origin.clone(),
+            start: stamp.start,
+            data,
+            ends,
+            base_ns: stamp.base_ns,
+            first_line: stamp.first_line,
+            continues: stamp.continues,
+            timed: None,
+            credit,
+        };
+        let ack =
+            self.supply.claims.ack(stamp.generation, stamp.start..stamp.end, stamp.count(), stamp.sinks);
+        Chunk { lines, ack }
     }
 
     /// For what no later life can read: from now on it is the abort that ends the wait for room.

@@ -45,6 +45,10 @@ const NOTHING: Rest = Rest {
 };
 
 impl Few {
+    pub fn is_nothing(&self) -> bool {
+        self.0.is_none()
+    }
+
     /// For writing what was there before anything was: makes nothing, and leaves nothing if nothing is left.
     pub fn clear(&mut self, change: impl FnOnce(&mut Rest)) {
         let Some(rest) = &mut self.0 else { return };

@@ -15,6 +15,7 @@ mod meters;
 mod missing;
 pub(super) mod opening;
 mod roster;
+mod turns;
 
 use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
@@ -32,7 +33,8 @@ use super::known::NotMet;
 use super::names::rotated;
 use super::step::Step;
 use super::sweep::Sweep;
-use super::tail::{Buffers, Reading, Tail, Turn};
+use super::tail::Tail;
+use super::turn::{Buffers, Caught, Reading, Turn};
 use super::view::{FileView, FilesView, SHOWN_MAX, Sizes};
 use super::watch::Hints;
 use crate::budget::Refused;
@@ -85,6 +87,8 @@ pub struct Files {
     ready: VecDeque<FileId>,
     /// Turns in a row that got nowhere: as many as the line is long, and there is nothing to do but wait.
     stalled: usize,
+    /// What was read and is not handed over yet: nothing of it between two events.
+    caught: Vec<(Box<Tail>, Caught)>,
     /// Nobody in the line can go on before something happens.
     waiting: bool,
     /// We stand in the line for credit.
@@ -94,8 +98,8 @@ pub struct Files {
     open_max: usize,
     open_limit: usize,
     /// Files whose descriptor can perhaps be closed, the one that rested longest first; never more than
-    /// [`most_rested`] of them.
-    rested: VecDeque<(FileId, u64)>,
+    /// [`most_rested`] of them. `None`: none had to be closed yet, and nobody keeps a list.
+    rested: Option<VecDeque<(FileId, u64)>>,
     turns: u64,
     /// When those that are in trouble get another turn.
     try_again_at: Instant,
@@ -161,12 +165,13 @@ impl Files {
             newcomers: Vec::new(),
             ready: VecDeque::new(),
             stalled: 0,
+            caught: Vec::new(),
             waiting: false,
             in_line: false,
             open: 0,
             open_max: setting.open_max.max(1),
             open_limit: setting.open_max.max(1),
-            rested: VecDeque::new(),
+            rested: None,
             turns: 0,
             try_again_at: now,
             polls: 0,
@@ -249,7 +254,7 @@ impl Files {
             }
             Event::Hinted => match self.hints.take() {
                 Hints::Everything => self.poll(task),
-                Hints::These(paths) => self.look_at(paths, task),
+                Hints::These(these) => self.look_at(these, task),
             },
             Event::Poll => {
                 let due: Vec<bool> = self.poll_at.iter().map(|at| *at <= now).collect();
@@ -263,10 +268,11 @@ impl Files {
                 if self.try_again_at <= now {
                     self.try_again(now);
                 }
+                self.outlet.tidy();
                 self.limit_deleted(now);
                 self.show(now);
             }
-            Event::Turn => self.give_turn(task),
+            Event::Turn => self.give_turns(task),
             Event::Room | Event::Stop | Event::Done => {}
         }
         self.open_newcomers(task);
@@ -297,12 +303,11 @@ impl Files {
         }
     }
 
-    fn give_turn(&mut self, task: &Task) {
+    fn give_turn(&mut self, now: Instant, task: &Task) {
         let Some(file) = self.ready.pop_front() else { return };
         let Some(mut tail) = self.tails.remove(&file) else { return };
         tail.queued = false;
         self.turns += 1;
-        let now = task.now();
         if self.is_blocked(&tail) {
             return self.hold_back(tail, task);
         }
@@ -333,8 +338,17 @@ impl Files {
             buffers: &mut self.buffers,
             cut_lines: &self.meters.cut_lines,
             now,
+            gathers: tail.is_plain(),
         };
         let turn = tail.turn(&mut reading);
+        if !matches!(turn, Turn::Caught(_) | Turn::Rest | Turn::Again) {
+            self.hand_over(task); // what follows may concern others
+        }
+        self.end_turn(tail, turn, now);
+    }
+
+    fn end_turn(&mut self, mut tail: Box<Tail>, turn: Turn, now: Instant) {
+        let file = tail.file;
         if !matches!(turn, Turn::NoCredit(_)) {
             self.stalled = 0;
             tail.trouble &= matches!(turn, Turn::Failed(_));
@@ -346,6 +360,7 @@ impl Files {
                 self.tails.insert(file, tail);
             }
             Turn::Rest => self.rest(tail),
+            Turn::Caught(caught) => self.caught.push((tail, caught)),
             Turn::NoCredit(Refused::SourceFull) => self.stall(tail, false),
             Turn::NoCredit(Refused::Full) => self.stall(tail, true),
             Turn::Truncated { seen } => {
@@ -415,11 +430,12 @@ impl Files {
     fn rest(&mut self, mut tail: Box<Tail>) {
         self.stalled = 0;
         tail.rested = self.turns;
-        if tail.descriptor.is_some() && tail.is_closable() {
-            if self.rested.len() == self.rested.capacity() {
-                self.rested.reserve_exact(self.rested.len() / 8 + 64); // all files may stand in it: not twice the room
+        if let Some(rested) = self.rested.as_mut().filter(|_| tail.descriptor.is_some() && tail.is_closable())
+        {
+            if rested.len() == rested.capacity() {
+                rested.reserve_exact(rested.len() / 8 + 64); // all files may stand in it: not twice the room
             }
-            self.rested.push_back((tail.file, self.turns));
+            rested.push_back((tail.file, self.turns));
         }
         let done = tail.unread() == 0 || tail.trouble;
         let followers = if done { tail.few.take_followers() } else { Vec::new() };
@@ -532,7 +548,7 @@ impl Files {
                 paths: self.paths.len(),
                 lineages: self.newest.len(),
                 in_line: self.ready.len(),
-                rested: self.rested.len(),
+                rested: self.rested.as_ref().map_or(0, VecDeque::len),
                 not_met: self.not_met.len(),
                 ..self.sizes
             };

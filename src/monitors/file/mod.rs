@@ -32,6 +32,7 @@ mod sweep;
 mod tail;
 #[cfg(test)]
 mod tests;
+mod turn;
 pub mod view;
 pub mod watch;
 

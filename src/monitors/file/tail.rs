@@ -11,7 +11,6 @@
 use std::fs::{File, Metadata};
 use std::io;
 use std::num::NonZeroU64;
-use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -26,16 +25,15 @@ use super::packed::{Form, Unpacked};
 use super::parts::{arrange, frame_parts, keep_within};
 use super::step::{Look, Step, next_step};
 use super::sweep::Found;
+use super::turn::{Buffers, Caught, Reading, Turn};
 use crate::ack::GenerationId;
 use crate::budget::Refused;
 use crate::clock::Moment;
 use crate::disk::BLOCK_BYTES;
 use crate::durable::FileId;
 use crate::ledger::{BEFORE_BYTES, HOLE, Head};
-use crate::metrics::Counter;
-use crate::monitors::outlet::{GROUP_LINES, WholeLines};
-use crate::monitors::{NotSent, Outlet, SourceOptions, Stream};
-use crate::tasks::Task;
+use crate::monitors::outlet::{GROUP_LINES, SMALL_BYTES, WholeLines};
+use crate::monitors::{NotSent, Stream};
 
 /// What is read at once is looked through while it still is in the cache of the processor.
 const STEP_BYTES: usize = 256 * 1024;
@@ -86,39 +84,6 @@ pub(super) struct Tail {
     /// When it was last put aside, in turns.
     pub rested: u64,
     pub few: Few,
-}
-
-/// What a turn needs besides the file.
-pub(super) struct Reading<'a> {
-    pub outlet: &'a mut Outlet,
-    pub options: &'a SourceOptions,
-    pub task: &'a Task,
-    pub buffers: &'a mut Buffers,
-    pub cut_lines: &'a Counter,
-    pub now: Instant,
-}
-
-/// Shared by all files: one turn at a time.
-#[derive(Default)]
-pub(super) struct Buffers {
-    ends: Vec<u32>,
-    /// What has to be arranged (`parts.rs`).
-    mixed: Vec<Range<usize>>,
-}
-
-#[derive(Debug)]
-pub(super) enum Turn {
-    /// There is more.
-    Again,
-    Rest,
-    NoCredit(Refused),
-    /// `seen`: its size before.
-    Truncated {
-        seen: u64,
-    },
-    Finish,
-    Stopped,
-    Failed(io::Error),
 }
 
 impl Tail {
@@ -278,6 +243,11 @@ impl Tail {
         self.size_to_read() <= self.position() && !self.queued && (reachable || self.few.until.is_some())
     }
 
+    /// Its turn concerns no other file, and finds it open.
+    pub fn is_plain(&self) -> bool {
+        self.few.is_nothing() && self.form.is_none() && self.descriptor.is_some() && self.stream.is_some()
+    }
+
     /// One turn. The file is open and its stream is there; else there is nothing to do.
     pub fn turn(&mut self, reading: &mut Reading<'_>) -> Turn {
         let (Some(file), Some(_)) = (&self.descriptor, &self.stream) else { return Turn::Rest };
@@ -354,7 +324,7 @@ impl Tail {
             Some(content) => content.read_at(buffer, offset),
             None => read_at(file, buffer, offset),
         };
-        let Reading { outlet, options, task, buffers, cut_lines, now } = reading;
+        let Reading { outlet, options, task, buffers, cut_lines, now, gathers } = reading;
         let Buffers { ends, mixed } = &mut **buffers;
         let longest = options.max_line_bytes;
         // A place within what an earlier life has arranged means nothing without all of it.
@@ -440,9 +410,14 @@ impl Tail {
         {
             return Turn::Truncated { seen: 0 };
         }
+        let mut grown = None;
         if known && head_of(&data[..read]).len > self.head.len {
             self.head = head_of(&data[..read]);
-            outlet.identify(stream, identity(self.file, self.head));
+            grown = Some(identity(self.file, self.head));
+        }
+        let mut gathers = *gathers && !in_parts && to_hole.is_none() && outlet.gathers(stream);
+        if let Some(identity) = grown.take_if(|_| !gathers) {
+            outlet.identify(stream, identity);
         }
         let fresh = &data[back..];
         let mut end = end;
@@ -478,6 +453,10 @@ impl Tail {
             self.has_holes = true; // room that was taken in advance is counted as if it were used
             self.scanned = position + consumed as u64;
         }
+        gathers &= consumed > 0 && consumed <= SMALL_BYTES;
+        if let Some(identity) = grown.take_if(|_| !gathers) {
+            outlet.identify(stream, identity);
+        }
         if consumed > 0 {
             let before = &data[..back + consumed];
             let mut before = Some(Head::of(&before[before.len().saturating_sub(BEFORE_BYTES)..]));
@@ -496,17 +475,16 @@ impl Tail {
                 return Turn::Failed(io::Error::other("is not what it was when it was read before"));
             }
             cut_lines.add(found.cut as u64);
-            task.waits_for("the workers");
             data.keep(back + part.start..back + part.end);
             let lines = counted.map_or(WholeLines::Found(ends), |counted| WholeLines::Counted(counted.lines));
+            if gathers {
+                let small = outlet.gather(data, lines, before.unwrap_or_default(), credit, grown);
+                return Turn::Caught(Caught { small, before, len });
+            }
+            task.waits_for("the workers");
             match outlet.send_read(stream, data, lines, before.unwrap_or_default(), credit) {
                 Ok(()) => {}
-                Err(NotSent::Stopped) => return Turn::Stopped,
-                // Nothing else can be stamped either: like a budget without room.
-                Err(NotSent::Unstamped) => {
-                    self.scanned = position;
-                    return Turn::NoCredit(Refused::Full);
-                }
+                Err(why) => return self.not_handed_over(why),
             }
             task.beat();
             self.before = before;
@@ -520,6 +498,24 @@ impl Tail {
             }
         }
         self.after_read(len, options.idle, *now)
+    }
+
+    /// The end of a turn that has caught something.
+    pub fn handed_over(&mut self, before: Option<Head>, len: usize, idle: Duration, now: Instant) -> Turn {
+        self.before = before;
+        self.after_read(len, idle, now)
+    }
+
+    /// It is read once more.
+    pub fn not_handed_over(&mut self, why: NotSent) -> Turn {
+        match why {
+            NotSent::Stopped => Turn::Stopped,
+            // Nothing else can be stamped either: like a budget without room.
+            NotSent::Unstamped => {
+                self.scanned = self.position();
+                Turn::NoCredit(Refused::Full)
+            }
+        }
     }
 
     /// A read that got nothing met a file that has just become shorter: the next look tells.

@@ -9,6 +9,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
+use std::ffi::OsStr;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -40,31 +41,53 @@ const GATHER: Duration = Duration::from_millis(20);
 /// Which files may have changed.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Hints {
-    These(HashSet<PathBuf>),
+    /// In the order in which it happened; some may be named more than once.
+    These(Vec<Hint>),
     Everything,
+}
+
+/// Something has happened at a path.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Hint {
+    pub path: PathBuf,
+    /// Something was written to what stands there, and that is all: it is the file that stood there before.
+    pub is_written: bool,
 }
 
 impl Default for Hints {
     fn default() -> Hints {
-        Hints::These(HashSet::new())
+        Hints::These(Vec::new())
     }
 }
 
 impl Hints {
-    fn add(&mut self, path: PathBuf) {
-        if let Hints::These(paths) = self {
-            paths.insert(path);
-            if paths.len() > HINTS_MAX {
-                *self = Hints::Everything;
+    fn add(&mut self, hint: Hint) {
+        let Hints::These(these) = self else { return };
+        if these.len() == 2 * HINTS_MAX {
+            these.sort_unstable(); // what is more than written comes first
+            these.dedup_by(|next, kept| next.path == kept.path);
+            if these.len() > HINTS_MAX {
+                return *self = Hints::Everything;
             }
         }
+        these.push(hint);
     }
 
-    pub(super) fn tell_of(&self, path: &Path) -> bool {
-        match self {
-            Hints::These(paths) => paths.contains(path),
-            Hints::Everything => true,
-        }
+    /// By name, for many questions.
+    pub(super) fn named(self) -> Named {
+        Named(match self {
+            Hints::These(these) => Some(these.into_iter().map(|hint| hint.path).collect()),
+            Hints::Everything => None,
+        })
+    }
+}
+
+/// The files that hints are about; `None`: all.
+pub(super) struct Named(Option<HashSet<PathBuf>>);
+
+impl Named {
+    pub fn tell_of(&self, path: &Path) -> bool {
+        self.0.as_ref().is_none_or(|paths| paths.contains(path))
     }
 }
 
@@ -197,34 +220,41 @@ impl Watch {
 
     fn handle(&self, events: inotify::Events) {
         let mut entries_changed = false;
-        let mut changed = Hints::default();
-        let mut folders = self.folders.lock();
-        for event in events {
-            entries_changed |= event.mask.intersects(!EventMask::MODIFY);
-            if event.mask.contains(EventMask::Q_OVERFLOW) {
-                changed = Hints::Everything;
-            } else if event.mask.contains(EventMask::IGNORED) {
-                folders.forget_descriptor(event.wd.get_watch_descriptor_id());
-            } else if let Some((_, paths)) = folders.by_descriptor.get(&event.wd.get_watch_descriptor_id()) {
-                if let Some(name) = event.name {
-                    paths.iter().for_each(|folder| changed.add(folder.join(name)));
+        self.hints.put(|hints| {
+            let mut folders = self.folders.lock();
+            for event in events {
+                let is_written = event.mask == EventMask::MODIFY;
+                entries_changed |= !is_written;
+                if event.mask.contains(EventMask::Q_OVERFLOW) {
+                    *hints = Hints::Everything;
+                } else if event.mask.contains(EventMask::IGNORED) {
+                    folders.forget_descriptor(event.wd.get_watch_descriptor_id());
+                } else if let Some((_, paths)) =
+                    folders.by_descriptor.get(&event.wd.get_watch_descriptor_id())
+                {
+                    if let Some(name) = event.name {
+                        paths
+                            .iter()
+                            .for_each(|folder| hints.add(Hint { path: join(folder, name), is_written }));
+                    }
+                } else {
+                    // The watch is so new that its folder is not noted yet.
+                    *hints = Hints::Everything;
                 }
-            } else {
-                // The watch is so new that its folder is not noted yet.
-                changed = Hints::Everything;
             }
-        }
-        drop(folders);
-        if changed != Hints::default() {
-            self.hints.put(|hints| match changed {
-                Hints::Everything => *hints = Hints::Everything,
-                Hints::These(paths) => paths.into_iter().for_each(|path| hints.add(path)),
-            });
-        }
+        });
         if entries_changed {
             let _ = self.stir.try_send(()); // one slot: rung already, or discovery has ended
         }
     }
+}
+
+/// Asks for memory once.
+fn join(folder: &Path, name: &OsStr) -> PathBuf {
+    let mut path = PathBuf::with_capacity(folder.as_os_str().len() + 1 + name.len());
+    path.push(folder);
+    path.push(name);
+    path
 }
 
 impl Folders {
@@ -378,12 +408,14 @@ mod tests {
         assert_eq!(table.fault(true), None);
     }
 
-    fn until_hinted(mail: &Mailbox<Hints>, wanted: &Path) {
+    /// Whether it was written to, and nothing else.
+    fn until_hinted(mail: &Mailbox<Hints>, wanted: &Path) -> bool {
         loop {
             mail.bell().recv_timeout(Duration::from_secs(20)).expect("a hint");
-            match mail.take() {
-                Hints::These(paths) if !paths.contains(wanted) => {}
-                _ => return,
+            let Hints::These(these) = mail.take() else { return false };
+            let mut hints = these.iter().filter(|hint| hint.path == wanted).peekable();
+            if hints.peek().is_some() {
+                return hints.all(|hint| hint.is_written);
             }
         }
     }
@@ -417,10 +449,12 @@ mod tests {
             watches.add(folder.path());
             let path = folder.path().join("a\nb.log");
             let mut file = fs::File::create(&path).unwrap();
-            until_hinted(mail, &path);
+            assert!(!until_hinted(mail, &path), "it has come");
             until_stirred(stirred);
             std::io::Write::write_all(&mut file, b"line\n").unwrap();
-            until_hinted(mail, &path);
+            assert!(until_hinted(mail, &path));
+            rustix::fs::rename(&path, folder.path().join("b.log")).unwrap();
+            assert!(!until_hinted(mail, &path), "it has gone");
         });
     }
 
@@ -475,9 +509,14 @@ mod tests {
     #[test]
     fn too_many_names_become_everything() {
         let mut hints = Hints::default();
-        (0..=HINTS_MAX).for_each(|n| hints.add(PathBuf::from(n.to_string())));
+        let hint = |n: usize, is_written| Hint { path: PathBuf::from(n.to_string()), is_written };
+        // Few names, however often: and what was more than written stays so.
+        (0..10 * HINTS_MAX).for_each(|n| hints.add(hint(n % 2, n != 1)));
+        let Hints::These(these) = &hints else { panic!("two names are few") };
+        assert!(these.len() <= 2 * HINTS_MAX && these.contains(&hint(1, false)));
+        (0..=2 * HINTS_MAX).for_each(|n| hints.add(hint(n, true)));
         assert_eq!(hints, Hints::Everything);
-        hints.add(PathBuf::from("x"));
+        hints.add(hint(0, true));
         assert_eq!(hints, Hints::Everything);
     }
 }

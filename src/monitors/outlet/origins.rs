@@ -1,10 +1,10 @@
 //! Where the lines of a file come from, and on whose account: made when a chunk needs it, and kept for the files that
-//! were read last. Ten thousand that have nothing to say have no labels and no account.
+//! were read lately. Ten thousand that have nothing to say have no labels and no account.
 //!
 //! Always true: there are at most [`KEPT`] here. What is under way has its own share of what it came from, and a file
 //! that is read again meanwhile gets the same account (`budget.rs`).
 
-use std::collections::VecDeque;
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,8 +14,8 @@ use crate::budget::{Budget, Holder};
 use crate::monitors::SourceOptions;
 use crate::record::{Labels, Origin};
 
-/// A file that is read at full speed is always among them.
-const KEPT: usize = 64;
+/// Half a kilobyte each. When more files than that have something to say, all of them begin anew.
+const KEPT: usize = 1024;
 
 /// What all files of one source have.
 pub(super) struct Home {
@@ -49,15 +49,15 @@ pub(super) struct Origins {
     budget: Budget,
     /// One per source.
     homes: Vec<Arc<Home>>,
-    /// The one that was used last is the last.
-    accounts: VecDeque<Account>,
+    /// And whether it was used since [`Origins::tidy`].
+    accounts: HashMap<GenerationId, (Account, bool)>,
     /// The name of the label, once for all files.
     filename: Arc<str>,
 }
 
 impl Origins {
     pub fn new(budget: Budget) -> Origins {
-        Origins { budget, homes: Vec::new(), accounts: VecDeque::new(), filename: "filename".into() }
+        Origins { budget, homes: Vec::new(), accounts: HashMap::new(), filename: "filename".into() }
     }
 
     pub fn home(&mut self, source: &SourceOptions) -> Arc<Home> {
@@ -74,38 +74,33 @@ impl Origins {
             Place::Own(own) => return &own.account,
             Place::File { home, path } => (home, path),
         };
-        match self.at(stream.generation) {
-            Some(at) if at + 1 == self.accounts.len() => {}
-            Some(at) => {
-                let account = self.accounts.remove(at);
-                self.accounts.extend(account);
+        if !self.accounts.contains_key(&stream.generation) {
+            if self.accounts.len() == KEPT {
+                self.accounts.clear();
             }
-            None => {
-                if self.accounts.len() == KEPT {
-                    self.accounts.pop_front();
-                }
-                let account = self.make(home, path, stream);
-                self.accounts.push_back(account);
-            }
+            let account = self.make(home, path, stream);
+            self.accounts.insert(stream.generation, (account, true));
         }
-        &self.accounts[self.accounts.len() - 1]
+        let (account, is_used) =
+            self.accounts.get_mut(&stream.generation).expect("it was there, or was put there just now");
+        *is_used = true;
+        account
+    }
+
+    /// Lets go of those that were not used since the last time.
+    pub fn tidy(&mut self) {
+        self.accounts.retain(|_, (_, is_used)| std::mem::take(is_used));
+        self.accounts.shrink_to(2 * self.accounts.len());
     }
 
     /// Its generation is over.
     pub fn forget(&mut self, stream: &Stream) {
-        if let Some(at) = self.at(stream.generation) {
-            self.accounts.remove(at);
-        }
-    }
-
-    fn at(&self, generation: GenerationId) -> Option<usize> {
-        self.accounts.iter().rposition(|account| account.origin.generation == generation)
+        self.accounts.remove(&stream.generation);
     }
 
     fn make(&self, home: &Home, path: &Path, stream: &Stream) -> Account {
         let filename: Arc<str> = path.to_string_lossy().into();
-        let mut labels = home.labels.clone();
-        labels.set(self.filename.clone(), filename.clone());
+        let labels = home.labels.with(self.filename.clone(), filename.clone());
         let origin = Origin {
             source: home.source.clone(),
             generation: stream.generation,

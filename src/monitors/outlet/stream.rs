@@ -8,7 +8,7 @@ use std::path::Path;
 
 use super::origins::Place;
 use crate::ack::{GenerationId, SinkId, SinkSet};
-use crate::ledger::{KeptStamp, Known, Progress, Record};
+use crate::ledger::{Head, KeptStamp, Known, Progress, Record, Stamp};
 
 /// One generation as its monitor reads it.
 pub struct Stream {
@@ -72,6 +72,30 @@ impl Stream {
     pub(super) fn time_again(&self) -> Option<i64> {
         let stamp = self.next_stamp().filter(|stamp| stamp.start <= self.position)?;
         Some(stamp.base_ns + self.next_line.saturating_sub(stamp.first_line) as i64)
+    }
+
+    /// Of a chunk that begins at the position.
+    pub(super) fn stamp(
+        &self,
+        data: &[u8],
+        lines: usize,
+        base_ns: i64,
+        sinks: SinkSet,
+        before: Head,
+    ) -> Stamp {
+        Stamp {
+            generation: self.generation,
+            start: self.position,
+            end: self.position + data.len() as u64,
+            first_line: self.next_line,
+            lines: lines as u64,
+            base_ns,
+            continues: self.continues,
+            cut: !data.ends_with(b"\n"),
+            sinks,
+            before,
+            cursor: None,
+        }
     }
 
     /// Moves the position, and takes numbers from the stamps where they begin and end: they are what they were,

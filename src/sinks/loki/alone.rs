@@ -81,8 +81,9 @@ impl Sent {
         self.pending = Vec::new();
     }
 
-    pub fn way(&self, labels: &Labels, look: &Look) -> Way {
-        let known = self.newest_ns(labels).filter(|newest_ns| look.oldest_ns <= newest_ns + FAR_NS);
+    /// `stream`: what [`Sent::hash`] makes of its labels.
+    pub fn way(&self, stream: u64, look: &Look) -> Way {
+        let known = self.newest_ns(stream).filter(|newest_ns| look.oldest_ns <= newest_ns + FAR_NS);
         let newest_ns = known.or(self.newest_of_all_ns).unwrap_or(i64::MIN);
         let oldest_safe_ns = newest_ns.saturating_sub(FAR_NS);
         match known {
@@ -97,20 +98,20 @@ impl Sent {
         self.newest_of_all_ns = self.newest_of_all_ns.max(Some(newest_ns));
     }
 
-    pub fn note(&mut self, push: usize, labels: &Labels, newest_ns: i64) {
+    pub fn note(&mut self, push: usize, stream: u64, newest_ns: i64) {
         self.see(newest_ns);
         let newest_s = (newest_ns / SECOND_NS).clamp(1, u32::MAX.into()) as u32;
-        self.pending.push((push, (self.hash(labels), newest_s)));
+        self.pending.push((push, (stream as u32, newest_s)));
     }
 
-    fn newest_ns(&self, labels: &Labels) -> Option<i64> {
-        let hash = self.hash(labels);
+    fn newest_ns(&self, stream: u64) -> Option<i64> {
+        let hash = stream as u32;
         let (of, newest_s) = *self.known.get(hash as usize % PLACES)?;
         (of == hash && newest_s > 0).then(|| i64::from(newest_s) * SECOND_NS)
     }
 
-    fn hash(&self, labels: &Labels) -> u32 {
-        self.hasher.hash_one(labels) as u32
+    pub fn hash(&self, labels: &Labels) -> u64 {
+        self.hasher.hash_one(labels)
     }
 }
 
@@ -123,28 +124,29 @@ mod tests {
         let (one, other) = (Labels::new([("a", "1")]), Labels::new([("a", "2")]));
         let look = |oldest_ns, weight| Look { oldest_ns, newest_ns: oldest_ns, weight };
         let mut sent = Sent::default();
+        let (one, other) = (sent.hash(&one), sent.hash(&other));
         let now = 10 * FAR_NS;
         sent.see(now);
-        sent.note(0, &one, now);
-        assert_eq!(sent.way(&one, &look(now, 1)), Way::SharedNew, "nobody has answered");
+        sent.note(0, one, now);
+        assert_eq!(sent.way(one, &look(now, 1)), Way::SharedNew, "nobody has answered");
         sent.settle(0);
-        assert_eq!(sent.way(&one, &look(now, 1)), Way::SharedNew, "it was not taken");
-        sent.note(0, &one, now);
-        sent.note(1, &other, now);
+        assert_eq!(sent.way(one, &look(now, 1)), Way::SharedNew, "it was not taken");
+        sent.note(0, one, now);
+        sent.note(1, other, now);
         sent.rest(1);
         sent.settle(2); // the answers were taken in, and nothing was sent since
         for (stream, oldest_ns, weight, way) in [
-            (&one, now, 1, Way::Shared),
-            (&one, now - FAR_NS, MUCH - 1, Way::Shared),
-            (&one, now - FAR_NS - 1, 1, Way::Alone),
-            (&one, now, MUCH, Way::Alone),
-            (&one, now + FAR_NS, 1, Way::Shared),
-            (&one, now + FAR_NS + 1, 1, Way::SharedNew), // Loki may have forgotten it
-            (&one, i64::MIN, 1, Way::Alone),
-            (&other, now, 1, Way::SharedNew), // only the first push was taken
-            (&other, now - FAR_NS, 1, Way::SharedNew),
-            (&other, now - FAR_NS - 1, 1, Way::Alone),
-            (&other, now, MUCH, Way::Alone),
+            (one, now, 1, Way::Shared),
+            (one, now - FAR_NS, MUCH - 1, Way::Shared),
+            (one, now - FAR_NS - 1, 1, Way::Alone),
+            (one, now, MUCH, Way::Alone),
+            (one, now + FAR_NS, 1, Way::Shared),
+            (one, now + FAR_NS + 1, 1, Way::SharedNew), // Loki may have forgotten it
+            (one, i64::MIN, 1, Way::Alone),
+            (other, now, 1, Way::SharedNew), // only the first push was taken
+            (other, now - FAR_NS, 1, Way::SharedNew),
+            (other, now - FAR_NS - 1, 1, Way::Alone),
+            (other, now, MUCH, Way::Alone),
         ] {
             assert_eq!(sent.way(stream, &look(oldest_ns, weight)), way, "{oldest_ns}");
         }

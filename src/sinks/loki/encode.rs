@@ -65,8 +65,8 @@ pub struct LokiEncoder {
     long_lines: LongLines,
     long_lines_total: Arc<Counter>,
     runs: Vec<Run>,
-    /// The streams of the current batch, by their labels.
-    streams: HashMap<Arc<Labels>, u32>,
+    /// Of the current batch.
+    streams: Streams,
     known: alone::Sent,
     names: LastName,
     /// The body before it is compressed.
@@ -87,6 +87,37 @@ struct Run {
     range: Range<u32>,
 }
 
+/// The streams of one batch, by their labels. What tells them apart is made of their labels once.
+#[derive(Default)]
+struct Streams {
+    /// By their hash, or what follows it if that is another stream's.
+    by_hash: HashMap<u64, u32>,
+    all: Vec<(Arc<Labels>, u64)>,
+}
+
+impl Streams {
+    fn of(&mut self, labels: &Arc<Labels>, hash: u64) -> u32 {
+        let mut place = hash;
+        loop {
+            let next = self.all.len() as u32;
+            let stream = *self.by_hash.entry(place).or_insert(next);
+            if stream == next {
+                self.all.push((labels.clone(), hash));
+            } else if self.all[stream as usize].0 != *labels {
+                place = place.wrapping_add(1);
+                continue;
+            }
+            return stream;
+        }
+    }
+
+    /// Keeps no source's labels alive.
+    fn clear(&mut self) {
+        self.by_hash.clear();
+        self.all.clear();
+    }
+}
+
 /// The text of the stream that was written last: batch after batch may be of one stream alone.
 #[derive(Default)]
 struct LastName {
@@ -98,7 +129,7 @@ struct LastName {
 impl LastName {
     fn of(&mut self, labels: &Arc<Labels>, of_the_sink: &Labels) -> &str {
         if !std::ptr::eq(self.labels.as_ptr(), Arc::as_ptr(labels)) {
-            self.text = labels::text(&labels::stream_labels(labels, of_the_sink));
+            labels::write_text(&mut self.text, labels, of_the_sink);
             self.labels = Arc::downgrade(labels);
         }
         &self.text
@@ -126,11 +157,12 @@ impl Encoder for LokiEncoder {
         }
         payload.pushes.truncate(pushes);
         self.runs = runs;
+        self.streams.clear();
     }
 
     fn rest(&mut self, payload: LokiPayload) {
         self.known.rest(payload.answered.get());
-        (self.runs, self.raw, self.streams) = (Vec::new(), Vec::new(), HashMap::new());
+        (self.runs, self.raw, self.streams) = (Vec::new(), Vec::new(), Streams::default());
         (self.clean, self.snappy) = (String::new(), snap::raw::Encoder::new());
     }
 }
@@ -146,7 +178,7 @@ impl LokiEncoder {
             long_lines: options.long_lines,
             long_lines_total: metrics.counter("sink_long_lines_total", help, &[("sink", name)]),
             runs: Vec::new(),
-            streams: HashMap::new(),
+            streams: Streams::default(),
             known: alone::Sent::default(),
             names: LastName::default(),
             raw: Vec::new(),
@@ -190,8 +222,7 @@ impl LokiEncoder {
                 record += 1;
             }
         }
-        let streams = self.streams.len();
-        self.streams.clear(); // keeps no source's labels alive
+        let streams = self.streams.all.len();
         if streams > 1 {
             self.runs.sort_unstable_by_key(|run| (run.stream, run.record));
         }
@@ -214,7 +245,8 @@ impl LokiEncoder {
         let streams = || runs.chunk_by(|a, b| a.stream == b.stream);
         let looks: Vec<Look> = streams().map(|stream| look(batch, stream)).collect();
         looks.iter().for_each(|look| self.known.see(look.newest_ns));
-        let way = |(stream, look)| self.known.way(labels_of(batch, stream), look);
+        let way =
+            |(stream, look): (&[Run], _)| self.known.way(self.streams.all[stream[0].stream as usize].1, look);
         let ways: Vec<Way> = streams().zip(&looks).map(way).collect();
         runs.iter_mut().for_each(|run| run.way = ways[run.stream as usize]);
         runs.sort_by_key(|run| (run.way, run.stream)); // stable: within a stream they stay as the batch is
@@ -239,11 +271,7 @@ impl LokiEncoder {
     }
 
     fn stream_of(&mut self, labels: &Arc<Labels>) -> u32 {
-        let next = self.streams.len() as u32;
-        match self.streams.get(labels) {
-            Some(known) => *known,
-            None => *self.streams.entry(labels.clone()).or_insert(next),
-        }
+        self.streams.of(labels, self.known.hash(labels))
     }
 
     fn write(&mut self, batch: &Batch, runs: &[Run], number: usize, push: &mut Push) {
@@ -280,7 +308,8 @@ impl LokiEncoder {
                 LokiEncoding::Json => json::close_stream(&mut self.raw),
             }
             let newest_ns = sent[first..].iter().map(|sent| sent.time_ns).max();
-            self.known.note(number, labels, newest_ns.unwrap_or(i64::MIN));
+            let hash = self.streams.all[stream[0].stream as usize].1;
+            self.known.note(number, hash, newest_ns.unwrap_or(i64::MIN));
         }
     }
 

@@ -43,8 +43,7 @@ fn has(pairs: &[(String, String)], name: &str) -> bool {
 
 /// `[a-zA-Z_][a-zA-Z0-9_]*`: every other character becomes `_`, and a digit at the beginning gets one before it.
 pub fn valid_name(name: &str) -> Cow<'_, str> {
-    let starts_well = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
-    if starts_well && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
+    if is_valid(name) {
         return Cow::Borrowed(name);
     }
     let mut valid = String::with_capacity(name.len() + 1);
@@ -53,6 +52,11 @@ pub fn valid_name(name: &str) -> Cow<'_, str> {
     }
     valid.extend(name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }));
     Cow::Owned(valid)
+}
+
+fn is_valid(name: &str) -> bool {
+    let starts_well = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+    starts_well && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
 }
 
 /// Prometheus' lexer takes U+FFFD, even written as a character, for broken text; an escape would not help, since
@@ -64,27 +68,63 @@ fn valid_value(value: &str) -> String {
 /// `{a="b", c="d"}`, quoted as Go does.
 pub fn text(pairs: &[(String, String)]) -> String {
     let mut text = String::from("{");
-    for (index, (name, value)) in pairs.iter().enumerate() {
-        text.push_str(if index == 0 { "" } else { ", " });
-        text.push_str(name);
-        text.push_str("=\"");
-        for c in value.chars() {
-            match c {
-                '"' => text.push_str("\\\""),
-                '\\' => text.push_str("\\\\"),
-                '\n' => text.push_str("\\n"),
-                '\r' => text.push_str("\\r"),
-                '\t' => text.push_str("\\t"),
-                c if c.is_ascii_control() => {
-                    let _ = write!(text, "\\x{:02x}", u32::from(c)); // a String takes everything
-                }
-                c => text.push(c),
-            }
-        }
-        text.push('"');
-    }
+    pairs.iter().for_each(|(name, value)| pair(&mut text, name, value));
     text.push('}');
     text
+}
+
+/// The text of [`stream_labels`], in place of another one.
+pub fn write_text(text: &mut String, own: &Labels, sink: &Labels) {
+    text.clear();
+    text.push('{');
+    // Nearly always they stay as they are, sorted as they are.
+    if are_plain(own) && are_plain(sink) {
+        let mut others = sink.iter().filter(|(_, value)| !value.is_empty()).peekable();
+        for (name, value) in own.iter().filter(|(_, value)| !value.is_empty()) {
+            while let Some((other, value)) = others.next_if(|(other, _)| *other < name) {
+                pair(text, other, value);
+            }
+            others.next_if(|(other, _)| *other == name);
+            pair(text, name, value);
+        }
+        others.for_each(|(name, value)| pair(text, name, value));
+    }
+    if text.len() > 1 {
+        text.push('}');
+    } else {
+        *text = self::text(&stream_labels(own, sink));
+    }
+}
+
+/// Nothing has to be made of them that Loki accepts.
+fn are_plain(labels: &Labels) -> bool {
+    labels.iter().all(|(name, value)| is_valid(name) && !value.contains('\u{FFFD}'))
+}
+
+fn pair(text: &mut String, name: &str, value: &str) {
+    text.push_str(if text.len() == 1 { "" } else { ", " });
+    text.push_str(name);
+    text.push_str("=\"");
+    let is_special = |byte: u8| matches!(byte, b'"' | b'\\') || byte.is_ascii_control();
+    if !value.bytes().any(is_special) {
+        text.push_str(value);
+        text.push('"');
+        return;
+    }
+    for c in value.chars() {
+        match c {
+            '"' => text.push_str("\\\""),
+            '\\' => text.push_str("\\\\"),
+            '\n' => text.push_str("\\n"),
+            '\r' => text.push_str("\\r"),
+            '\t' => text.push_str("\\t"),
+            c if c.is_ascii_control() => {
+                let _ = write!(text, "\\x{:02x}", u32::from(c)); // a String takes everything
+            }
+            c => text.push(c),
+        }
+    }
+    text.push('"');
 }
 
 #[cfg(test)]
@@ -93,7 +133,10 @@ mod tests {
 
     fn check(own: &[(&str, &str)], sink: &[(&str, &str)], want: &str) {
         let labels = |pairs: &[(&str, &str)]| Labels::new(pairs.iter().copied());
-        assert_eq!(text(&stream_labels(&labels(own), &labels(sink))), want);
+        let mut text = String::from("of another one");
+        write_text(&mut text, &labels(own), &labels(sink));
+        assert_eq!(text, want);
+        assert_eq!(super::text(&stream_labels(&labels(own), &labels(sink))), want);
     }
 
     #[test]
@@ -119,6 +162,11 @@ mod tests {
         check(&[("a", "own")], &[("a", "sink"), ("b", "sink")], r#"{a="own", b="sink"}"#);
         check(&[("a.b", "own")], &[("a_b", "sink")], r#"{a_b="own"}"#);
         check(&[("a", "")], &[("a", "sink")], r#"{a="sink"}"#);
+        check(
+            &[("b", "1"), ("d", "2")],
+            &[("a", "3"), ("b", "4"), ("c", ""), ("e", "5")],
+            r#"{a="3", b="1", d="2", e="5"}"#,
+        );
     }
 
     #[test]

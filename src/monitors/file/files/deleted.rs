@@ -7,8 +7,9 @@ use std::time::Instant;
 use crossbeam_channel::select;
 
 use super::super::identity::identity;
-use super::super::tail::{Reading, Tail, Turn};
-use super::super::watch::Hints;
+use super::super::tail::Tail;
+use super::super::turn::{Reading, Turn};
+use super::super::watch::{Hints, Named};
 use super::{Files, file_options};
 use crate::ack::GenerationId;
 use crate::disk::BLOCK_BYTES;
@@ -132,9 +133,10 @@ impl Files {
                 buffers: &mut self.buffers,
                 cut_lines: &self.meters.cut_lines,
                 now: task.now(),
+                gathers: false,
             };
             match tail.turn(&mut reading) {
-                Turn::Again => {}
+                Turn::Again | Turn::Caught(_) => {}
                 Turn::NoCredit(_) => {
                     task.waits_for("room");
                     select! {
@@ -192,13 +194,14 @@ impl Files {
 
     /// Which files were reported until the stop and not looked at since: `watch` says so before it ends. A file
     /// that is not among them, was read to its end and is always reported needs no look.
-    fn last_words(&mut self, task: &Task) -> Hints {
+    fn last_words(&mut self, task: &Task) -> Named {
         let abort = self.outlet.stop().abort.clone();
         task.waits_for("the last changes");
-        select! {
+        let last = select! {
             recv(self.heard_out) -> _ => self.hints.take(),
             recv(abort.channel()) -> _ => Hints::Everything,
-        }
+        };
+        last.named()
     }
 }
 

@@ -303,27 +303,36 @@ impl Files {
 
     /// Entries of files that have had a turn since, or are closed, are worth nothing; they must not pile up.
     pub(super) fn trim_rested(&mut self) {
-        if self.rested.len() > most_rested(self.open as u64) as usize {
+        if self.open < self.open_max / 2 {
+            self.rested = None;
+        }
+        let most = most_rested(self.open as u64) as usize;
+        if let Some(rested) = self.rested.as_mut().filter(|rested| rested.len() > most) {
             let tails = &self.tails;
-            let counts = |(file, turn): &(FileId, u64)| {
+            rested.retain(|(file, turn)| {
                 tails.get(file).is_some_and(|tail| tail.rested == *turn && tail.descriptor.is_some())
-            };
-            self.rested.retain(counts);
+            });
         }
     }
 
     /// Closes the file that rested longest.
     pub(super) fn close_one(&mut self) -> bool {
-        while let Some((file, turn)) = self.rested.pop_front() {
-            if let Some(mut tail) = self.tails.remove(&file) {
-                let closable = tail.rested == turn && tail.descriptor.is_some() && tail.is_closable();
-                if closable {
-                    self.close(&mut tail);
-                }
+        let tails = &self.tails;
+        let rested = self.rested.get_or_insert_with(|| {
+            let closable = tails.values().filter(|tail| tail.descriptor.is_some() && tail.is_closable());
+            let mut all: Vec<(FileId, u64)> = closable.map(|tail| (tail.file, tail.rested)).collect();
+            all.sort_unstable_by_key(|(_, turn)| *turn);
+            all.into()
+        });
+        while let Some((file, turn)) = rested.pop_front() {
+            let is_closable =
+                |tail: &Tail| tail.rested == turn && tail.descriptor.is_some() && tail.is_closable();
+            if self.tails.get(&file).is_some_and(|tail| is_closable(tail))
+                && let Some(mut tail) = self.tails.remove(&file)
+            {
+                self.close(&mut tail);
                 self.tails.insert(file, tail);
-                if closable {
-                    return true;
-                }
+                return true;
             }
         }
         false
@@ -378,7 +387,12 @@ impl Files {
     }
 }
 
-/// A FIFO that has taken the file's place must not block us.
+/// A FIFO that has taken the file's place must not block us. And reading shall leave no trace where we may see to that:
+/// else each line that is written and read has the time of the access written to the disk, too.
 pub(in super::super) fn open_for_reading(path: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(path)
+    let open = |flags: OFlags| OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path);
+    match open(OFlags::NONBLOCK | OFlags::NOATIME) {
+        Err(cause) if Errno::from_io_error(&cause) == Some(Errno::PERM) => open(OFlags::NONBLOCK), // another user's
+        opened => opened,
+    }
 }

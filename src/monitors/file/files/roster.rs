@@ -3,13 +3,14 @@
 use std::collections::HashSet;
 use std::fs::{self, Metadata};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::super::identity::lineage;
 use super::super::step::Step;
 use super::super::sweep::{Found, Spot, Sweep};
 use super::super::tail::Tail;
+use super::super::watch::Hint;
 use super::{Files, file_options};
 use crate::durable::FileId;
 use crate::monitors::StartAt;
@@ -143,11 +144,24 @@ impl Files {
         self.meters.followed.set(self.tails.len() as i64);
     }
 
-    /// Something happened at these paths. Each is looked at before any is dealt with, so that one listing of their
-    /// folder says what came between.
-    pub(super) fn look_at(&mut self, paths: HashSet<PathBuf>, task: &Task) {
-        let known = paths.into_iter().filter(|path| self.paths.contains_key(&**path));
-        let seen: Vec<_> = known.map(|path| (fs::metadata(&path), path)).collect();
+    /// Something happened at these paths. Where that is more than that something was written, each is looked at before
+    /// any is dealt with, so that one listing of their folder says what came between.
+    pub(super) fn look_at(&mut self, hints: Vec<Hint>, task: &Task) {
+        let mut others = Vec::new();
+        for Hint { path, is_written } in hints {
+            let Some(file) = self.paths.get(&*path) else { continue };
+            match self.tails.get_mut(file) {
+                Some(tail) if is_written && tail.heard => {
+                    if !std::mem::replace(&mut tail.queued, true) {
+                        self.ready.push_back(tail.file);
+                    }
+                }
+                _ => others.push(path),
+            }
+        }
+        others.sort_unstable();
+        others.dedup();
+        let seen: Vec<_> = others.into_iter().map(|path| (fs::metadata(&path), path)).collect();
         let now = task.now();
         for (metadata, path) in seen {
             task.beat();
