@@ -1,18 +1,18 @@
 //! How `agent.memory_budget` is shared out, so that memory is bounded by construction. Pure.
 //!
 //! Half is for chunks, and of it up to a quarter for what comes back out of spools. The other half is for encoded
-//! batches: each connection may hold one batch as it was put together and once more compressed (the file sink less:
-//! large stretches stay in their chunk, which is paid for). A batch is at most `batch.max_bytes`, or one longer
+//! batches: each connection may hold one batch as it was put together, once more compressed, with the sixth that a
+//! compressor asks for beyond its length, and half of it in what a request is sent from (the file sink less: large
+//! stretches stay in their chunk, which is paid for). A batch is at most `batch.max_bytes`, or one longer
 //! record; so a connection is paid for the larger of the two. What nobody wrote down shrinks until everything fits;
 //! what somebody wrote down never does: it is refused.
 //!
-//! Not counted, and bounded where it is made: what a request is sent from (`sinks/http.rs`, at most 512 KiB a
-//! connection), the sixth of a batch that a compressor asks for beyond its length, chunk buffers that wait to be used
-//! again (`monitors/outlet.rs`, a quarter of what chunks may take), and what every followed file takes, whether it has
+//! Not counted, and bounded where it is made: chunk buffers that wait to be used again (`monitors/outlet.rs`, a quarter of what chunks may take), and what every followed file takes, whether it has
 //! something to say or not: a kilobyte (`tests/cycles` measures it).
 
 use super::values::{KIB, MIB};
 use crate::budget::READ_BYTES;
+use crate::sinks::http::SEND_BUFFER_BYTES;
 
 /// Nothing is ever shrunk below it: smaller batches would cost more in requests than they save in memory.
 const LEAST_BYTES: usize = 16 * KIB as usize;
@@ -99,14 +99,23 @@ pub fn fit(budget: usize, sinks: &[Wish], longest: usize) -> Result<Fit, TooMuch
         }
     }
     // Not everybody can be below the mean: somebody is named.
-    let most = (half / connections - CONNECTION_OVERHEAD) / 2 / KIB as usize * KIB as usize;
+    let most = batch_for(half / connections) / KIB as usize * KIB as usize;
     let greedy = |(_, sink): &(usize, &Wish)| sink.set.is_some_and(|set| set > most);
     Err(TooMuch::Batches { sinks: sinks.iter().enumerate().filter(greedy).map(|(at, _)| at).collect(), most })
 }
 
-/// What one connection may hold: the payload, the same compressed, and what goes around them.
+/// What one connection may hold: the payload, the same compressed, what it is sent from, and what goes around them.
 fn credit(bytes: usize) -> usize {
-    2 * bytes + CONNECTION_OVERHEAD
+    2 * bytes + bytes / 6 + (bytes / 2).min(SEND_BUFFER_BYTES) + CONNECTION_OVERHEAD
+}
+
+/// The largest batch for which a connection takes no more than that.
+fn batch_for(credit: usize) -> usize {
+    let left = credit.saturating_sub(CONNECTION_OVERHEAD);
+    match left * 3 / 8 {
+        small if small / 2 <= SEND_BUFFER_BYTES => small,
+        _ => (left - SEND_BUFFER_BYTES) * 6 / 13,
+    }
 }
 
 #[cfg(test)]
@@ -127,7 +136,8 @@ mod tests {
         let fit = fit(16 * M, &[wish(1, M), wish(1, 256 * K)], M).unwrap();
         assert_eq!(fit.batches, [M, 256 * K]);
         assert_eq!((fit.memory.chunk_bytes, fit.memory.max_record_bytes), (8 * M, M));
-        assert_eq!(fit.memory.batch_bytes, 2 * (2 * M + 64 * K), "each may hold a record of 1 MiB");
+        assert_eq!(fit.memory.batch_bytes, 2 * credit(M), "each may hold a record of 1 MiB");
+        assert_eq!(credit(6 * M), 13 * M + 512 * K + 64 * K);
     }
 
     #[test]
@@ -147,8 +157,8 @@ mod tests {
     #[test]
     fn what_nobody_wrote_down_shrinks_and_the_rest_does_not() {
         let small = fit(2 * M, &[wish(1, M), Wish { set: Some(300 * K), ..wish(1, 256 * K) }], M).unwrap();
-        assert_eq!(small.batches, [144 * K, 300 * K]);
-        assert_eq!(small.memory.max_record_bytes, 144 * K);
+        assert_eq!(small.batches, [32 * K, 300 * K]);
+        assert_eq!(small.memory.max_record_bytes, 32 * K);
         assert_eq!(
             fit(M, &[wish(1, M)], M).unwrap().memory.max_record_bytes,
             128 * K,
@@ -160,13 +170,21 @@ mod tests {
     fn what_cannot_fit_is_named() {
         assert_eq!(
             fit(M, &[wish(16, M)], M),
-            Err(TooMuch::Connections { connections: 16, budget_least: 16 * 96 * K * 2 })
+            Err(TooMuch::Connections { connections: 16, budget_least: 2 * 16 * credit(16 * K) })
         );
         let greedy = Wish { set: Some(4 * M), ..wish(1, M) };
         assert_eq!(
             fit(16 * M, &[wish(1, M), greedy], M),
-            Err(TooMuch::Batches { sinks: vec![1], most: 2 * M - 32 * K })
+            Err(TooMuch::Batches { sinks: vec![1], most: (4 * M - 512 * K - 64 * K) * 6 / 13 / K * K })
         );
+    }
+
+    #[test]
+    fn the_largest_batch_that_is_named_has_room() {
+        for room in (64..9_000).map(|room| room * K) {
+            let most = batch_for(room);
+            assert!(credit(most) <= room && credit(most + 4) > room - 8, "{room}: {most}");
+        }
     }
 
     proptest! {

@@ -26,8 +26,8 @@ use crate::sinks::{Answer, Auth, Guilty, HttpOptions, SinkContext, TlsOptions};
 const REPLY_MAX: u64 = 64 * 1024;
 
 /// Holds the body of a full batch, compressed, as a rule: then it goes out in one write. Per connection, and only once
-/// there were such bodies; with TLS, from the beginning.
-const SEND_BUFFER_BYTES: usize = 512 * 1024;
+/// there were such bodies (`config/memory.rs` counts it); with TLS, from the beginning.
+pub const SEND_BUFFER_BYTES: usize = 512 * 1024;
 
 /// The head of an answer must fit.
 const RECEIVE_BUFFER_BYTES: usize = 16 * 1024;
