@@ -47,7 +47,7 @@ pub(super) enum Turn {
     /// There is more.
     Again,
     Rest,
-    /// The turn ends with [`Tail::handed_over`] or [`Tail::not_handed_over`].
+    /// The turn ends with [`super::tail::Tail::handed_over`] or [`super::tail::Tail::not_handed_over`].
     Caught(Caught),
     NoCredit(Refused),
     /// `seen`: its size before.
