@@ -21,9 +21,6 @@ use std::time::SystemTime;
 use rustix::fs::{FallocateFlags, OFlags};
 use rustix::io::Errno;
 
-/// In which the system counts what stands on the disk.
-pub const BLOCK_BYTES: u64 = 512;
-
 /// Device and inode: which file it is, whatever it is called now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FileId {
@@ -61,8 +58,6 @@ pub struct Seen {
     pub id: FileId,
     /// In bytes.
     pub size: u64,
-    /// Bytes that it takes on the disk: fewer if it has holes, more if room was taken for it.
-    pub allocated: u64,
     /// How many names it has; 0: it was deleted, and lives as long as somebody holds it open.
     pub links: u64,
     pub kind: Kind,
@@ -85,7 +80,6 @@ impl Seen {
         Seen {
             id: FileId::of(metadata),
             size: metadata.len(),
-            allocated: metadata.blocks() * BLOCK_BYTES,
             links: metadata.nlink(),
             kind: match () {
                 () if kind.is_file() => Kind::File,
@@ -148,11 +142,6 @@ pub trait DiskFile: Durable {
     /// Makes the file at least so long, and sure that it can be written so far whatever becomes of the free room.
     /// On a file system that cannot promise it the file is made longer all the same.
     fn allocate(&self, size: u64) -> io::Result<()>;
-    /// Takes room behind the end, for so many bytes from `from` on, which then cost less to write; the size stays. Whether it
-    /// did: only where that pays, and where little of what is free is taken. No error: the write tells what is wrong.
-    fn reserve(&self, from: u64, bytes: u64) -> bool;
-    /// Gives back all room behind the end. What somebody else appends at this very moment is cut off.
-    fn give_back_room(&self) -> io::Result<()>;
     /// The same file, whatever it is called now, to be written where it is said to be, also if this one appends.
     fn in_place(&self) -> io::Result<Arc<dyn DiskFile>>;
     fn id(&self) -> io::Result<FileId>;
@@ -318,15 +307,6 @@ impl DiskFile for File {
         }
     }
 
-    fn reserve(&self, from: u64, bytes: u64) -> bool {
-        has_room_to_spare(self, bytes)
-            && rustix::fs::fallocate(self, FallocateFlags::KEEP_SIZE, from, bytes).is_ok()
-    }
-
-    fn give_back_room(&self) -> io::Result<()> {
-        self.set_len(self.metadata()?.len()) // ext4 frees what stands behind the end, although that stays where it is
-    }
-
     fn in_place(&self) -> io::Result<Arc<dyn DiskFile>> {
         let path = format!("/proc/self/fd/{}", self.as_raw_fd());
         Ok(Arc::new(OpenOptions::new().read(true).write(true).open(path)?))
@@ -339,15 +319,4 @@ impl DiskFile for File {
     fn seen(&self) -> io::Result<Seen> {
         Ok(Seen::of(&self.metadata()?))
     }
-}
-
-/// Whether room that is taken in advance pays, and is no more than a part of what is free. On ext4 a write of 1 MiB and
-/// what comes after it cost a sixth less, of the process and of the system; XFS does the same by itself, btrfs would
-/// not compress any more, and tmpfs would fill the room with zeros.
-fn has_room_to_spare(file: &File, bytes: u64) -> bool {
-    const EXT4_MAGIC: u64 = 0xef53;
-    const PART: u64 = 64;
-    rustix::fs::fstatfs(file).is_ok_and(|of| {
-        of.f_type as u64 == EXT4_MAGIC && bytes <= of.f_bavail.saturating_mul(of.f_bsize as u64) / PART
-    })
 }

@@ -12,7 +12,7 @@
 
 use super::values::{KIB, MIB};
 use crate::budget::READ_BYTES;
-use crate::sinks::http::SEND_BUFFER_BYTES;
+use crate::sinks::http::{SEND_BUFFER_MOST, send_buffer_bytes};
 
 /// Nothing is ever shrunk below it: smaller batches would cost more in requests than they save in memory.
 const LEAST_BYTES: usize = 16 * KIB as usize;
@@ -106,15 +106,15 @@ pub fn fit(budget: usize, sinks: &[Wish], longest: usize) -> Result<Fit, TooMuch
 
 /// What one connection may hold: the payload, the same compressed, what it is sent from, and what goes around them.
 fn credit(bytes: usize) -> usize {
-    2 * bytes + bytes / 6 + (bytes / 2).min(SEND_BUFFER_BYTES) + CONNECTION_OVERHEAD
+    2 * bytes + bytes / 6 + send_buffer_bytes(bytes) + CONNECTION_OVERHEAD
 }
 
 /// The largest batch for which a connection takes no more than that.
 fn batch_for(credit: usize) -> usize {
     let left = credit.saturating_sub(CONNECTION_OVERHEAD);
     match left * 3 / 8 {
-        small if small / 2 <= SEND_BUFFER_BYTES => small,
-        _ => (left - SEND_BUFFER_BYTES) * 6 / 13,
+        small if small / 2 <= SEND_BUFFER_MOST => small,
+        _ => (left - SEND_BUFFER_MOST) * 6 / 13,
     }
 }
 

@@ -163,10 +163,8 @@ impl State {
 
     fn seen(&self, inode: u64) -> Seen {
         let links = self.names.values().filter(|named| **named == inode).count() as u64;
-        let content = &self.files[&inode];
-        let size = content.now.len() as u64;
-        let allocated = content.allocated.max(size);
-        Seen { id: FileId { device: 0, inode }, size, allocated, links, kind: Kind::File, created: None }
+        let size = self.files[&inode].now.len() as u64;
+        Seen { id: FileId { device: 0, inode }, size, links, kind: Kind::File, created: None }
     }
 
     fn rename_now(&mut self, change: Change) {
@@ -422,24 +420,6 @@ impl DiskFile for Handle {
                 content.now.resize(size as usize, 0);
                 content.pending.push(Write::Size(size as usize));
             }
-            Ok(())
-        })
-    }
-
-    /// No change that can fail, or be cut off: what is in the file stays as it is.
-    fn reserve(&self, from: u64, bytes: u64) -> bool {
-        self.with(|state, inode| {
-            let has_room = !state.full;
-            let content = state.files.get_mut(&inode).expect("a handle of this life");
-            content.allocated = content.allocated.max(if has_room { from + bytes } else { 0 });
-            Ok(has_room)
-        })
-        .unwrap_or(false)
-    }
-
-    fn give_back_room(&self) -> io::Result<()> {
-        self.with(|state, inode| {
-            state.files.get_mut(&inode).expect("a handle of this life").allocated = 0;
             Ok(())
         })
     }

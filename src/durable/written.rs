@@ -204,14 +204,6 @@ impl DiskFile for Written {
         self.file.allocate(size)
     }
 
-    fn reserve(&self, from: u64, bytes: u64) -> bool {
-        self.file.reserve(from, bytes)
-    }
-
-    fn give_back_room(&self) -> io::Result<()> {
-        self.file.give_back_room()
-    }
-
     fn in_place(&self) -> io::Result<Arc<dyn DiskFile>> {
         self.file.in_place()
     }

@@ -25,9 +25,16 @@ use crate::sinks::{Answer, Auth, Guilty, HttpOptions, SinkContext, TlsOptions};
 /// More than any error text that is of use; Elasticsearch's answers for a whole batch are the longest.
 const REPLY_MAX: u64 = 64 * 1024;
 
-/// Holds the body of a full batch, compressed, as a rule: then it goes out in one write. Per connection, and only once
-/// there were such bodies (`config/memory.rs` counts it); with TLS, from the beginning.
-pub const SEND_BUFFER_BYTES: usize = 512 * 1024;
+/// Half of a batch holds the body of a full one, compressed, as a rule: then it goes out in one write. Per connection, and
+/// only once there were such bodies; with TLS, from the beginning. `batch_bytes`: how much a batch has at most.
+pub fn send_buffer_bytes(batch_bytes: usize) -> usize {
+    (batch_bytes / 2).min(SEND_BUFFER_MOST)
+}
+
+pub const SEND_BUFFER_MOST: usize = 512 * 1024;
+
+/// The head of a request must fit.
+const SEND_BUFFER_LEAST: usize = 16 * 1024;
 
 /// The head of an answer must fit.
 const RECEIVE_BUFFER_BYTES: usize = 16 * 1024;
@@ -65,14 +72,14 @@ pub struct HttpReply {
 
 impl HttpClient {
     /// `sink` begins every error. `timeout` is for each phase: look-up, connect with TLS, send, wait, receive.
-    /// `connections`: how many threads will post at the same time.
+    /// `connections`: how many threads will post at the same time, each at most `batch_bytes` at once, as a rule.
     ///
     /// Fails when the options hold what no request could carry: a header, a URL or a certificate.
     pub fn new(
         sink: &str,
         options: &HttpOptions,
         timeout: Duration,
-        connections: usize,
+        (connections, batch_bytes): (usize, usize),
         cx: &SinkContext,
     ) -> Result<HttpClient> {
         let target = Target::parse(&options.url).context(|| sink.to_owned())?;
@@ -84,7 +91,7 @@ impl HttpClient {
             .user_agent(concat!("log-capturer/", env!("CARGO_PKG_VERSION")))
             .tls_config(tls(&options.tls).context(|| sink.to_owned())?)
             .input_buffer_size(RECEIVE_BUFFER_BYTES)
-            .output_buffer_size(SEND_BUFFER_BYTES)
+            .output_buffer_size(send_buffer_bytes(batch_bytes).max(SEND_BUFFER_LEAST))
             .max_response_header_size(RECEIVE_BUFFER_BYTES)
             .max_idle_connections(connections)
             .max_idle_connections_per_host(connections)

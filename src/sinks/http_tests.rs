@@ -53,7 +53,7 @@ fn is_whole(request: &[u8]) -> bool {
 }
 
 fn client(options: &HttpOptions, cx: &SinkContext) -> HttpClient {
-    HttpClient::new("loki", options, LONG, 1, cx).unwrap()
+    HttpClient::new("loki", options, LONG, (1, 1 << 20), cx).unwrap()
 }
 
 fn post(client: &HttpClient) -> Result<HttpReply> {
@@ -266,7 +266,7 @@ fn what_no_request_could_carry_is_refused_at_the_start_without_its_value() {
         (header("Host", "secret"), "loki: the header Host cannot be set: every request has its own"),
         (pem("secret"), "loki: the CA file holds no certificate"),
     ] {
-        let error = HttpClient::new("loki", &options, LONG, 1, &cx).err().expect(want).to_string();
+        let error = HttpClient::new("loki", &options, LONG, (1, 1 << 20), &cx).err().expect(want).to_string();
         assert_eq!(error, want);
     }
 }

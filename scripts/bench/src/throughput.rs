@@ -145,8 +145,9 @@ fn config(
 /// that: as much as a run costs that writes what it has read. So all begin alike.
 fn touch_memory(bench: &Bench, logs: &Path) -> Result<()> {
     let output = bench.home.join("touched");
-    Command::new(&bench.bare).arg("write").arg(logs).arg(&output).status()?;
-    fs::remove_file(output)
+    let written = Command::new(&bench.bare).arg("write").arg(logs).arg(&output).status()?;
+    fs::remove_file(output)?;
+    if written.success() { Ok(()) } else { Err(Error::other("the bare loop could not write")) }
 }
 
 /// Until the last line has arrived, and the end of the process.

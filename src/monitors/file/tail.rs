@@ -29,7 +29,6 @@ use super::turn::{Buffers, Caught, Reading, Turn};
 use crate::ack::GenerationId;
 use crate::budget::Refused;
 use crate::clock::Moment;
-use crate::disk::BLOCK_BYTES;
 use crate::durable::FileId;
 use crate::ledger::{BEFORE_BYTES, HOLE, Head};
 use crate::monitors::outlet::{GROUP_LINES, SMALL_BYTES, WholeLines};
@@ -37,6 +36,9 @@ use crate::monitors::{NotSent, Stream};
 
 /// What is read at once is looked through while it still is in the cache of the processor.
 const STEP_BYTES: usize = 256 * 1024;
+
+/// In which the system counts what stands on the disk.
+pub(super) const BLOCK_BYTES: u64 = 512;
 
 /// A file that is followed.
 pub(super) struct Tail {

@@ -14,7 +14,6 @@ mod journal;
 mod outputs;
 mod payload;
 mod recovery;
-mod room;
 mod rotate;
 mod template;
 

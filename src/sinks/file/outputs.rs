@@ -24,7 +24,6 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 use super::frame::Part;
 use super::journal::Journal;
 use super::payload::{Payload, Piece};
-use super::room::Room;
 use super::rotate;
 use crate::clock::Clock;
 use crate::disk::{Disk, DiskFile, FileId, Kind, Open, Seen, folder_of};
@@ -73,7 +72,6 @@ struct Output {
     file: Arc<Written>,
     id: FileId,
     len: u64,
-    room: Room,
     /// Empty, or ends in a line end.
     whole: bool,
     /// It had this age at this time.
@@ -287,7 +285,6 @@ impl Outputs {
         Ok(Output {
             id: seen.id,
             len: seen.size,
-            room: Room::of(file.clone(), path.into(), &seen),
             whole: ends_whole(&*file, seen.size),
             age: (self.age_of(&seen), now),
             file,
@@ -436,7 +433,6 @@ impl Output {
         if self.len == 0 {
             self.age = (Duration::ZERO, self.used);
         }
-        self.room.make(self.len, bytes.len());
         self.file.write_summed(bytes, self.len, sum)?;
         self.len += bytes.len() as u64;
         self.whole = bytes.ends_with(b"\n");
@@ -455,11 +451,7 @@ impl Output {
             return Ok(false);
         }
         if seen.size != self.len {
-            // Somebody truncated it, or wrote to it.
-            if seen.size < self.len {
-                self.room.is_gone();
-            }
-            self.len = seen.size;
+            self.len = seen.size; // somebody truncated it, or wrote to it
             self.whole = ends_whole(&*self.file, self.len);
         }
         if now.saturating_duration_since(self.looked) < look_every {

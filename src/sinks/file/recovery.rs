@@ -29,7 +29,6 @@ use std::sync::Arc;
 
 use super::frame::{Appended, Entry, Part, blocks, sum_on};
 use super::journal::Found;
-use super::room::Room;
 use super::{UNSYNCED_MAX, rotate};
 use crate::ack::GenerationId;
 use crate::disk::{Disk, DiskFile, Durable, Kind, Open, Seen, folder_of};
@@ -158,9 +157,6 @@ fn look(
 ) -> Result<Option<Vec<State>>> {
     let path = path_of(known);
     let Some(file) = find(path, inode, &**disk)? else { return Ok(None) };
-    if let Ok(seen) = file.seen() {
-        drop(Room::of(file.clone(), path.into(), &seen)); // what a life that was killed has left
-    }
     // What the last life has not synced is about to be relied on, the name included.
     unsynced.note(durable::Written::found(file.clone()));
     note_folders(path, disk, unsynced, folders);

@@ -42,7 +42,8 @@ const CLOCK_UNSET_NS: i64 = 1_704_067_200_000_000_000;
 /// Makes the sink's connections; touches no network. Fails when the options hold what no request could carry.
 pub fn open(options: &SinkOptions, loki: &LokiOptions, cx: &SinkContext) -> OpenResult {
     let name = &*options.name;
-    let client = Arc::new(HttpClient::new(name, &loki.http, options.timeout, options.connections, cx)?);
+    let most = (options.connections, options.batch.max_bytes);
+    let client = Arc::new(HttpClient::new(name, &loki.http, options.timeout, most, cx)?);
     let mut headers = Vec::new();
     if let Some(tenant) = &loki.tenant {
         headers.push((TENANT_HEADER, header_value("X-Scope-OrgID", tenant).context(|| name.to_owned())?));

@@ -476,7 +476,9 @@ fn a_clock_that_was_never_set_is_an_illness() {
         let http = options("http://127.0.0.1:1".into());
         let sender = LokiSender {
             name: "loki".into(),
-            client: Arc::new(HttpClient::new("loki", &http, Duration::from_secs(1), 1, &cx).unwrap()),
+            client: Arc::new(
+                HttpClient::new("loki", &http, Duration::from_secs(1), (1, 1 << 20), &cx).unwrap(),
+            ),
             path: PUSH_PATH,
             content_type: "application/x-protobuf",
             headers: Vec::new(),

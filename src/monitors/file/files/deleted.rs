@@ -7,12 +7,11 @@ use std::time::Instant;
 use crossbeam_channel::select;
 
 use super::super::identity::identity;
-use super::super::tail::Tail;
+use super::super::tail::{BLOCK_BYTES, Tail};
 use super::super::turn::{Reading, Turn};
 use super::super::watch::{Hints, Named};
 use super::{Files, file_options};
 use crate::ack::GenerationId;
-use crate::disk::BLOCK_BYTES;
 use crate::durable::FileId;
 use crate::ledger::Head;
 use crate::monitors::Opening;

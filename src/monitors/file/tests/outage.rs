@@ -6,10 +6,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::super::tail::BLOCK_BYTES;
 use super::world::{DEADLINE, Line, World, numbered, texts};
 use crate::budget::READ_BYTES;
 use crate::clock::Clock;
-use crate::disk::BLOCK_BYTES;
 use crate::monitors::{HoldDeleted, SourceKind};
 
 const MINUTES: usize = 60;
