@@ -188,7 +188,7 @@ pub trait Receipts: Send + Sync {
 }
 
 /// Receipts of one batch that go to the ledger together, where it has many parts.
-const RECEIPTS_MOST: usize = 64;
+const RECEIPTS_MOST: usize = 32;
 
 /// At full speed a batch has one part or two: a list of receipts would be more work than it saves.
 const PARTS_FEW: usize = 4;

@@ -7,8 +7,10 @@
 //! record; so a connection is paid for the larger of the two. What nobody wrote down shrinks until everything fits;
 //! what somebody wrote down never does: it is refused.
 //!
-//! Not counted, and bounded where it is made: chunk buffers that wait to be used again (`monitors/outlet.rs`, a quarter of what chunks may take), and what every followed file takes, whether it has
-//! something to say or not: a kilobyte (`tests/cycles` measures it).
+//! Not counted, and bounded where it is made: chunk buffers that wait to be used again (`monitors/outlet.rs`, a quarter
+//! of what chunks may take), what waits for the ledger while the disk makes it wait (`ledger/mod.rs`, 2 MiB at the very
+//! worst, of a thousand small files), and what every followed file takes, whether it has something to say or not: a
+//! kilobyte (`tests/cycles` measures it).
 
 use super::values::{KIB, MIB};
 use crate::budget::READ_BYTES;

@@ -56,7 +56,8 @@ pub use progress::Progress;
 use saved::Saved;
 use state::State;
 
-/// Notes on their way: small, so a few hundred cost little, and one turn of the ledger takes them all.
+/// Notes on their way: a few hundred cost little, and one turn of the ledger takes them all. Each is of one chunk, or of a
+/// few dozens of small ones.
 pub const NOTES: usize = 256;
 
 /// How late a note may be taken. A file at full speed sends a handful in that time, and a stop ends as much later.

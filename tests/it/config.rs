@@ -511,7 +511,7 @@ fn loki_and_file_sinks() {
 fn memory_that_does_not_fit() {
     check(
         &loki(r#""connections": 16, "batch": { "max_bytes": "1MiB" }"#),
-        &["sinks[0].batch.max_bytes", "\"1MiB\" is above the limit 224KiB", "16MiB", "fewer connections"],
+        &["sinks[0].batch.max_bytes", "\"1MiB\" is above the limit 168KiB", "16MiB", "fewer connections"],
     );
     let small = loki(r#""connections": 16"#).replacen('{', r#"{ "agent": { "memory_budget": "1MiB" },"#, 1);
     check(&small, &["agent.memory_budget", "\"1MiB\" is too small for 16 connections", "at least \"3MiB\""]);

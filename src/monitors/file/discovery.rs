@@ -330,7 +330,9 @@ impl Walk<'_> {
             if *ways > WAYS_MAX {
                 return Ok(None);
             }
-            let heard = self.watches.add(&folder);
+            // A link on the way can be made to lead elsewhere, and whoever follows what it led to hears nothing of that.
+            let is_direct = fs::canonicalize(&folder)? == folder;
+            let heard = self.watches.add(&folder) && is_direct;
             self.sweep.unheard |= !heard;
             let (mut names, mut entries) = (Vec::new(), Vec::new());
             for entry in fs::read_dir(&folder)? {

@@ -339,6 +339,7 @@ impl Files {
             cut_lines: &self.meters.cut_lines,
             now,
             gathers: tail.is_plain(),
+            in_company: !self.caught.is_empty(),
         };
         let turn = tail.turn(&mut reading);
         if !matches!(turn, Turn::Caught(_) | Turn::Rest | Turn::Again) {

@@ -326,7 +326,7 @@ impl Tail {
             Some(content) => content.read_at(buffer, offset),
             None => read_at(file, buffer, offset),
         };
-        let Reading { outlet, options, task, buffers, cut_lines, now, gathers } = reading;
+        let Reading { outlet, options, task, buffers, cut_lines, now, gathers, in_company } = reading;
         let Buffers { ends, mixed } = &mut **buffers;
         let longest = options.max_line_bytes;
         // A place within what an earlier life has arranged means nothing without all of it.
@@ -455,7 +455,7 @@ impl Tail {
             self.has_holes = true; // room that was taken in advance is counted as if it were used
             self.scanned = position + consumed as u64;
         }
-        gathers &= consumed > 0 && consumed <= SMALL_BYTES;
+        gathers &= consumed > 0 && (consumed <= SMALL_BYTES || *in_company);
         if let Some(identity) = grown.take_if(|_| !gathers) {
             outlet.identify(stream, identity);
         }

@@ -23,6 +23,8 @@ pub(super) struct Reading<'a> {
     pub now: Instant,
     /// What is small may be handed over later, with others.
     pub gathers: bool,
+    /// Others wait to be handed over: what is large goes with them, and not in front of them.
+    pub in_company: bool,
 }
 
 /// What a turn has read, before it is handed over.

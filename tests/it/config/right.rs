@@ -94,8 +94,8 @@ fn everything_has_a_default() {
 #[test]
 fn what_nobody_wrote_down_shrinks_to_fit() {
     let config = good(&loki(r#""connections": 16"#));
-    assert_eq!(config.sinks[0].batch.max_bytes, 224 * KIB);
-    assert_eq!((config.memory.max_record_bytes, config.sources[0].max_line_bytes), (224 * KIB, 224 * KIB));
+    assert_eq!(config.sinks[0].batch.max_bytes, 160 * KIB);
+    assert_eq!((config.memory.max_record_bytes, config.sources[0].max_line_bytes), (160 * KIB, 160 * KIB));
     let config = good(&source(r#""max_line_bytes": "2MiB""#));
     assert_eq!(config.sources[0].max_line_bytes, 2 * MIB, "a quarter of the chunks");
     let config = good(&source(r#""max_line_bytes": "1KiB""#));

@@ -133,6 +133,7 @@ impl Files {
                 cut_lines: &self.meters.cut_lines,
                 now: task.now(),
                 gathers: false,
+                in_company: false,
             };
             match tail.turn(&mut reading) {
                 Turn::Again | Turn::Caught(_) => {}

@@ -109,7 +109,13 @@ impl Files {
         let (Some(file), Some(stream), Some(form)) = (&tail.descriptor, &tail.stream, tail.form) else {
             return Opened::Rest;
         };
-        let unpacked = file.try_clone().and_then(|file| {
+        let descriptor = match file.try_clone() {
+            Err(cause) if matches!(Errno::from_io_error(&cause), Some(Errno::MFILE | Errno::NFILE)) => {
+                return self.out_of_descriptors(&cause);
+            }
+            cloned => cloned,
+        };
+        let unpacked = descriptor.and_then(|file| {
             let mut content = Unpacked::new(file, form);
             Ok((content.survey(stream.position(), &|| self.goes_on(task))?, content))
         });

@@ -112,7 +112,10 @@ impl Files {
                 self.kin.add(path, file);
             }
             let path = tail.path.clone();
-            self.paths.insert(path, file);
+            // Another one stood here: what was written meanwhile was heard of for that one.
+            if self.paths.insert(path, file) != Some(file) {
+                self.queue(file);
+            }
             return;
         }
         let options = &self.sources[source];

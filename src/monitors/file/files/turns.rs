@@ -8,7 +8,7 @@ use crate::monitors::outlet::SMALL_BYTES;
 use crate::tasks::Task;
 
 /// What so many files have to say is written down at once.
-const GROUP_MOST: usize = 128;
+const GROUP_MOST: usize = 32;
 
 /// How long what was read waits for company, on a disk that is slow.
 const GROUP_WAIT: Duration = Duration::from_millis(5);
@@ -25,7 +25,9 @@ impl Files {
             let next = self.ready.front().and_then(|file| self.tails.get(file));
             let goes_along = next.is_some_and(|next| next.is_plain() && next.unread() <= SMALL_BYTES as u64);
             // Behind one that had much to say, or nothing, nobody waits.
-            if self.caught.len() == caught || is_full || !goes_along {
+            // It went with the others, and is the last of them.
+            let is_large = self.caught.last().is_some_and(|(_, last)| last.len > SMALL_BYTES);
+            if self.caught.len() <= caught || is_full || is_large || !goes_along {
                 return self.hand_over(task);
             }
             caught = self.caught.len();
