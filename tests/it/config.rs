@@ -514,7 +514,7 @@ fn memory_that_does_not_fit() {
         &["sinks[0].batch.max_bytes", "\"1MiB\" is above the limit 168KiB", "16MiB", "fewer connections"],
     );
     let small = loki(r#""connections": 16"#).replacen('{', r#"{ "agent": { "memory_budget": "1MiB" },"#, 1);
-    check(&small, &["agent.memory_budget", "\"1MiB\" is too small for 16 connections", "at least \"3MiB\""]);
+    check(&small, &["agent.memory_budget", "\"1MiB\" is too small for 16 connections", "at least \"4MiB\""]);
 }
 
 #[test]
