@@ -134,6 +134,9 @@
 //! * **Ledger, worker and lane linger a millisecond or two behind what is small**: a line in each of a thousand files would
 //!   wake three threads for each of them, which costs more than the line. Nobody lingers behind 16 KiB. For the same
 //!   reason such lines are stamped in groups, with one write to the journal for all of them.
+//! * **Where lines end is found when somebody asks** ([`record::Ends`]): a file that goes on as it is needs to be counted only.
+//! * **Outputs get no room in advance**, although that would save a sixth of a write on ext4: what stands behind the end can be
+//!   given back by a truncation alone, and that cuts off what another process appends at the same moment.
 //! * **The status server is our own loop around `tiny_http`'s responses**: `tiny_http::Server` reads each client
 //!   in a thread of a pool that grows with every idle client, cannot be bounded, and ends for good on the first
 //!   error of `accept` (`status/mod.rs` tells more).
