@@ -9,7 +9,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
-use std::ffi::OsStr;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,6 +21,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
 use super::Post;
+use super::sweep::join;
 use crate::error::{Error, Result};
 use crate::tasks::{Closed, Task};
 
@@ -247,14 +247,6 @@ impl Watch {
             let _ = self.stir.try_send(()); // one slot: rung already, or discovery has ended
         }
     }
-}
-
-/// Asks for memory once.
-fn join(folder: &Path, name: &OsStr) -> PathBuf {
-    let mut path = PathBuf::with_capacity(folder.as_os_str().len() + 1 + name.len());
-    path.push(folder);
-    path.push(name);
-    path
 }
 
 impl Folders {

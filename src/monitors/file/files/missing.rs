@@ -22,7 +22,7 @@ use super::super::beside::{After, Content, Rest, candidates, content_of, unseen}
 use super::super::folder::Folder;
 use super::super::identity::{identity, not_text, read_head};
 use super::super::packed::{Form, Unpacked, form};
-use super::super::sweep::{Found, Sweep};
+use super::super::sweep::{Found, Spot, Sweep};
 use super::super::tail::Tail;
 use super::copies::is_copy_at;
 use super::opening::open_for_reading;
@@ -79,11 +79,11 @@ impl Files {
 
     /// Adds to `gone` those whose inode one of these files has now, where others of their lineage have to be read in
     /// their order: else it is soon enough when that file is opened.
-    pub(super) fn add_replaced(&mut self, gone: &mut Vec<Known>, sweep: &Sweep) {
+    pub(super) fn add_replaced(&mut self, gone: &mut Vec<Known>, sweep: &Sweep, spots: &[Spot]) {
         let mut generations: HashMap<u64, usize> = HashMap::new();
         let all = self.not_met.all().chain(gone.iter());
         all.for_each(|known| *generations.entry(known.lineage).or_default() += 1);
-        for spot in sweep.spots() {
+        for spot in spots.iter().copied() {
             let (file, several) = (sweep.file(spot), |known: &Known| {
                 generations.get(&known.lineage).is_some_and(|all| *all > 1)
             });

@@ -31,7 +31,7 @@ impl Files {
             let met: HashSet<u64> = found.iter().map(|spot| sweep.file(*spot).inode).collect();
             let (mut moved, mut gone) = not_met.search(&met, |known| self.source_of(known));
             self.not_met = not_met;
-            self.add_replaced(&mut gone, &sweep);
+            self.add_replaced(&mut gone, &sweep, &found);
             // Renamed to where a pattern leads as well.
             let elsewhere = |spot: &Spot| {
                 let known = self.not_met.perhaps(sweep.file(*spot))?;
