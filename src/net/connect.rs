@@ -8,7 +8,7 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpStream};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -102,10 +102,19 @@ pub fn wait(
     }
 }
 
+/// Until one of them has something to read, or the time is up.
+pub fn wait_for_any(all: &[BorrowedFd<'_>], timeout: Option<Duration>) -> io::Result<()> {
+    let mut all: Vec<_> = all.iter().map(|one| PollFd::from_borrowed_fd(*one, PollFlags::IN)).collect();
+    match poll(&mut all, timeout.map(timespec).as_ref()) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Why a wait ended that `abort` ended.
 pub(super) const STOPPING: &str = "the agent is stopping";
 
-pub(super) fn timespec(duration: Duration) -> Timespec {
+fn timespec(duration: Duration) -> Timespec {
     Timespec {
         tv_sec: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
         tv_nsec: duration.subsec_nanos().into(),

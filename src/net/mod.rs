@@ -16,7 +16,7 @@ mod transport;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use connect::{connect, wait};
+pub use connect::{connect, wait, wait_for_any};
 pub use resolve::{LookUpError, Resolve, ResolverLoop, resolver};
 pub use transport::Tap;
 use ureq::config::Config;

@@ -17,13 +17,13 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::PollFlags;
 use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, Connector, NextTimeout, ShutdownHandle, Transport,
 };
 
 use super::buffers::Growing;
-use super::connect::{connect, connect_local, timespec, wait};
+use super::connect::{connect, connect_local, wait, wait_for_any};
 use crate::clock::Clock;
 use crate::tasks::Closed;
 
@@ -133,12 +133,7 @@ impl Tap {
     /// Until a read may find something (or the end), one of `others` has something, or the time is up.
     pub fn wait(&self, others: &[BorrowedFd<'_>], timeout: Option<Duration>) -> io::Result<()> {
         let Some(socket) = self.0.socket.lock().upgrade() else { return Ok(()) }; // its end is to be read
-        let mut all = vec![PollFd::new(&*socket, PollFlags::IN)];
-        all.extend(others.iter().map(|other| PollFd::from_borrowed_fd(*other, PollFlags::IN)));
-        match poll(&mut all, timeout.map(timespec).as_ref()) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
+        wait_for_any(&[&[socket.as_fd()], others].concat(), timeout)
     }
 
     fn streams(&self) -> bool {

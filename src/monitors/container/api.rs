@@ -325,6 +325,12 @@ impl Engine {
         self.stream(&self.versioned(&path), Expected::Log)
     }
 
+    /// A log from now on: something comes when something is written, but not all of it; ends when the container dies.
+    pub fn signs(&self, id: &str) -> std::result::Result<Stream, Failure> {
+        let path = format!("/containers/{id}/logs?stdout=1&stderr=1&follow=1&tail=0");
+        self.stream(&self.versioned(&path), Expected::Log)
+    }
+
     fn versioned(&self, path: &str) -> String {
         match &*self.about.lock() {
             Some(About { version: Version(major, minor), .. }) => format!("/v{major}.{minor}{path}"),

@@ -26,6 +26,7 @@ mod meeting;
 mod monitor;
 mod own;
 mod pause;
+mod podman;
 mod reader;
 mod reports;
 mod shipper;

@@ -15,17 +15,17 @@ use std::time::Duration;
 use crossbeam_channel::select;
 
 use super::api::{Engine, Failure, Stream as Log};
-use super::cursor::Track;
 use super::frames::Frames;
 use super::labels::{Chosen, Facts, Labeller, STAGES, chosen, exist};
 use super::lines::Joiner;
+use super::podman::Newest;
 use super::reports::{Begin, Bell, How, Report, Reports};
 use super::shipper::{Followed, Shipper, Text};
 use super::{Place, StreamAs, place_of};
 use crate::monitors::file::identity::lineage;
-use crate::monitors::outlet::{Gathered, Timekeeper};
+use crate::monitors::outlet::Timekeeper;
 use crate::monitors::{Outlet, SourceOptions};
-use crate::record::{Beside, Labels, Timed};
+use crate::record::{Beside, Labels};
 use crate::tasks::Task;
 
 /// The engine ended the log of a container that runs: it was started again, or this is all that it can do.
@@ -69,20 +69,36 @@ pub(super) struct Reader {
     /// What the engine had of its last life was read to the end: it was asked for it when the container was dead, or is one
     /// that leaves nothing out.
     pub heard_out: bool,
+    /// The last line of a log that may have been read while that line was being written.
+    pub newest: Newest,
 }
 
 /// The place, and what its lines have.
-struct Opened {
-    place: Place,
-    sides: Arc<[Beside; 2]>,
+pub(super) struct Opened {
+    pub place: Place,
+    pub sides: Arc<[Beside; 2]>,
+}
+
+/// How a log is read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reading {
+    /// Until the engine ends it, which is when the container dies.
+    Followed,
+    /// All that is there.
+    ToItsEnd,
+    /// The same, but its last line may be half a line, see `podman.rs`.
+    WhileWritten,
 }
 
 impl Reader {
     /// The thread's body.
     pub fn run(mut self, task: &Task) -> crate::error::Result<()> {
         let mut opened = None;
-        let was_dead = !self.alive.load(Ordering::Relaxed);
+        let was_dead = self.is_dead();
         let how = self.read(&mut opened, task);
+        if let (How::Missing { .. }, Some(opened)) = (&how, &mut opened) {
+            self.hand_on_the_newest(opened, task);
+        }
         if let (How::Dead, Some(Opened { place, .. })) = (&how, &mut opened)
             && (self.follow || was_dead)
         {
@@ -101,10 +117,13 @@ impl Reader {
             if self.follow {
                 // The log that is followed ends when the container does, and some engines end it before all of it was
                 // sent. What is left is asked for first of all: one that was run with `--rm` is removed at once.
-                let followed = self.round(opened, true, task);
+                let followed = match self.shared.engine.is_podman() {
+                    true => self.read_again_and_again(opened, task),
+                    false => self.round(opened, Reading::Followed, task),
+                };
                 let read = followed.and_then(|()| match self.heard_out {
                     true => Ok(()),
-                    false => self.round(opened, false, task),
+                    false => self.round(opened, Reading::ToItsEnd, task),
                 });
                 if let Err(how) = read {
                     return how;
@@ -126,7 +145,11 @@ impl Reader {
                     Err(failure) => return ended_by(failure),
                 }
             }
-            return match self.round(opened, false, task) {
+            let read = match self.shared.engine.is_podman() && !self.follow && !self.is_dead() {
+                true => self.read_again_and_again(opened, task),
+                false => self.round(opened, Reading::ToItsEnd, task),
+            };
+            return match read {
                 Ok(()) if self.behind && self.is_gone() => How::Missing { complete: false },
                 Ok(()) => How::Dead,
                 // It was read to its end a moment ago, when it was dead already.
@@ -136,7 +159,12 @@ impl Reader {
         }
     }
 
-    fn is_gone(&self) -> bool {
+    /// As far as is known.
+    pub(super) fn is_dead(&self) -> bool {
+        !self.alive.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn is_gone(&self) -> bool {
         match self.shared.engine.inspect(&self.facts.id) {
             Ok(found) => found.state.is_going(),
             Err(failure) => matches!(failure, Failure::Gone),
@@ -144,14 +172,14 @@ impl Reader {
     }
 
     /// Reads the log once, from the place on, to the end that the engine gives it.
-    fn round(
+    pub(super) fn round(
         &mut self,
         opened: &mut Option<Opened>,
-        follow: bool,
+        reading: Reading,
         task: &Task,
     ) -> std::result::Result<(), How> {
         task.doing("asking for the log");
-        let was_dead = !self.alive.load(Ordering::Relaxed);
+        let was_dead = self.is_dead();
         let from = match (&opened, &self.begin) {
             (Some(opened), _) => opened.place.cursor,
             (None, Some(Begin::New(from))) => *from,
@@ -161,13 +189,14 @@ impl Reader {
         };
         // First of all: whoever has the log open can read it, even if the container is removed at once.
         self.heard_out = false;
+        let follow = reading == Reading::Followed;
         let log = self.shared.engine.logs(&self.facts.id, from, follow).map_err(ended_by)?;
         if opened.is_none() {
             *opened = Some(self.open());
         }
         let Some(opened) = opened else { return Ok(()) };
-        let Some(last_words) = self.take(opened, log, follow, was_dead, task)? else { return Ok(()) };
-        self.take(opened, last_words, false, true, task)?;
+        let Some(last_words) = self.take(opened, log, reading, was_dead, task)? else { return Ok(()) };
+        self.take(opened, last_words, Reading::ToItsEnd, true, task)?;
         self.heard_out = true;
         Ok(())
     }
@@ -177,41 +206,25 @@ impl Reader {
         &mut self,
         opened: &mut Opened,
         log: Log,
-        follow: bool,
+        reading: Reading,
         was_dead: bool,
         task: &Task,
     ) -> std::result::Result<Option<Log>, How> {
         // Dead before the engine began to answer: then it has waited with that for the end of all that there is.
-        let was_over = !self.alive.load(Ordering::Relaxed);
-        let Opened { place, sides } = opened;
-        let from = place.cursor;
+        let was_over = self.is_dead();
+        let follow = reading == Reading::Followed;
         let parts_share_a_time = !self.shared.engine.is_podman();
         let max_line_bytes = self.shared.source.max_line_bytes;
-        let mut shipper = Shipper {
-            outlet: &mut self.outlet,
-            task,
-            edge: place.stream.read_limit(),
-            gathered: Gathered {
-                data: Vec::new(),
-                ends: Vec::new(),
-                timed: Timed { times: Vec::new(), marks: Vec::new(), sides: sides.clone() },
-                cursor: from,
-            },
-            place,
-            track: Track::new(from),
-            followed: follow.then_some(Followed {
-                shared: &self.shared,
-                id: &self.facts.id,
-                alive: &self.alive,
-                bell: self.bell.as_deref(),
-                asked: false,
-            }),
-            counts: true,
-            credit: None,
-            stopped: false,
-            gap: false,
-            behind: self.behind,
-        };
+        let followed = follow.then_some(Followed {
+            shared: &self.shared,
+            id: &self.facts.id,
+            alive: &self.alive,
+            bell: self.bell.as_deref(),
+            asked: false,
+        });
+        let mut shipper = Shipper::new(&mut self.outlet, task, opened, followed);
+        shipper.behind = self.behind;
+        shipper.newest = (reading == Reading::WhileWritten).then_some(&mut self.newest);
         let mut text =
             Text { frames: Frames::default(), joiner: Joiner::new(max_line_bytes, parts_share_a_time) };
         let how = shipper.pump(log, &mut text);
@@ -227,11 +240,15 @@ impl Reader {
         if let Ok(Some(last_words)) = how {
             return Ok(Some(last_words));
         }
+        if how.is_ok() {
+            shipper.end_of_reading();
+        }
         self.heard_out = how.is_ok() && follow && (was_over || self.shared.engine.follows_to_the_end());
         // Only of a dead container: else the rest of a half line may come, and be taken for what was read.
         if how.is_ok()
             && (!follow || self.heard_out)
             && (self.follow || was_dead)
+            && reading != Reading::WhileWritten
             && self.shared.is_dead(&self.facts.id)
         {
             shipper.counts = parts_share_a_time;
@@ -242,6 +259,14 @@ impl Reader {
             }
         }
         if shipper.stopped { Err(How::Stopped) } else { how }
+    }
+
+    /// It is gone: what was held back is all that there will be of it.
+    fn hand_on_the_newest(&mut self, opened: &mut Opened, task: &Task) {
+        let Some(line) = self.newest.give_up_waiting(opened.place.stream.position()) else { return };
+        let mut shipper = Shipper::new(&mut self.outlet, task, opened, None);
+        shipper.gather(line);
+        shipper.ship();
     }
 
     fn open(&mut self) -> Opened {
@@ -303,7 +328,7 @@ impl Reader {
     }
 }
 
-fn ended_by(failure: Failure) -> How {
+pub(super) fn ended_by(failure: Failure) -> How {
     match failure {
         Failure::Gone => How::Missing { complete: false },
         Failure::Unreadable(said) => How::Unreadable(said),

@@ -15,14 +15,15 @@ use super::api::{Came, Stream as Log};
 use super::cursor::{Step, Track};
 use super::frames::{Event, Frames};
 use super::lines::{Joiner, Line};
-use super::reader::Shared;
+use super::podman::{Fresh, Newest};
+use super::reader::{Opened, Shared};
 use super::reports::{Bell, How};
 use super::{Place, READ_BYTES};
 use crate::budget::Credit;
 use crate::ledger::{BEFORE_BYTES, Head};
 use crate::monitors::Outlet;
 use crate::monitors::outlet::{CHUNK_LINES, Gathered};
-use crate::record::Mark;
+use crate::record::{Mark, Timed};
 use crate::tasks::Task;
 
 /// A busy container's lines come one by one; so long they gather. Nobody waits for it: the engine writes on.
@@ -36,7 +37,7 @@ const CAUGHT_UP: Duration = Duration::from_millis(200);
 
 /// There are engines that leave the log of a dead container open. After such a silence it is asked for once more, to its
 /// end. As often a silent reader that has no bell looks whether its container is dead.
-const DEAD_SILENCE: Duration = Duration::from_secs(5);
+pub(super) const DEAD_SILENCE: Duration = Duration::from_secs(5);
 
 /// Of what came instead of a log: a sentence of the engine.
 const SHOWN_BYTES: usize = 200;
@@ -95,6 +96,8 @@ pub(super) struct Shipper<'a> {
     pub stopped: bool,
     pub gap: bool,
     pub behind: bool,
+    /// Of a log whose last line may be half a line.
+    pub newest: Option<&'a mut Newest>,
 }
 
 /// A container whose log is followed.
@@ -113,7 +116,38 @@ impl Followed<'_> {
     }
 }
 
-impl Shipper<'_> {
+impl<'a> Shipper<'a> {
+    /// Goes on at the place.
+    pub fn new(
+        outlet: &'a mut Outlet,
+        task: &'a Task,
+        opened: &'a mut Opened,
+        followed: Option<Followed<'a>>,
+    ) -> Shipper<'a> {
+        let Opened { place, sides } = opened;
+        let from = place.cursor;
+        Shipper {
+            outlet,
+            task,
+            edge: place.stream.read_limit(),
+            gathered: Gathered {
+                data: Vec::new(),
+                ends: Vec::new(),
+                timed: Timed { times: Vec::new(), marks: Vec::new(), sides: sides.clone() },
+                cursor: from,
+            },
+            place,
+            track: Track::new(from),
+            followed,
+            counts: true,
+            credit: None,
+            stopped: false,
+            gap: false,
+            behind: false,
+            newest: None,
+        }
+    }
+
     /// Reads until the engine ends the log, or should have. Of a container that dies meanwhile another log is returned, of
     /// all that is left to read.
     pub fn pump(&mut self, mut log: Log, text: &mut Text) -> std::result::Result<Option<Log>, How> {
@@ -224,6 +258,19 @@ impl Shipper<'_> {
             self.outlet.name_by_first_line(&mut self.place.stream, time_ns);
             self.edge = self.place.stream.read_limit();
         }
+        let cursor = if self.counts { self.track.cursor() } else { before };
+        let mark = Mark::new(line.side as u8, line.partial);
+        let fresh = Fresh { time_ns, mark, cursor, raw: line.raw.into() };
+        let whole = match &mut self.newest {
+            Some(newest) => newest.hold(fresh.into_owned()),
+            None => Some(fresh),
+        };
+        if let Some(whole) = whole {
+            self.gather(whole);
+        }
+    }
+
+    pub fn gather(&mut self, line: Fresh<'_>) {
         let end = |shipper: &Shipper<'_>| {
             shipper.place.stream.position() + (shipper.gathered.data.len() + line.raw.len()) as u64
         };
@@ -237,12 +284,21 @@ impl Shipper<'_> {
             }
         }
         let gathered = &mut self.gathered;
-        gathered.data.extend_from_slice(line.raw);
+        gathered.data.extend_from_slice(&line.raw);
         gathered.ends.push(gathered.data.len() as u32);
-        gathered.timed.times.push(time_ns);
-        gathered.timed.marks.push(Mark::new(line.side as u8, line.partial));
-        gathered.cursor = if self.counts { self.track.cursor() } else { before };
+        gathered.timed.times.push(line.time_ns);
+        gathered.timed.marks.push(line.mark);
+        gathered.cursor = line.cursor;
         if self.edge == Some(self.place.stream.position() + self.gathered.data.len() as u64) {
+            self.ship();
+        }
+    }
+
+    /// The engine has sent all that there was.
+    pub fn end_of_reading(&mut self) {
+        let position = self.place.stream.position() + self.gathered.data.len() as u64;
+        if let Some(line) = self.newest.as_mut().and_then(|newest| newest.end(position)) {
+            self.gather(line);
             self.ship();
         }
     }

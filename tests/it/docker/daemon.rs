@@ -77,6 +77,10 @@ struct State {
     now_ns: i64,
     /// Whoever follows a log gets so many messages of it.
     followers_get: Option<usize>,
+    /// They do not get these, by their number in the log.
+    left_out: std::ops::Range<usize>,
+    /// The next reading of a whole log ends within its last message.
+    torn: bool,
 }
 
 impl State {
@@ -204,6 +208,16 @@ impl Daemon {
     /// Docker before 23 may end a log that is followed before all of it was sent.
     pub fn keep_from_followers(&self, more_than: usize) {
         self.change(|state| state.followers_get = Some(more_than));
+    }
+
+    /// As Podman does when it meets the end of a file in the middle of a write.
+    pub fn leave_out(&self, messages: std::ops::Range<usize>) {
+        self.change(|state| state.left_out = messages);
+    }
+
+    /// Whoever next reads a whole log comes while its last message is being written.
+    pub fn tear(&self) {
+        self.change(|state| state.torn = true);
     }
 
     /// As with `--rm`: nobody can ask for its log once it is dead.
@@ -351,7 +365,9 @@ fn serve(inner: &Inner, life: u64, connection: UnixStream) -> std::io::Result<()
                 assert_eq!(fraction.len(), 9, "since has all its digits");
                 seconds.parse::<i64>().unwrap() * 1_000_000_000 + fraction.parse::<i64>().unwrap()
             });
-            return logs(inner, life, &mut out, &id, since, query.get("follow") == Some(&"1"), cut);
+            let follow = query.get("follow") == Some(&"1");
+            let from_now = query.get("tail") == Some(&"0");
+            return logs(inner, life, &mut out, &id, Wanted { since, follow, from_now, cut });
         }
         _ => return refuse(&mut out, 404, "page not found"),
     };
@@ -409,17 +425,23 @@ pub fn stamp(ns: i64) -> String {
     format!("{:.9}", jiff::Timestamp::from_nanosecond(ns.into()).unwrap())
 }
 
-fn logs(
-    inner: &Inner,
-    life: u64,
-    out: &mut UnixStream,
-    id: &str,
+/// What of a log.
+struct Wanted {
     since: i64,
     follow: bool,
-    mut cut: usize,
-) -> std::io::Result<()> {
-    out.write_all(HEAD)?;
+    /// Nothing that was written before.
+    from_now: bool,
+    /// The connection breaks after so many bytes.
+    cut: usize,
+}
+
+fn logs(inner: &Inner, life: u64, out: &mut UnixStream, id: &str, wanted: Wanted) -> std::io::Result<()> {
+    let Wanted { since, follow, from_now, mut cut } = wanted;
     let mut at = 0;
+    if from_now {
+        at = inner.state.lock().containers.get(id).map_or(0, |container| container.log.len());
+    }
+    out.write_all(HEAD)?;
     loop {
         let mut state = inner.state.lock();
         let (container, upto, is_over) = loop {
@@ -437,10 +459,18 @@ fn logs(
             }
             inner.changed.wait_for(&mut state, Duration::from_secs(5));
         };
+        let left_out = if follow { state.left_out.clone() } else { 0..0 };
+        let torn = !follow && state.torn;
+        state.torn &= !torn;
         drop(state);
-        for message in &container.log[at..upto] {
-            if message.ns < since {
+        for (number, message) in (at..upto).zip(&container.log[at..upto]) {
+            if message.ns < since || left_out.contains(&number) {
                 continue;
+            }
+            let mut message = message.clone();
+            if torn && number + 1 == upto {
+                message.text.truncate(message.text.len() / 2);
+                message.text.push(b'\n'); // Podman adds it to what it takes for a line
             }
             let mut bytes = format!("{} ", stamp(message.ns)).into_bytes();
             bytes.extend(&message.text);

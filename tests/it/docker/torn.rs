@@ -157,3 +157,43 @@ fn half_a_line_of_a_dead_one_comes_once_from_podman() {
     assert_eq!(agent.stop(), 0, "{}", agent.stderr());
     assert_eq!(house.arrived(), expected, "{}", agent.stderr());
 }
+
+/// Podman leaves out of a log that is followed what was written while it met the end of the file, and gives out half a
+/// line that is being written as a whole one.
+#[test]
+fn what_podman_leaves_out_or_tears_arrives_whole_and_once() {
+    let house = House::new(json!({}));
+    house.daemon.pretend_podman();
+    house.daemon.run("c");
+    let agent = house.room.run();
+    agent.until("it is followed", || readers(&agent) == 1);
+    house.daemon.leave_out(1..8);
+    house.say("c", 0..10);
+    house.assert_arrived(&agent, &numbered("c", 0..10));
+    house.daemon.leave_out(0..0);
+    for tens in 1..4 {
+        house.daemon.tear();
+        house.say("c", tens * 10..(tens + 1) * 10);
+        house.assert_arrived(&agent, &numbered("c", 0..(tens + 1) * 10));
+    }
+    house.say("c", 40..41);
+    house.daemon.die("c");
+    agent.until("nobody reads it", || readers(&agent) == 0);
+    house.assert_arrived(&agent, &numbered("c", 0..41));
+    assert_eq!(agent.stop(), 0, "{}", agent.stderr());
+}
+
+/// Its last line is held back for a moment; what is removed in that moment is not less of a line.
+#[test]
+fn what_podman_removes_is_handed_on_with_its_last_line() {
+    let house = House::new(json!({}));
+    house.daemon.pretend_podman();
+    house.daemon.run("c");
+    house.say("c", 0..10);
+    let agent = house.room.run();
+    house.until_arrived(&agent, 9);
+    house.daemon.die_removed("c");
+    agent.until("nobody reads it", || readers(&agent) == 0);
+    house.assert_arrived(&agent, &numbered("c", 0..10));
+    assert_eq!(agent.stop(), 0, "{}", agent.stderr());
+}

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::super::labels::{Facts, short};
 use super::super::meeting::Meeting;
 use super::super::pause::Pause;
+use super::super::podman::Newest;
 use super::super::reader::Reader;
 use super::super::reports::{Begin, Bell, How, Report};
 use super::{Monitor, THE_LONGEST_PAUSE};
@@ -218,6 +219,7 @@ impl Monitor {
             bell: slot.bell.clone(),
             behind: false,
             heard_out: false,
+            newest: Newest::default(),
         };
         slot.state = State::Reading;
         slot.started = false;

@@ -1,0 +1,196 @@
+//! Podman's log of a container that runs: read to its end again and again, and followed only for a sign that there is
+//! more.
+//!
+//! A log that Podman keeps in a file it follows with a library that takes half a line for a whole one when it meets the
+//! end of the file in the middle of a write, and goes on behind all that was written meanwhile (nxadm/tail, `tail.go`, up
+//! to 1.4.11: `seekEnd`). So what is followed has holes. What is read to its end has none; but its last line may be half
+//! a line there too. So that one is taken only if a second reading ends with the same: a [`Newest`].
+//!
+//! Podman looks through the whole file each time, so the next reading waits for ten times as long as the last one took.
+//!
+//! Not here: how a log is read (`shipper.rs`), what is done when the container is dead (`reader.rs`).
+
+use std::borrow::Cow;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use super::api::{Came, Stream as Log};
+use super::reader::{Opened, Reader, Reading, ended_by};
+use super::reports::How;
+use super::shipper::DEAD_SILENCE;
+use crate::ledger::Cursor;
+use crate::net::wait_for_any;
+use crate::record::Mark;
+use crate::tasks::Task;
+
+/// Longer than a line is being written. Nobody waits for it: the engine writes on.
+const PAUSE: Duration = Duration::from_millis(300);
+
+/// Of the time that Podman may spend on one log.
+const PAUSE_PER_READING: u32 = 10;
+
+/// A sign may be lost: the library passes over what would have been one.
+const WITHOUT_A_SIGN: Duration = Duration::from_secs(60);
+
+/// A line that was not handed on yet.
+#[derive(Clone, Default)]
+pub(super) struct Fresh<'a> {
+    pub time_ns: i64,
+    pub mark: Mark,
+    /// Behind it.
+    pub cursor: Option<Cursor>,
+    pub raw: Cow<'a, [u8]>,
+}
+
+impl Fresh<'_> {
+    pub fn into_owned(self) -> Fresh<'static> {
+        Fresh { raw: Cow::Owned(self.raw.into_owned()), ..self }
+    }
+}
+
+/// Holds back the last line of a reading.
+#[derive(Default)]
+pub(super) struct Newest {
+    held: Option<Fresh<'static>>,
+    /// With which line the last reading ended, if that was held back, and where it would stand.
+    unsure: Option<(u64, Fresh<'static>)>,
+}
+
+impl Newest {
+    /// Gives out the one before it, which is whole.
+    pub fn hold(&mut self, fresh: Fresh<'static>) -> Option<Fresh<'static>> {
+        self.held.replace(fresh)
+    }
+
+    /// At the end of a reading: what is held, if the last one ended just so. `position`: where it would stand.
+    pub fn end(&mut self, position: u64) -> Option<Fresh<'static>> {
+        let before = self.unsure.take();
+        let held = self.held.take()?;
+        if before.is_some_and(|(at, line)| at == position && line.raw == held.raw) {
+            return Some(held);
+        }
+        self.unsure = Some((position, held));
+        None
+    }
+
+    /// There will be no further reading. `position`: where the next line stands.
+    pub fn give_up_waiting(&mut self, position: u64) -> Option<Fresh<'static>> {
+        self.unsure.take().filter(|(at, _)| *at == position).map(|(_, line)| line)
+    }
+}
+
+impl Reader {
+    /// Until the container is dead, as far as is known; of one that is not followed, until all is sure that stands there.
+    pub(super) fn read_again_and_again(
+        &mut self,
+        opened: &mut Option<Opened>,
+        task: &Task,
+    ) -> Result<(), How> {
+        loop {
+            // First: what is written during the reading is a sign.
+            let sign = match self.follow {
+                true => Some(self.shared.engine.signs(&self.facts.id).map_err(ended_by)?),
+                false => None,
+            };
+            let began = task.now();
+            self.round(opened, Reading::WhileWritten, task)?;
+            let took = task.now().saturating_duration_since(began);
+            if self.behind {
+                self.behind = self.is_gone(); // else what it ended with was the end
+            }
+            if self.newest.unsure.is_none() {
+                let Some(sign) = sign else { return Ok(()) };
+                if self.is_over(sign, task)? {
+                    return Ok(());
+                }
+            }
+            task.waits_for("more lines");
+            self.wait((took * PAUSE_PER_READING).max(PAUSE), None)?;
+            if self.is_dead() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Waits for a sign that there is more. Whether the container is dead instead.
+    fn is_over(&mut self, mut sign: Log, task: &Task) -> Result<bool, How> {
+        task.waits_for("lines");
+        let until = task.now() + WITHOUT_A_SIGN;
+        loop {
+            match sign.read(&mut [0; 1024]) {
+                Ok(Came::Bytes(_)) => return Ok(false),
+                Ok(Came::End) => return Ok(true),
+                Ok(Came::Nothing) => {}
+                Err(cause) => return Err(How::Broken(format!("the connection broke: {cause}"))),
+            }
+            let left = until.saturating_duration_since(task.now());
+            if self.is_dead() || left.is_zero() {
+                return Ok(self.is_dead());
+            }
+            self.wait(left, Some(&sign))?;
+        }
+    }
+
+    /// For the stop, the container's death, a sign, or the end of `at_most`.
+    fn wait(&self, at_most: Duration, sign: Option<&Log>) -> Result<(), How> {
+        let stop = &self.outlet.stop().stop;
+        let mut others = vec![stop.as_fd()];
+        let mut at_most = at_most;
+        match &self.bell {
+            Some(bell) => {
+                bell.silence();
+                others.push(bell.as_fd());
+            }
+            None => at_most = at_most.min(DEAD_SILENCE),
+        }
+        if self.is_dead() {
+            return Ok(()); // it rang just now
+        }
+        let waited = match sign {
+            Some(sign) => sign.wait(&others, Some(at_most)),
+            None => wait_for_any(&others, Some(at_most)),
+        };
+        waited.map_err(|cause| How::Broken(format!("could not wait for lines: {cause}")))?;
+        if stop.is_closed() { Err(How::Stopped) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn held(newest: &mut Newest, position: u64, lines: &[&str]) -> Vec<String> {
+        let text = |fresh: Fresh<'_>| String::from_utf8(fresh.raw.into_owned()).unwrap();
+        let mut taken = Vec::new();
+        let mut at = position;
+        for line in lines {
+            let fresh = Fresh { raw: line.as_bytes().to_vec().into(), ..Fresh::default() };
+            if let Some(fresh) = newest.hold(fresh) {
+                at += fresh.raw.len() as u64;
+                taken.push(text(fresh));
+            }
+        }
+        taken.extend(newest.end(at).map(text));
+        taken
+    }
+
+    #[test]
+    fn the_last_line_is_taken_when_two_readings_end_with_it() {
+        let mut newest = Newest::default();
+        assert_eq!(held(&mut newest, 0, &["a", "b", "ha"]), ["a", "b"]);
+        assert_eq!(held(&mut newest, 2, &["half", "x"]), ["half"]);
+        assert_eq!(held(&mut newest, 6, &["x"]), ["x"]);
+        assert_eq!(held(&mut newest, 7, &["x"]), [""; 0], "another one, though it looks the same");
+        assert_eq!(held(&mut newest, 7, &["x"]), ["x"]);
+        assert_eq!(held(&mut newest, 8, &[]), [""; 0]);
+    }
+
+    #[test]
+    fn what_was_held_back_is_handed_on_if_nobody_has_taken_it_since() {
+        for (position, expected) in [(4, true), (5, false)] {
+            let mut newest = Newest::default();
+            held(&mut newest, 4, &["x"]);
+            assert_eq!(newest.give_up_waiting(position).is_some(), expected);
+        }
+    }
+}
