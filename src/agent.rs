@@ -43,7 +43,7 @@ use crate::metrics::Registry;
 use crate::monitors::{self, SourceKind, Supply};
 use crate::net;
 use crate::pipeline::Pipeline;
-use crate::sinks::{self, SinkContext};
+use crate::sinks::{self, SinkContext, SinkOptions};
 use crate::spool;
 use crate::stats::{self, Stats};
 use crate::status::{self, Rooms};
@@ -341,8 +341,11 @@ impl Agent {
         let known_stamps = restored.known.iter().map(|known| known.stamps.len()).sum();
         let (known_containers, known_files): (Vec<_>, Vec<_>) =
             restored.known.iter().cloned().partition(monitors::container::is_container);
+        let asks_for_ends =
+            !config.pipeline.is_empty() || config.sinks.iter().any(SinkOptions::looks_at_each_line);
         let supply =
-            Supply::new(budget.clone(), clock.clone(), stop.clone(), &restored, names.len(), book, intakes);
+            Supply::new(budget.clone(), clock.clone(), stop.clone(), &restored, names.len(), book, intakes)
+                .asking_for_ends(asks_for_ends);
         let stdin = config.sources.iter().find(|source| matches!(source.kind, SourceKind::Stdin));
         let stdin = stdin.map(|source| monitors::stdin::Stdin::new(source.clone(), supply.outlet()));
         let open_files_max = config.agent.open_files_max.unwrap_or(descriptors / 2);

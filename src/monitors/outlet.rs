@@ -84,6 +84,7 @@ pub struct Supply {
     /// What any chunk costs.
     least_cost: usize,
     pools: Pools,
+    asks_for_ends: bool,
 }
 
 impl Supply {
@@ -113,7 +114,14 @@ impl Supply {
             claims: Claims::new(Arc::new(book.clone())),
             book,
             intakes: intakes.into(),
+            asks_for_ends: false,
         }
+    }
+
+    /// Whether somebody downhill looks at each line anyway: then where it ends is found when it is read, while its bytes
+    /// are at hand.
+    pub fn asking_for_ends(self, asks_for_ends: bool) -> Supply {
+        Supply { asks_for_ends, ..self }
     }
 
     pub fn pools(&self) -> Pools {
@@ -337,6 +345,11 @@ impl Outlet {
     /// How many bytes are worth to be read at once.
     pub fn chunk_bytes(&self) -> usize {
         self.supply.chunk_bytes
+    }
+
+    /// See [`Supply::asking_for_ends`].
+    pub fn asks_for_ends(&self) -> bool {
+        self.supply.asks_for_ends
     }
 
     /// How many lines a chunk of this Outlet has at most.

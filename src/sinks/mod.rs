@@ -225,6 +225,13 @@ pub struct SinkOptions {
     pub kind: KindOptions,
 }
 
+impl SinkOptions {
+    /// Else what no stage has touched is taken as one stretch of lines.
+    pub fn looks_at_each_line(&self) -> bool {
+        !matches!(self.kind, KindOptions::File(FileOptions { format: Format::Text, .. }))
+    }
+}
+
 /// A batch is sealed by whichever limit it meets first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BatchLimits {

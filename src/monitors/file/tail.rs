@@ -385,7 +385,7 @@ impl Tail {
         let mut data = outlet.buffer(back + want);
         ends.clear();
         let (mut read, mut framed, most) = (0, Framed::default(), outlet.chunk_lines());
-        let mut counted = Some(Counted::default());
+        let mut counted = (!outlet.asks_for_ends()).then(Counted::default);
         let in_steps = !in_parts && to_hole.is_none() && self.form.is_none();
         let step = if in_steps { STEP_BYTES } else { data.len() };
         while read < data.len() && !framed.full {

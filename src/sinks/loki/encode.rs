@@ -315,12 +315,11 @@ impl LokiEncoder {
 
     /// Many lines as they were read: what can be said of all of them is found out once.
     fn plain(&mut self, plain: &Plain<'_>, run: &Run, records: &Records, sent: &mut Vec<Sent>) {
-        let is_ascii = plain.bytes.is_ascii();
         let mut heads = protobuf::Heads::default();
         for (at, text) in plain.texts().enumerate() {
             let (time_ns, number) = (plain.time_ns + at as i64, run.record + at as u32);
             match text {
-                Some(text) if text.len() <= self.max_line_bytes && (is_ascii || text.is_ascii()) => {
+                Some(text) if text.len() <= self.max_line_bytes && text.is_ascii() => {
                     heads.entry(&mut self.raw, time_ns, text);
                     sent.push(Sent { time_ns, record: number });
                 }
