@@ -9,6 +9,7 @@
 //! Costs a word per item while it runs. Not for what every batch or every sweep sorts: that takes the library's.
 
 use std::cmp::Ordering;
+use std::collections::BTreeMap;
 
 pub fn sort<T: Ord>(items: &mut [T]) {
     sort_by(items, T::cmp);
@@ -41,6 +42,13 @@ fn positions(count: usize, compare: &dyn Fn(usize, usize) -> Ordering) -> Vec<us
     let mut positions: Vec<usize> = (0..count).collect();
     positions.sort_unstable_by(|a, b| compare(*a, *b).then(a.cmp(b)));
     positions
+}
+
+/// Of a few entries. To collect them would sort them first, which makes fuller nodes, by one more sort for each type.
+pub fn map<K: Ord, V>(entries: impl Iterator<Item = (K, V)>) -> BTreeMap<K, V> {
+    let mut map = BTreeMap::new();
+    map.extend(entries);
+    map
 }
 
 #[cfg(test)]
