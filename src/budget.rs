@@ -14,6 +14,7 @@ use std::sync::{Arc, Weak};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
+use crate::order;
 use crate::sync::{AtomicUsize, Mutex, Ordering};
 
 /// Fills a read from the page cache and a TCP window; some thirty of them fit the default budget.
@@ -245,7 +246,9 @@ impl Budget {
             Some(Holding { bytes, source, filename: held.filename.clone() })
         };
         let mut holdings: Vec<Holding> = held.into_iter().filter_map(holding).collect();
-        holdings.sort_unstable_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.filename.cmp(&b.filename)));
+        let largest_first =
+            |a: &Holding, b: &Holding| b.bytes.cmp(&a.bytes).then_with(|| a.filename.cmp(&b.filename));
+        order::sort_by(&mut holdings, largest_first);
         holdings.truncate(top);
         holdings
     }

@@ -61,7 +61,7 @@
 //! | 3 | [`ledger`] | the journal of stamps, checkpoints, progress and account per generation and sink |
 //! | 2 | [`record`] over [`ack`], [`budget`] | what travels; what returns; how much may be under way |
 //! | 1 | [`net`] over [`tasks`] | connect and resolve that can be interrupted; spawn, watch, stop, join |
-//! | 0 | [`clock`], [`cri`], [`durable`], [`glob`], [`metrics`], [`sync`] over [`error`], [`disk`] | time, a format that two floor mates read, files that survive, patterns, counters, locks or their model and what is shared, sentences |
+//! | 0 | [`clock`], [`cri`], [`durable`], [`glob`], [`metrics`], [`order`], [`sync`] over [`error`], [`disk`] | time, a format that two floor mates read, files that survive, patterns, counters, a sort for all types, locks or their model and what is shared, sentences |
 //!
 //! ## Threads
 //!
@@ -164,6 +164,7 @@ pub mod ledger;
 pub mod metrics;
 pub mod monitors;
 pub mod net;
+pub mod order;
 pub mod pipeline;
 pub mod record;
 pub mod sinks;

@@ -40,6 +40,7 @@ use crate::error::Result;
 use crate::metrics::{Gauge, Registry};
 use crate::monitors::Pools;
 use crate::monitors::file::view::{FilesSnapshot, FilesView};
+use crate::order;
 use crate::tasks::{Closed, Table, Task};
 
 /// Between two samples: short enough for a curve, long enough to cost nothing.
@@ -350,7 +351,7 @@ impl StatsView {
             .zip(readings)
             .filter_map(|(thing, (reading, _))| Some((thing.what, reading?)))
             .collect();
-        known.sort_by_key(|(_, reading)| std::cmp::Reverse(reading.value));
+        order::sort_by_key(&mut known, |(_, reading)| std::cmp::Reverse(reading.value));
         let every = SAMPLE_EVERY.as_secs();
         let _ = writeln!(
             text,

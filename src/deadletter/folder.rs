@@ -19,6 +19,7 @@ use super::{FILE_NAME, Kept, Letter};
 use crate::disk::folder_of;
 use crate::durable;
 use crate::error::{Context, Error, Result};
+use crate::order;
 
 /// A letter is at most a line of 1 MiB in base64, with its labels; what is longer is none of ours.
 const LINE_MOST: u64 = 16 << 20;
@@ -48,7 +49,7 @@ fn aside(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
             name.and_then(|name| name.strip_prefix("deadletter-")?.strip_suffix(".jsonl")?.parse().ok());
         aside.extend(number.map(|number| (number, path)));
     }
-    aside.sort_unstable();
+    order::sort(&mut aside);
     Ok(aside)
 }
 

@@ -43,6 +43,7 @@ use crate::disk::{Disk, RealDisk, folder_of};
 use crate::durable::{FileId, SyncFolder, Unsynced, Written};
 use crate::error::{Context, Error, Result};
 use crate::metrics::{Counter, Registry};
+use crate::order;
 use crate::record::{Changed, Entry, Labels, Lines, Origin, Record, Records};
 
 /// The name of the file in its folder.
@@ -107,12 +108,10 @@ impl Letter {
             offset: record.offset,
             len: record.len,
             record_time: time_text(record.time_ns),
-            labels: record.labels.iter().map(|(name, value)| (name.into(), value.into())).collect(),
-            metadata: record
-                .metadata
-                .iter()
-                .map(|(name, value)| (name.to_string(), value.to_string()))
-                .collect(),
+            labels: order::map(record.labels.iter().map(|(name, value)| (name.into(), value.into()))),
+            metadata: order::map(
+                record.metadata.iter().map(|(name, value)| (name.to_string(), value.to_string())),
+            ),
             partial: record.partial,
             replaced: record.raw.is_none(),
             text,

@@ -41,6 +41,7 @@ use super::{LINGER, SMALL_BYTES};
 use crate::ack::{Count, Share, SinkId, Verdict, settle_all};
 use crate::deadletter::{DeadLetters, Letter};
 use crate::error::{Error, Result};
+use crate::order;
 use crate::record::{Batch, Parcel, RECORD_WEIGHT, Slice};
 use crate::sinks::{Answer, Guilty, SinkOptions};
 use crate::tasks::{Stop, Task};
@@ -507,7 +508,7 @@ impl Lane {
         self.flush(|_| true);
         let queues = self.streets.iter_mut().flat_map(|street| street.queue.drain(..));
         let mut batches: Vec<Batch> = queues.collect();
-        batches.sort_by_key(|batch| batch.number);
+        order::sort_by_key(&mut batches, |batch| batch.number);
         batches.into_iter().flat_map(|batch| batch.parts).collect()
     }
 

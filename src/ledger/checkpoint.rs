@@ -27,6 +27,7 @@ use super::pieces::Frame;
 use super::saved::{Changes, Saved};
 use crate::disk::{Disk, DiskFile, Open, folder_of};
 use crate::error::{Context, Error, Result};
+use crate::order;
 
 const MAGIC: &[u8; 32] = b"log-capturer checkpoint 2\n\0\0\0\0\0\0";
 
@@ -115,7 +116,7 @@ impl Slots {
                 }
             }
         }
-        newest.sort_by_key(|(sequence, ..)| std::cmp::Reverse(*sequence));
+        order::sort_by_key(&mut newest, |(sequence, ..)| std::cmp::Reverse(*sequence));
         let mut left = None;
         for (sequence, number, held) in newest {
             was_there = true;

@@ -34,6 +34,7 @@ use super::{Head, Identity, Stamp};
 use crate::ack::{GenerationId, SinkSet};
 use crate::disk::{Disk, DiskFile, Durable, Open};
 use crate::error::{Context, Error, Result};
+use crate::order;
 
 /// Ten thousand stamps: 2.5 GB of a file that is read at full speed, or a second of as many quiet files.
 const SEGMENT_BYTES: u64 = 1024 * 1024;
@@ -282,7 +283,7 @@ pub fn find(disk: Arc<dyn Disk>, folder: &Path, mark: Option<Mark>) -> Found {
             Err(cause) => log::error!("ledger: could not read {}: {cause}", path.display()),
         }
     }
-    runs.sort_by_key(|run| run.before.sequence);
+    order::sort_by_key(&mut runs, |run| run.before.sequence);
     let id = runs.iter().find(|run| !run.is_empty()).map(|run| run.id);
     Found { disk, folder: folder.to_owned(), runs, mark, id }
 }

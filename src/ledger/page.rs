@@ -15,6 +15,7 @@ use super::offsets::Offsets;
 use super::saved::{AnyPath, SavedGeneration};
 use super::{Cursor, Head, Identity, KeptStamp, Known, Opened, Progress, Stamp};
 use crate::ack::{GenerationId, SinkId};
+use crate::order;
 
 /// A chunk of a file that is read at full speed is larger, and its place is kept for the next one.
 const SMALL_BYTES: u64 = 16 * 1024;
@@ -455,7 +456,7 @@ impl Page {
         let edges =
             self.sinks.iter().flat_map(|sink| sink.edges(range.start)).filter(|edge| *edge < range.end);
         let mut edges: Vec<u64> = edges.chain([range.start, range.end]).collect();
-        edges.sort_unstable();
+        order::sort(&mut edges);
         let lacked = |part: &&[u64]| !self.sinks.iter().all(|sink| sink.contains(part[0]));
         edges.windows(2).filter(lacked).map(|part| part[1] - part[0]).sum()
     }

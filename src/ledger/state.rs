@@ -18,6 +18,7 @@ use crate::ack::{Count, GenerationId, Receipt, SinkId};
 use crate::durable::{FileId, OwnFiles};
 use crate::error::{Error, Result};
 use crate::metrics::Registry;
+use crate::order;
 
 pub struct State {
     names: Vec<Arc<str>>,
@@ -59,7 +60,8 @@ impl State {
             }
             log::warn!("{}: what the last life had taken from it and not delivered is lost", stream.source);
         }
-        let sources: BTreeSet<Arc<str>> = again.iter().map(|saved| saved.source.as_str().into()).collect();
+        let mut sources: BTreeSet<Arc<str>> = BTreeSet::new();
+        sources.extend(again.iter().map(|saved| Arc::from(saved.source.as_str())));
         let restored = |saved: SavedGeneration| {
             let source = sources.get(saved.source.as_str()).cloned().unwrap_or_default();
             (GenerationId(saved.id), Box::new(Page::restored(saved, source, names)))
@@ -67,7 +69,7 @@ impl State {
         let pages: BTreeMap<GenerationId, Box<Page>> = again.into_iter().map(restored).collect();
         let left = |page: &Page| page.apart().former.iter().map(|(name, _)| name.clone()).collect();
         let former = pages.values().filter(|page| !page.apart().former.is_empty());
-        let former = former.map(|page| (page.lineage, left(page))).collect(); // of the newest generation
+        let former = order::map(former.map(|page| (page.lineage, left(page)))); // of the newest generation
         let sinks = names.iter().map(|name| SinkBooks { name: name.to_string(), ..SinkBooks::default() });
         let meters = Meters::new(names, metrics);
         meters.generations.set(pages.len() as i64);
@@ -94,7 +96,7 @@ impl State {
             last_stamp_ns: self.last_stamp_ns,
             next_generation: self.next_generation,
             first_start,
-            foretold: Arc::new(self.foretold.iter().map(|(id, page)| (*id, page.sinks.to_vec())).collect()),
+            foretold: Arc::new(order::map(self.foretold.iter().map(|(id, page)| (*id, page.sinks.to_vec())))),
         }
     }
 

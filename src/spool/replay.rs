@@ -12,6 +12,7 @@ use crate::ack::Count;
 use crate::budget::Credit;
 use crate::disk::{DiskFile, Open};
 use crate::error::{Context, Result};
+use crate::order;
 
 /// Tries of a frame that the disk does not give, before it counts as damaged.
 const TRIES_MOST: u32 = 5;
@@ -28,7 +29,7 @@ impl Spool {
     pub fn rewind(&mut self) {
         self.ahead = None;
         self.again.extend(self.under_way.drain(..).filter(|frame| !frame.done));
-        self.again.make_contiguous().sort_unstable_by_key(|frame| frame.sequence);
+        order::sort_by_key(self.again.make_contiguous(), |frame| frame.sequence);
     }
 
     /// Finds the next frame that is not answered for.

@@ -9,6 +9,7 @@ use super::frame::{self, HEADER_BYTES, Header};
 use crate::ack::Count;
 use crate::disk::{Disk, DiskFile, Open};
 use crate::durable::Written;
+use crate::order;
 
 /// `lcspool` and the version of the format.
 const MAGIC: u64 = u64::from_le_bytes(*b"lcspool\x01");
@@ -189,6 +190,6 @@ pub fn list(disk: &dyn Disk, folder: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     };
     let mut segments: Vec<(u64, PathBuf)> =
         disk.list(folder)?.into_iter().filter_map(|path| Some((number(&path)?, path))).collect();
-    segments.sort_unstable();
+    order::sort(&mut segments);
     Ok(segments)
 }

@@ -97,11 +97,10 @@ impl History {
         let (mut rates, mut sinks) = (json!({}), json!({}));
         for (at, column) in self.columns.iter().enumerate().filter(|(_, column)| column.kind == Kind::Counter)
         {
-            let windows = WINDOWS.iter().map(|(name, window)| {
-                let rounded = self.rate(at, *window).map(|rate| (rate * 1000.0).round() / 1000.0);
-                ((*name).to_owned(), json!(rounded))
-            });
-            let windows = Value::Object(windows.collect());
+            let mut windows = json!({});
+            for (name, window) in WINDOWS {
+                windows[name] = json!(self.rate(at, window).map(|rate| (rate * 1000.0).round() / 1000.0));
+            }
             match &column.sink {
                 None => rates[column.name] = windows,
                 Some(sink) => sinks[&**sink][column.name] = windows,

@@ -10,6 +10,7 @@ use std::io::ErrorKind;
 
 use crate::error::{Context, Error, Result};
 use crate::metrics::PREFIX;
+use crate::order;
 use crate::stats::{live_heap_bytes, open_descriptors};
 use crate::tasks::{State, TaskView};
 
@@ -69,7 +70,7 @@ fn threads(tasks: &[TaskView]) -> Result<Vec<Thread<'_>>> {
         let cpu_ms = stat.cpu_ticks * 1000 / rustix::param::clock_ticks_per_second();
         threads.push(Thread { tid, name: stat.name, cpu_ms, task: row_of(tid, tasks) });
     }
-    threads.sort_unstable_by_key(|thread| thread.tid);
+    order::sort_by_key(&mut threads, |thread| thread.tid);
     Ok(threads)
 }
 

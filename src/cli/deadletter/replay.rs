@@ -9,7 +9,7 @@
 //! The sinks are opened for this process alone. With the agent's lock free, it is held: then the file sink keeps its
 //! journal as ever. Beside an agent it appends as any other process would.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -102,7 +102,7 @@ pub fn run(config: &Config, folder: &Path, which: &Which) -> Result<(String, Exi
             context: &context,
             switch: &switch,
             stopped,
-            streets: BTreeMap::new(),
+            streets: HashMap::new(),
             budget: Budget::new(4 * GROUP_BYTES),
             batches: 0,
             sent: 0,
@@ -121,7 +121,7 @@ struct Replay<'a> {
     switch: &'a Mutex<Switch>,
     stopped: Closed,
     /// One for each sink that has letters, or why there is none.
-    streets: BTreeMap<String, std::result::Result<Box<dyn Connection>, String>>,
+    streets: HashMap<String, std::result::Result<Box<dyn Connection>, String>>,
     budget: Budget,
     batches: u64,
     sent: usize,
@@ -167,19 +167,21 @@ impl Replay<'_> {
                 of_sinks.entry(kept.letter.sink.clone()).or_default().push(at);
             }
         }
-        let mut fates: BTreeMap<usize, Fate> = BTreeMap::new();
+        let mut fates: Vec<Option<Fate>> = lines.iter().map(|_| None).collect();
         for (sink, chosen) in of_sinks {
             let mut left = &chosen[..];
             while !left.is_empty() {
                 let fit = self.fit(&sink, &lines, left);
                 let (batch, behind) = left.split_at(fit);
                 let of: Vec<&Kept<Letter>> = batch.iter().filter_map(|at| lines[*at].kept.as_ref()).collect();
-                fates.extend(batch.iter().copied().zip(self.send(&sink, &of)));
+                for (at, fate) in batch.iter().zip(self.send(&sink, &of)) {
+                    fates[*at] = Some(fate);
+                }
                 left = behind;
             }
         }
-        for (at, line) in lines.iter_mut().enumerate() {
-            match (fates.remove(&at), &mut line.kept) {
+        for (line, fate) in lines.iter_mut().zip(fates) {
+            match (fate, &mut line.kept) {
                 (Some(Fate::Sent), _) => self.sent += 1,
                 (Some(Fate::Refused(why)), Some(kept)) => {
                     self.leave("refused again");

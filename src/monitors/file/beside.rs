@@ -17,6 +17,7 @@ use super::names::{Sibling, oldest_first, rotated};
 use super::packed::{Form, Survey, Unpacked, form};
 use crate::durable::FileId;
 use crate::ledger::Known;
+use crate::order;
 
 /// Files of the folder that are looked into at most, the newest first.
 const CANDIDATES_MAX: usize = 64;
@@ -51,7 +52,7 @@ pub(super) fn candidates(
         .filter(|Beside { file, metadata, .. }| metadata.len() >= size_min && may_be(*file))
         .map(|Beside { path, metadata, .. }| (modified_ns(&metadata), path))
         .collect();
-    candidates.sort_unstable_by(|a, b| b.cmp(a));
+    order::sort_by(&mut candidates, |a, b| b.cmp(a));
     candidates.into_iter().take(CANDIDATES_MAX).map(|(_, path)| path).collect()
 }
 

@@ -43,6 +43,7 @@ use crate::error::Result;
 use crate::ledger::Known;
 use crate::metrics::Registry;
 use crate::monitors::{FileSourceOptions, Outlet, SourceKind, SourceOptions};
+use crate::order;
 use crate::tasks::Task;
 use meters::Meters;
 use opening::Opened;
@@ -538,7 +539,7 @@ impl Files {
             shown.files.clear();
             shown.files.extend(files);
             shown.files.shrink_to_fit();
-            shown.files.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+            order::sort_by(&mut shown.files, |a, b| a.path.cmp(&b.path));
             shown.followed = self.tails.len();
             shown.open = self.open;
             shown.passed_over = self.passed_over.len();

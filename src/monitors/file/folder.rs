@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use super::names::rotated;
 use crate::clock::Clock;
 use crate::durable::FileId;
+use crate::order;
 
 /// Listings are for bursts: what is old and big must not stay in memory.
 const KEPT_FOR: Duration = Duration::from_secs(1);
@@ -46,7 +47,7 @@ impl Folder {
             let entry = entry?;
             names.push((entry.ino(), entry.file_name()));
         }
-        names.sort_unstable();
+        order::sort(&mut names);
         let mut by_original: HashMap<OsString, Vec<usize>> = HashMap::new();
         for (at, (_, name)) in names.iter().enumerate() {
             if let Some(rotated) = rotated(name) {

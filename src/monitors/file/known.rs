@@ -15,6 +15,7 @@ use super::identity::{is_known, read_head, stands_before};
 use super::sweep::Found;
 use crate::durable::FileId;
 use crate::ledger::{Head, Known};
+use crate::order;
 
 /// By inode; nearly always one each.
 #[derive(Default)]
@@ -75,7 +76,7 @@ impl NotMet {
         before: impl Fn(Head, u64) -> bool,
     ) -> (Option<Known>, Vec<Known>) {
         let Some(mut candidates) = self.0.remove(&file.inode) else { return (None, Vec::new()) };
-        candidates.sort_unstable_by_key(|known| known.generation);
+        order::sort_by_key(&mut candidates, |known| known.generation);
         let same = candidates.iter().rposition(|known| is_known(known, file, size, head, &before));
         let same = same.map(|at| candidates.remove(at));
         let device = |known: &Known| known.identity.map(|identity| identity.device);
@@ -121,7 +122,7 @@ impl NotMet {
                 }
             }
         }
-        found.sort_unstable_by_key(|(generation, _)| *generation);
+        order::sort_by_key(&mut found, |(generation, _)| *generation);
         let mut finished = Vec::new();
         self.0.retain(|_, known| {
             finished.extend(known.extract_if(.., |known| gone.contains(&known.generation)));

@@ -14,6 +14,8 @@ use std::cmp::Ordering;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
+use crate::order;
+
 /// A date has six digits at least.
 const DATE_DIGITS: usize = 6;
 
@@ -95,12 +97,12 @@ pub(super) fn oldest_first<T>(siblings: &mut [Sibling<T>]) {
         _ => None,
     };
     let mut numbered: Vec<(u64, i64)> = siblings.iter().filter_map(numbers).collect();
-    numbered.sort_unstable();
+    order::sort(&mut numbered);
     let steps = |way: Ordering| numbered.windows(2).filter(|two| two[0].1.cmp(&two[1].1) == way).count();
     let rising = steps(Ordering::Less) > steps(Ordering::Greater); // the highest number is the newest
     let all_numbers = numbered.len() == siblings.len();
     let all_dates = siblings.iter().all(|sibling| matches!(sibling.rotated.age, Age::Date(_)));
-    siblings.sort_by(|a, b| match (&a.rotated.age, &b.rotated.age) {
+    order::sort_by(siblings, |a, b| match (&a.rotated.age, &b.rotated.age) {
         (Age::Number(a), Age::Number(b)) if all_numbers && rising => a.cmp(b),
         (Age::Number(a), Age::Number(b)) if all_numbers => b.cmp(a),
         (Age::Date(a), Age::Date(b)) if all_dates => a.cmp(b),

@@ -27,6 +27,7 @@ use crate::durable::{FileId, OwnFiles};
 use crate::error::{Error, Result};
 use crate::ledger::Known;
 use crate::monitors::{Binary, Off, SourceKind, SourceOptions};
+use crate::order;
 use crate::tasks::{self, Spec, Switch, Table};
 
 /// A slow folder is no reason to give up.
@@ -112,7 +113,7 @@ pub fn survey(
     let mut unsure = sweep.unsure;
     let mut newest: BTreeMap<u64, &Known> = BTreeMap::new();
     let mut by_age: Vec<&Known> = by_inode.into_values().flatten().collect();
-    by_age.sort_unstable_by_key(|known| known.generation);
+    order::sort_by_key(&mut by_age, |known| known.generation);
     for known in by_age {
         if !there.standing.contains_key(&known.generation) {
             let folder = known.filename.as_deref().and_then(Path::parent);

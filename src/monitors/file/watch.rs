@@ -23,6 +23,7 @@ use rustix::io::Errno;
 use super::Post;
 use super::sweep::join;
 use crate::error::{Error, Result};
+use crate::order;
 use crate::tasks::{Closed, Task};
 
 /// More names at once are not worth telling apart: everything is looked at.
@@ -64,7 +65,7 @@ impl Hints {
     fn add(&mut self, hint: Hint) {
         let Hints::These(these) = self else { return };
         if these.len() == 2 * HINTS_MAX {
-            these.sort_unstable(); // what is more than written comes first
+            order::sort(these); // what is more than written comes first
             these.dedup_by(|next, kept| next.path == kept.path);
             if these.len() > HINTS_MAX {
                 return *self = Hints::Everything;

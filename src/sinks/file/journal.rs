@@ -26,6 +26,7 @@ use crate::disk::{Disk, DiskFile, Durable, Open};
 use crate::durable::{Passed, SyncFolder, Unsynced, Written};
 use crate::error::{Context, Error, Result};
 use crate::metrics::{Counter, Gauge};
+use crate::order;
 
 /// One second at full speed; a batch of the largest size fits.
 pub const SEGMENT_BYTES: u64 = 1 << 20;
@@ -173,7 +174,7 @@ impl Journal {
                 Err(cause) => self.say_unreadable(&path, cause),
             }
         }
-        self.segments.sort_by_key(|segment| segment.last);
+        order::sort_by_key(&mut self.segments, |segment| segment.last);
         self.next = newest + GAP_BETWEEN_LIVES;
         if self.segments.last().is_some_and(|newest| newest.file.sync().is_ok()) {
             self.free_below = self.live_from;

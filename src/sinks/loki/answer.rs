@@ -15,6 +15,7 @@
 //! in a good stream would be taken without a word about the others.
 
 use super::encode::{LokiPayload, Push};
+use crate::order;
 use crate::sinks::Guilty;
 
 /// Who is to blame for a 400. `cuts`: of the whole batch.
@@ -35,7 +36,7 @@ pub(super) fn of_several(payload: &LokiPayload, refused: &[(&Push, Guilty)], wai
         && let Some(named) = refused.iter().map(named).collect::<Option<Vec<_>>>()
     {
         let mut all = named.concat();
-        all.sort_unstable();
+        order::sort(&mut all);
         return Guilty::These(all);
     }
     if refused.len() + waiting.len() == payload.pushes.len() {
@@ -43,7 +44,7 @@ pub(super) fn of_several(payload: &LokiPayload, refused: &[(&Push, Guilty)], wai
     }
     let open = refused.iter().map(|(push, _)| *push).chain(waiting);
     let mut open: Vec<usize> = open.flat_map(|push| &push.sent).map(|sent| sent.record as usize).collect();
-    open.sort_unstable();
+    order::sort(&mut open);
     open.dedup();
     Guilty::Rest(open)
 }
@@ -75,11 +76,11 @@ fn named(body: &str, push: &Push) -> Option<Vec<usize>> {
     if total != Some(everything) {
         return None;
     }
-    named.sort_unstable();
+    order::sort(&mut named);
     named.dedup();
     let mut records =
         named.iter().map(|time_ns| only_record_at(*time_ns, push)).collect::<Option<Vec<_>>>()?;
-    records.sort_unstable();
+    order::sort(&mut records);
     records.dedup();
     Some(records)
 }

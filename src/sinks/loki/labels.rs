@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 use std::fmt::Write;
 
+use crate::order;
 use crate::record::Labels;
 
 /// A stream needs at least one label; a stage may have taken them all.
@@ -33,7 +34,7 @@ pub fn stream_labels(own: &Labels, sink: &Labels) -> Vec<(String, String)> {
     if pairs.is_empty() {
         pairs.push((NAMELESS.0.to_owned(), NAMELESS.1.to_owned()));
     }
-    pairs.sort_unstable();
+    order::sort(&mut pairs);
     pairs
 }
 

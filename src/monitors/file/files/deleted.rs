@@ -15,6 +15,7 @@ use crate::ack::GenerationId;
 use crate::durable::FileId;
 use crate::ledger::Head;
 use crate::monitors::Opening;
+use crate::order;
 use crate::tasks::Task;
 
 /// A deleted file that we keep on the disk.
@@ -32,7 +33,7 @@ impl Files {
         let mut held: Vec<_> =
             self.tails.values_mut().filter(gone).filter_map(|tail| held_bytes(tail)).collect();
         // The longest gone first, and of those the oldest generation.
-        held.sort_unstable();
+        order::sort(&mut held);
         let mut all = 0;
         for source in 0..self.sources.len() {
             let Some(limit) = file_options(&self.sources[source]).map(|file| file.hold_deleted) else {
@@ -100,7 +101,7 @@ impl Files {
                 files.push((tail.number(), tail.file));
             }
         }
-        files.sort_unstable();
+        order::sort(&mut files);
         if files.is_empty() {
             return;
         }

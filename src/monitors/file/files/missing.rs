@@ -30,6 +30,7 @@ use super::{Files, file_options};
 use crate::durable::FileId;
 use crate::ledger::{Head, Known};
 use crate::monitors::{Binary, Opening};
+use crate::order;
 use crate::tasks::Task;
 
 /// Where the content of a generation stands now.
@@ -59,7 +60,7 @@ impl Files {
             lines.entry(known.lineage).or_default().push((known, None));
         }
         for (_, mut line) in lines {
-            line.sort_by_key(|(known, _)| known.generation);
+            order::sort_by_key(&mut line, |(known, _)| known.generation);
             let newest = line.last().map(|(known, _)| known.generation);
             for (known, found) in line {
                 let is_newest = newest == Some(known.generation);

@@ -22,6 +22,7 @@ use super::{Files, file_options};
 use crate::durable::FileId;
 use crate::ledger::Known;
 use crate::monitors::{Binary, Opening, SourceOptions};
+use crate::order;
 use crate::tasks::Task;
 
 /// A compressed file that ends in the middle is waited for until it was not changed for so long.
@@ -327,7 +328,7 @@ impl Files {
         let rested = self.rested.get_or_insert_with(|| {
             let closable = tails.values().filter(|tail| tail.descriptor.is_some() && tail.is_closable());
             let mut all: Vec<(FileId, u64)> = closable.map(|tail| (tail.file, tail.rested)).collect();
-            all.sort_unstable_by_key(|(_, turn)| *turn);
+            order::sort_by_key(&mut all, |(_, turn)| *turn);
             all.into()
         });
         while let Some((file, turn)) = rested.pop_front() {

@@ -14,6 +14,7 @@ use super::super::watch::Hint;
 use super::{Files, file_options};
 use crate::durable::FileId;
 use crate::monitors::StartAt;
+use crate::order;
 use crate::tasks::Task;
 
 /// How often a file is looked at although whatever happens to it is reported.
@@ -41,7 +42,7 @@ impl Files {
             moved.retain(|found| !self.tails.contains_key(&found.file));
             self.line_up_missing(moved, gone, now, task);
             // Oldest first, and before the files that stand in their places now.
-            found.sort_by_key(|spot| match self.not_met.perhaps(sweep.file(*spot)) {
+            order::sort_by_key(&mut found, |spot| match self.not_met.perhaps(sweep.file(*spot)) {
                 Some(known) => known.generation.0,
                 None => u64::MAX,
             });
