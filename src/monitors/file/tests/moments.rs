@@ -18,7 +18,7 @@ fn rotated_before_it_is_opened(rotations: usize, is_known: bool, once: bool) {
         assert_eq!(texts(&world.run_once()), ["read before"]);
     }
     world.append("a.log", "0\n");
-    world.sweep = Some(sweep::tests::of(world.found("a.log")));
+    world.sweep = Some(sweep::tests::of([world.found("a.log")]));
     rotate(&world, 1..=rotations);
     world.once = once;
     let expected: Vec<String> = (0..=rotations).map(|number| number.to_string()).collect();

@@ -1,0 +1,79 @@
+//! What `files` makes of what it is told, and when: here the test is who sweeps and who watches.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::super::sweep::{self, Sweep};
+use super::world::{World, numbered, texts};
+use crate::clock::Clock;
+use crate::monitors::SourceKind;
+use crate::monitors::outlet::SMALL_BYTES;
+
+/// Nobody polls, and time stands still.
+fn quiet_world(include: &str) -> World {
+    let mut world = World::new(include);
+    world.clock = Clock::by_hand(Clock::real().wall_ns());
+    if let SourceKind::File(file) = &mut world.sources[0].kind {
+        file.poll_interval = Duration::from_secs(600);
+    }
+    world
+}
+
+/// These files, of which everything is reported from now on.
+fn sweep_of(world: &World, names: &[&str]) -> Sweep {
+    sweep::tests::of(names.iter().map(|name| sweep::Found { heard: true, ..world.found(name) }))
+}
+
+fn paths<const N: usize>(world: &World, names: [&str; N]) -> [PathBuf; N] {
+    names.map(|name| world.path(name))
+}
+
+/// A sweep that began before a rotation comes after it: what is written to the new file then is heard of for the old one,
+/// which seems to be back. `other.log` shows that what was told has been taken in.
+#[test]
+fn who_takes_its_place_back_after_an_old_sweep_is_read_at_once() {
+    let mut world = quiet_world("*.log");
+    world.append("a.log", "1\n");
+    world.append("other.log", "");
+    world.sweep = Some(sweep_of(&world, &["a.log", "other.log"]));
+    let lines = world.live(|world, life| {
+        life.until_lines(1);
+        let before = sweep_of(world, &["a.log", "other.log"]);
+        world.rename("a.log", "a.log.1");
+        world.append("a.log", "2\n");
+        life.tell(&paths(world, ["a.log"]), false);
+        life.until_lines(2);
+
+        world.append("other.log", "the old sweep was taken in\n");
+        life.swept(before);
+        life.tell(&paths(world, ["other.log"]), true);
+        life.until_lines(3);
+        world.append("a.log", "3\n");
+        world.append("other.log", "so was the hint\n");
+        life.tell(&paths(world, ["a.log", "other.log"]), true);
+        life.until_lines(4);
+
+        life.swept(sweep_of(world, &["a.log", "other.log"]));
+        life.until_lines(5);
+    });
+    assert_eq!(texts(&lines), ["1", "2", "the old sweep was taken in", "so was the hint", "3"]);
+}
+
+/// Three files have something to say at the same moment, and the second has much: nobody knows before it is read.
+#[test]
+fn what_is_large_does_not_pass_what_is_small_and_was_read_before_it() {
+    let mut world = quiet_world("*.log");
+    let names = ["a.log", "b.log", "c.log"];
+    names.iter().for_each(|name| drop(world.append(name, format!("{name} begins\n"))));
+    world.sweep = Some(sweep_of(&world, &names));
+    let much = numbered("much of ", 0..SMALL_BYTES);
+    let lines = world.live(|world, life| {
+        life.until_lines(3);
+        world.append("a.log", "a\n");
+        world.append("b.log", &much);
+        world.append("c.log", "c\n");
+        life.tell(&paths(world, names), true);
+        life.until_lines(3 + 2 + SMALL_BYTES);
+    });
+    assert_eq!(texts(&lines)[3..].join("\n"), format!("a\n{much}c"));
+}
