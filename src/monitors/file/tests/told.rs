@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::super::sweep::{self, Sweep};
-use super::world::{World, numbered, texts};
+use super::super::sweep::{self, Found, Sweep};
+use super::world::{World, numbered, source, texts};
 use crate::clock::Clock;
 use crate::monitors::SourceKind;
 use crate::monitors::outlet::SMALL_BYTES;
@@ -19,9 +19,13 @@ fn quiet_world(include: &str) -> World {
     world
 }
 
-/// These files, of which everything is reported from now on.
+/// A file of which everything is reported from now on.
+fn heard(world: &World, name: &str) -> Found {
+    Found { heard: true, ..world.found(name) }
+}
+
 fn sweep_of(world: &World, names: &[&str]) -> Sweep {
-    sweep::tests::of(names.iter().map(|name| sweep::Found { heard: true, ..world.found(name) }))
+    sweep::tests::of(names.iter().map(|name| heard(world, name)))
 }
 
 fn paths<const N: usize>(world: &World, names: [&str; N]) -> [PathBuf; N] {
@@ -76,4 +80,27 @@ fn what_is_large_does_not_pass_what_is_small_and_was_read_before_it() {
         life.until_lines(3 + 2 + SMALL_BYTES);
     });
     assert_eq!(texts(&lines)[3..].join("\n"), format!("a\n{much}c"));
+}
+
+/// The lines of the second file go by themselves, since they may be parts of lines.
+#[test]
+fn what_cannot_be_gathered_does_not_pass_what_was_read_before_it() {
+    let mut world = quiet_world("a.log");
+    world.sources.push(source("parts", &[world.path("b.log")]));
+    if let SourceKind::File(file) = &mut world.sources[1].kind {
+        (file.in_parts, file.poll_interval) = (true, Duration::from_secs(600));
+    }
+    let part = |number| format!("2026-01-31T12:00:00Z stdout F {number}");
+    world.append("a.log", "0\n");
+    world.append("b.log", part(0) + "\n");
+    let of_parts = Found { source: 1, ..heard(&world, "b.log") };
+    world.sweep = Some(sweep::tests::of([heard(&world, "a.log"), of_parts]));
+    let lines = world.live(|world, life| {
+        life.until_lines(2);
+        world.append("a.log", "1\n");
+        world.append("b.log", part(1) + "\n");
+        life.tell(&paths(world, ["a.log", "b.log"]), true);
+        life.until_lines(4);
+    });
+    assert_eq!(texts(&lines)[2..], ["1", &part(1)]);
 }
