@@ -30,7 +30,7 @@ fn rotated_before_it_is_opened(rotations: usize, is_known: bool, once: bool) {
 }
 
 /// By numbers, and each new file has its number for a line.
-fn rotate(world: &World, rounds: std::ops::RangeInclusive<usize>) {
+pub(super) fn rotate(world: &World, rounds: std::ops::RangeInclusive<usize>) {
     for round in rounds {
         for number in (1..round).rev() {
             world.rename(&format!("a.log.{number}"), &format!("a.log.{}", number + 1));

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::super::sweep::{self, Found, Sweep};
+use super::moments::rotate;
 use super::world::{World, numbered, source, texts};
 use crate::clock::Clock;
 use crate::monitors::SourceKind;
@@ -103,4 +104,21 @@ fn what_cannot_be_gathered_does_not_pass_what_was_read_before_it() {
         life.until_lines(4);
     });
     assert_eq!(texts(&lines)[2..], ["1", &part(1)]);
+}
+
+/// A sweep is taken in when the new file that it has found was rotated away too, and what came after that as well.
+#[test]
+fn what_came_after_a_file_that_an_old_sweep_tells_of_is_read_after_it() {
+    let mut world = quiet_world("a.log");
+    world.append("a.log", "0\n");
+    world.sweep = Some(sweep_of(&world, &["a.log"]));
+    let lines = world.live(|world, life| {
+        life.until_lines(1);
+        rotate(world, 1..=1);
+        let sweep = sweep_of(world, &["a.log"]);
+        rotate(world, 2..=3);
+        life.swept(sweep);
+        life.until_lines(4);
+    });
+    assert_eq!(texts(&lines), ["0", "1", "2", "3"]);
 }
