@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use super::super::sweep::{self, Found, Sweep};
 use super::moments::rotate;
-use super::world::{World, numbered, source, texts};
+use super::world::{DEADLINE, Line, World, names, numbered, source, texts};
+use crate::budget::READ_BYTES;
 use crate::clock::Clock;
 use crate::monitors::SourceKind;
 use crate::monitors::outlet::SMALL_BYTES;
@@ -121,4 +122,34 @@ fn what_came_after_a_file_that_an_old_sweep_tells_of_is_read_after_it() {
         life.until_lines(4);
     });
     assert_eq!(texts(&lines), ["0", "1", "2", "3"]);
+}
+
+/// A new file was rotated away before it could be opened, and again and again before it had its turn: what stands where it
+/// was found meanwhile is another one that came and went unseen, and no pattern leads there.
+#[test]
+fn what_stands_at_a_rotated_name_is_not_followed_by_that_name() {
+    let mut world = quiet_world("*.log");
+    world.budget = READ_BYTES;
+    world.sources[0].max_line_bytes = 64 * 1024;
+    world.append("big.log", numbered("a line of some length ", 0..20_000));
+    world.sweep = Some(sweep_of(&world, &["big.log"]));
+    let lines = world.live(|world, life| {
+        // It holds all the credit there is: nothing is read until it is answered for.
+        let chunk = life.chunks.recv_timeout(DEADLINE).expect("the first chunk");
+        world.append("a.log", "0\n");
+        let sweep = sweep_of(world, &["a.log", "big.log"]);
+        rotate(world, 1..=1);
+        life.swept(sweep);
+        life.until_metric("files_followed", 2);
+        life.tell(&paths(world, ["big.log"]), true);
+        life.until_metric("files_open", 2);
+        rotate(world, 2..=3);
+        life.take(chunk);
+        life.until("the first of them was read", |life| life.lines.iter().any(|line| line.text == "0"));
+        life.tell(&paths(world, ["a.log"]), false);
+        life.until_lines(20_004);
+    });
+    let of_a: Vec<Line> = lines.into_iter().filter(|line| line.text.len() == 1).collect();
+    assert_eq!(texts(&of_a), ["0", "1", "2", "3"]);
+    assert_eq!(names(&of_a), [world.path("a.log").to_str().unwrap()]);
 }

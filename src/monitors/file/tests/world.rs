@@ -279,6 +279,19 @@ impl Life {
         }
     }
 
+    /// The same, of a meter that needs no poll to be shown.
+    pub fn until_metric(&mut self, name: &str, value: u64) {
+        let deadline = crossbeam_channel::after(DEADLINE);
+        while self.metrics.value(name, &[]) != Some(value) {
+            assert!(
+                deadline.try_recv().is_err(),
+                "until {name} is {value}: {:?}",
+                self.metrics.value(name, &[])
+            );
+            let _ = crossbeam_channel::after(Duration::from_millis(5)).recv();
+        }
+    }
+
     pub fn until_closed(&mut self) {
         while let Ok(chunk) = self.chunks.recv_timeout(DEADLINE) {
             self.take(chunk);
