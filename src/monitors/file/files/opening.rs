@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use super::super::glob::{Excludes, Pattern};
 use super::super::holes::{Ahead, ahead};
 use super::super::identity::{
-    begins_with, head_of, identity, lineage, not_text, read_head, read_head_at, stands_before,
+    begins_with, head_of, identity, not_text, read_head, read_head_at, stands_before,
 };
 use super::super::packed::Unpacked;
 use super::super::step::Step;
@@ -254,13 +254,11 @@ impl Files {
                 self.ready.push_back(tail.file);
             }
         }
-        // Where it was moved to perhaps no pattern leads: who stands there now, and is not known, is found from where it
-        // stood first, or by a sweep.
         if let Ok(metadata) = fs::metadata(&path)
             && metadata.is_file()
             && FileId::of(&metadata) != tail.file
             && !self.own.contains(FileId::of(&metadata))
-            && (self.tails.contains_key(&FileId::of(&metadata)) || lineage("", &path) == tail.lineage)
+            && self.may_follow_at(&path, tail.lineage, FileId::of(&metadata))
         {
             let (path, file, size) = (path.to_path_buf(), FileId::of(&metadata), metadata.len());
             let is_new = !self.tails.contains_key(&file);
