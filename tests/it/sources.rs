@@ -1,7 +1,8 @@
 //! What sources must not get wrong whatever happens around them: who may read, what the agent says of itself.
 
 use std::collections::BTreeMap;
-use std::fs::{self, Permissions};
+use std::fs::{self, File, Permissions};
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -9,7 +10,7 @@ use std::process::{Command, Stdio};
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use serde_json::json;
 
-use crate::agent::{BINARY, DEADLINE, Room};
+use crate::agent::{Agent, BINARY, DEADLINE, Room};
 use crate::expect::Arrived;
 use crate::files::{Writer, bytes, put};
 
@@ -75,6 +76,14 @@ fn its_own_log_is_no_input() {
     Arrived::in_file(&room.path(OUTPUT)).compare(&[writer.written()].into()).assert_once();
 }
 
+/// `None`: as many as may be.
+fn limit_descriptors(agent: &Agent, most: Option<usize>) {
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let current = most.map_or(maximum, |most| Some(most as u64));
+    let pid = Pid::from_raw(agent.pid() as i32);
+    prlimit(pid, Resource::Nofile, Rlimit { current, maximum }).expect("a child can be limited");
+}
+
 /// Somebody takes all descriptors, for a while: files take turns, and afterwards all of them are held again.
 #[test]
 fn descriptors_that_run_out_come_back() {
@@ -82,11 +91,8 @@ fn descriptors_that_run_out_come_back() {
     let room = to_file(&["logs/*.log"]);
     let agent = room.run();
     let limit = |room_for: Option<usize>| {
-        let pid = Pid::from_raw(agent.pid() as i32);
-        let held = fs::read_dir(format!("/proc/{}/fd", agent.pid())).expect("it runs").count() as u64;
-        let maximum = getrlimit(Resource::Nofile).maximum;
-        let current = room_for.map_or(maximum, |room_for| Some(held + room_for as u64));
-        prlimit(pid, Resource::Nofile, Rlimit { current, maximum }).expect("a child can be limited");
+        let held = fs::read_dir(format!("/proc/{}/fd", agent.pid())).expect("it runs").count();
+        limit_descriptors(&agent, room_for.map(|room_for| held + room_for));
     };
     let writer = |id| Writer::new(id, room.path(&format!("logs/{id}.log")));
     // What the agent needs for itself it has by now: its output, its journals, its first checkpoint.
@@ -118,6 +124,39 @@ fn descriptors_that_run_out_come_back() {
     assert_eq!(agent.stop(), 0, "{}", agent.stderr());
     let written = (0..FILES).map(|id| (id, rounds + u64::from(id == 0))).collect();
     Arrived::in_file(&room.path(OUTPUT)).compare(&written).assert_exact();
+}
+
+/// A log was being compressed when the agent started, was deleted before that was over, and there is no descriptor for
+/// unpacking it: its lines are nowhere else, so they wait until there is one.
+#[test]
+fn a_deleted_file_that_cannot_be_unpacked_for_want_of_descriptors_is_not_given_up() {
+    let room = to_file(&["logs/*.log"]);
+    let mut writer = Writer::new(1, room.path("logs/app.log"));
+    writer.write(5_000);
+    assert_eq!(room.run_once().0, 0);
+    writer.write(5_000);
+    let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    packer.write_all(&bytes(writer.path())).expect("memory can be written");
+    let packed = packer.finish().expect("memory can be written");
+    writer.delete();
+    let name = room.path("logs/app.log.1.gz");
+    let mut file = File::create(&name).expect("a file can be made");
+    file.write_all(&packed[..packed.len() / 2]).expect("a file can be written");
+
+    let agent = room.run();
+    agent.until("it is held", || agent.get("/metrics").1.contains("\nlog_capturer_files_open 1\n"));
+    fs::remove_file(&name).expect("a file can be deleted");
+    // The next descriptor would have the number 4 at least: what the agent got first it has to its end.
+    assert!(fs::exists(format!("/proc/{}/fd/3", agent.pid())).expect("it runs"));
+    limit_descriptors(&agent, Some(4));
+    agent.until("it has tried to unpack it", || agent.stderr().contains("files can be open"));
+    file.write_all(&packed[packed.len() / 2..]).expect("a file can be written");
+    limit_descriptors(&agent, None);
+    agent.until("the lines are in the output", || {
+        Arrived::in_file(&room.path(OUTPUT)).distinct() == writer.written().1
+    });
+    agent.stop(); // whether every folder has been looked into again by then is not what is asked here
+    Arrived::in_file(&room.path(OUTPUT)).compare(&[writer.written()].into()).assert_exact();
 }
 
 /// Rotated several times while nothing could be read: the generations wait, are read in their order even if the

@@ -332,6 +332,7 @@ impl Files {
             }
         }
         self.unpacking = tail.form.map(|_| file).or(self.unpacking);
+        let gathers = self.gathers(&tail);
         let mut reading = Reading {
             outlet: &mut self.outlet,
             options: &self.sources[tail.source()],
@@ -339,7 +340,7 @@ impl Files {
             buffers: &mut self.buffers,
             cut_lines: &self.meters.cut_lines,
             now,
-            gathers: tail.is_plain(),
+            gathers,
             in_company: !self.caught.is_empty(),
         };
         let turn = tail.turn(&mut reading);

@@ -154,11 +154,13 @@ pub(super) fn join(folder: &Path, name: &OsStr) -> PathBuf {
 pub(super) mod tests {
     use super::*;
 
-    /// A sweep that has found just this.
-    pub fn of(found: Found) -> Sweep {
+    /// A sweep that has found just these.
+    pub fn of(all: impl IntoIterator<Item = Found>) -> Sweep {
         let mut sweep = Sweep::default();
-        let (folder, name) = (found.path.parent().unwrap().into(), found.path.file_name().unwrap());
-        sweep.note(&folder, name, (found.file, found.size), found.source, found.heard);
+        for found in all {
+            let (folder, name) = (found.path.parent().unwrap().into(), found.path.file_name().unwrap());
+            sweep.note(&folder, name, (found.file, found.size), found.source, found.heard);
+        }
         sweep.complete();
         sweep
     }

@@ -417,7 +417,7 @@ impl Tail {
             self.head = head_of(&data[..read]);
             grown = Some(identity(self.file, self.head));
         }
-        let mut gathers = *gathers && !in_parts && to_hole.is_none() && outlet.gathers(stream);
+        let mut gathers = *gathers && to_hole.is_none();
         if let Some(identity) = grown.take_if(|_| !gathers) {
             outlet.identify(stream, identity);
         }

@@ -3,6 +3,7 @@
 mod moments;
 mod outage;
 mod rotation;
+mod told;
 mod trouble;
 mod world;
 

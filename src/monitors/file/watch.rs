@@ -62,7 +62,7 @@ impl Default for Hints {
 }
 
 impl Hints {
-    fn add(&mut self, hint: Hint) {
+    pub(super) fn add(&mut self, hint: Hint) {
         let Hints::These(these) = self else { return };
         if these.len() == 2 * HINTS_MAX {
             order::sort(these); // what is more than written comes first

@@ -270,10 +270,15 @@ impl Files {
         let since_ns = older.modified_ns().unwrap_or(i64::MAX); // then only the names tell
         let has_a_place = |tail: &Tail| tail.stream.is_some() || tail.lineage == older.lineage;
         let may_be = |id| {
-            let is_new = id != next && id != older.file && self.not_met.perhaps(id).is_none();
-            is_new && self.is_free(id) && !self.tails.get(&id).is_some_and(|tail| has_a_place(tail))
+            let is_new = id != older.file && self.not_met.perhaps(id).is_none();
+            let is_free = || self.is_free(id) && !self.tails.get(&id).is_some_and(|tail| has_a_place(tail));
+            id == next || is_new && is_free()
         };
         let mut unseen = unseen(&folder, original, After::File(older.file, since_ns), may_be);
+        // It may have been rotated away since it was seen: what is newer comes after it.
+        if let Some(at) = unseen.iter().position(|sibling| sibling.what.file == next) {
+            unseen.truncate(at);
+        }
         if unseen.is_empty() {
             return Vec::new();
         }

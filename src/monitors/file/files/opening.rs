@@ -259,6 +259,7 @@ impl Files {
             && metadata.is_file()
             && FileId::of(&metadata) != tail.file
             && !self.own.contains(FileId::of(&metadata))
+            && self.may_follow_at(&path, tail.lineage, FileId::of(&metadata))
         {
             let (path, file, size) = (path.to_path_buf(), FileId::of(&metadata), metadata.len());
             let is_new = !self.tails.contains_key(&file);

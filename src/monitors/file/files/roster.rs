@@ -181,9 +181,10 @@ impl Files {
             Ok(metadata) if FileId::of(&metadata) == file => self.queue(file),
             Ok(metadata) if metadata.is_file() => {
                 let other = FileId::of(&metadata);
-                let Some(source) = self.tails.get(&file).map(|tail| tail.source()) else { return };
+                let Some(tail) = self.tails.get(&file) else { return };
+                let (source, lineage) = (tail.source(), tail.lineage);
                 self.left(file, now);
-                if !self.own.contains(other) {
+                if !self.own.contains(other) && self.may_follow_at(path, lineage, other) {
                     let (path, size) = (path.to_owned(), metadata.len());
                     self.admit(Found { path, file: other, size, source, heard: false }, now);
                     self.queue(other);
@@ -192,6 +193,12 @@ impl Files {
             Err(cause) if is_missing(&cause) => self.left(file, now),
             Ok(_) | Err(_) => {} // the next sweep tells
         }
+    }
+
+    /// Whether a file is taken in where another one stood, of this lineage. Perhaps that one was moved there, and no pattern
+    /// leads there: then who is not known yet is found from where the lineage begins, or by a sweep.
+    pub(super) fn may_follow_at(&self, path: &Path, of: u64, file: FileId) -> bool {
+        self.tails.contains_key(&file) || lineage("", path) == of
     }
 
     /// No path that we know leads to it now.

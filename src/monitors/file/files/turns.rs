@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::super::tail::Tail;
 use super::super::turn::Caught;
 use super::Files;
 use crate::monitors::outlet::SMALL_BYTES;
@@ -23,15 +24,24 @@ impl Files {
             now = task.now();
             let is_full = self.caught.len() == GROUP_MOST || now >= began + GROUP_WAIT;
             let next = self.ready.front().and_then(|file| self.tails.get(file));
-            let goes_along = next.is_some_and(|next| next.is_plain() && next.unread() <= SMALL_BYTES as u64);
-            // Behind one that had much to say, or nothing, nobody waits.
+            let goes_along =
+                next.is_some_and(|next| self.gathers(next) && next.unread() <= SMALL_BYTES as u64);
             // It went with the others, and is the last of them.
             let is_large = self.caught.last().is_some_and(|(_, last)| last.len > SMALL_BYTES);
+            // Behind one that had much to say, or nothing, nobody waits.
             if self.caught.len() <= caught || is_full || is_large || !goes_along {
                 return self.hand_over(task);
             }
             caught = self.caught.len();
         }
+    }
+
+    /// Whether what it has to say may be handed over with others. What may not goes by itself, and not while others wait.
+    pub(super) fn gathers(&self, tail: &Tail) -> bool {
+        let may_be_parts = self.sources[tail.source()].is_in_parts();
+        tail.is_plain()
+            && !may_be_parts
+            && tail.stream.as_ref().is_some_and(|stream| self.outlet.gathers(stream))
     }
 
     /// What was caught; that ends those turns.

@@ -18,7 +18,7 @@ fn rotated_before_it_is_opened(rotations: usize, is_known: bool, once: bool) {
         assert_eq!(texts(&world.run_once()), ["read before"]);
     }
     world.append("a.log", "0\n");
-    world.sweep = Some(sweep::tests::of(world.found("a.log")));
+    world.sweep = Some(sweep::tests::of([world.found("a.log")]));
     rotate(&world, 1..=rotations);
     world.once = once;
     let expected: Vec<String> = (0..=rotations).map(|number| number.to_string()).collect();
@@ -30,7 +30,7 @@ fn rotated_before_it_is_opened(rotations: usize, is_known: bool, once: bool) {
 }
 
 /// By numbers, and each new file has its number for a line.
-fn rotate(world: &World, rounds: std::ops::RangeInclusive<usize>) {
+pub(super) fn rotate(world: &World, rounds: std::ops::RangeInclusive<usize>) {
     for round in rounds {
         for number in (1..round).rev() {
             world.rename(&format!("a.log.{number}"), &format!("a.log.{}", number + 1));

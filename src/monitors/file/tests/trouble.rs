@@ -219,6 +219,29 @@ fn files_that_are_written_by_another_name() {
     assert_eq!(texts(&lines)[2..], ["2", "3"]);
 }
 
+/// Another folder is put in the place of one that a link leads to. Nothing is reported where the link stands, so somebody
+/// has to look.
+#[test]
+fn a_file_in_a_folder_that_a_link_leads_to_since_then_is_found_soon() {
+    let mut world = World::new("current/*.log");
+    let point = |world: &World, folder: &str| {
+        std::fs::create_dir(world.path(folder)).unwrap();
+        world.append(&format!("{folder}/a.log"), format!("{folder}\n"));
+        std::os::unix::fs::symlink(folder, world.path("new link")).unwrap();
+        world.rename("new link", "current");
+    };
+    point(&world, "first");
+    let lines = world.live(|world, life| {
+        life.until_lines(1);
+        point(world, "second");
+        world.append("second/b.log", "b\n");
+        life.until_lines(3);
+    });
+    let mut found = texts(&lines);
+    found.sort();
+    assert_eq!(found, ["b", "first", "second"]);
+}
+
 /// A sink has the middle of a chunk whose lines may be parts, and the process dies: the next life reads up to there, and
 /// goes on behind it at once.
 #[test]

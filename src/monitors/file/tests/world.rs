@@ -12,7 +12,8 @@ use tempfile::TempDir;
 use super::super::files::{self, Files};
 use super::super::sweep::{Found, Sweep};
 use super::super::view::{FilesSnapshot, FilesView};
-use super::super::{Bodies, Settings, mailbox, wire};
+use super::super::watch::{Hint, Hints};
+use super::super::{Bodies, Post, Settings, mailbox, wire};
 use crate::ack::Verdict;
 use crate::clock::Clock;
 use crate::disk::RealDisk;
@@ -38,7 +39,8 @@ pub struct World {
     pub clock: Clock,
     /// `false`: a file system that reports nothing, and a sweep that is never repeated. Polls are all there is.
     pub events: bool,
-    /// The next life has only this sweep, however old it is, and nobody who sweep or watches.
+    /// The next life has this sweep, however old it is, and nobody who sweeps or watches: what else it is told of comes
+    /// from the test, see [`Life::tell`].
     pub sweep: Option<Sweep>,
     /// Closed by the ledger of the last life.
     pub books: Option<Arc<Books>>,
@@ -60,6 +62,13 @@ pub struct Life {
     pub lines: Vec<Line>,
     pub view: FilesView,
     pub metrics: Registry,
+    teller: Option<Teller>,
+}
+
+/// What stands in the place of `discovery` and `watch` in a life that has neither.
+struct Teller {
+    pictures: Post<Option<Sweep>>,
+    hints: Post<Hints>,
 }
 
 pub fn source(name: &str, include: &[PathBuf]) -> SourceOptions {
@@ -131,18 +140,22 @@ impl World {
         };
         let outlet = supply.stamping_outlet(journal);
         drop(supply);
-        let (around, files) = match self.sweep.take() {
+        let (around, teller, files) = match self.sweep.take() {
             None => {
                 let Bodies { watch, discovery, files } = wire(settings, outlet, &metrics).unwrap();
-                (Some((watch, discovery)), files)
+                (Some((watch, discovery)), None, files)
             }
-            Some(sweep) => (None, alone(settings, outlet, &metrics, sweep)),
+            Some(sweep) => {
+                let (teller, files) = alone(settings, outlet, &metrics);
+                teller.pictures.put(|slot| *slot = Some(sweep));
+                (None, Some(teller), files)
+            }
         };
         let table = Arc::new(Table::new(self.clock.clone()));
         let world = &*self;
         let lines = tasks::run(table.clone(), |tasks| {
             let mut switch = switch; // closes if the test panics
-            let mut life = Life { chunks, lines: Vec::new(), view: files.view(), metrics };
+            let mut life = Life { chunks, lines: Vec::new(), view: files.view(), metrics, teller };
             let spec = |name| Spec::carrier(name, Duration::from_secs(10));
             tasks.spawn(spec("ledger"), |task| ledger.run(task)).unwrap();
             if let Some((watch, discovery)) = around {
@@ -164,7 +177,7 @@ impl World {
         lines
     }
 
-    /// What a sweep says of this file now.
+    /// What a sweep says of this file now, where nothing is reported.
     pub fn found(&self, name: &str) -> Found {
         let metadata = std::fs::metadata(self.path(name)).unwrap();
         let (path, file, size) = (self.path(name), FileId::of(&metadata), metadata.len());
@@ -182,14 +195,14 @@ impl World {
     }
 }
 
-/// The body of `files`, for which a sweep has come.
-fn alone(settings: Settings, outlet: Outlet, metrics: &Registry, sweep: Sweep) -> Files {
-    let (post, picture) = mailbox();
-    post.put(|slot| *slot = Some(sweep));
+/// The body of `files`, and who tells it what happens.
+fn alone(settings: Settings, outlet: Outlet, metrics: &Registry) -> (Teller, Files) {
+    let (pictures, picture) = mailbox();
+    let (post_hints, hints) = mailbox();
     let setting = files::Setting {
         outlet,
         picture,
-        hints: mailbox().1,
+        hints,
         heard_out: crossbeam_channel::bounded(0).1,
         own: settings.own_files,
         once: settings.once,
@@ -198,10 +211,24 @@ fn alone(settings: Settings, outlet: Outlet, metrics: &Registry, sweep: Sweep) -
         last_stamp_ns: settings.last_stamp_ns,
         open_max: settings.open_files_max,
     };
-    Files::new(settings.sources.into(), setting, metrics)
+    (Teller { pictures, hints: post_hints }, Files::new(settings.sources.into(), setting, metrics))
 }
 
 impl Life {
+    /// Another sweep is over.
+    pub fn swept(&self, sweep: Sweep) {
+        let teller = self.teller.as_ref().expect("nobody else sweeps");
+        teller.pictures.put(|slot| *slot = Some(sweep));
+    }
+
+    /// Hints about these paths, in this order and all at once. `is_written`: nothing else happened there.
+    pub fn tell(&self, paths: &[PathBuf], is_written: bool) {
+        let teller = self.teller.as_ref().expect("nobody else watches");
+        teller
+            .hints
+            .put(|hints| paths.iter().for_each(|path| hints.add(Hint { path: path.clone(), is_written })));
+    }
+
     pub fn take(&mut self, chunk: Chunk) {
         let lines = &chunk.lines;
         let mut offset = lines.start;
@@ -249,6 +276,19 @@ impl Life {
         while !fact(&self.view.get()) {
             assert!(deadline.try_recv().is_err(), "until {what}: {:?}", self.view.get());
             let _ = crossbeam_channel::after(Duration::from_millis(20)).recv();
+        }
+    }
+
+    /// The same, of a meter that needs no poll to be shown.
+    pub fn until_metric(&mut self, name: &str, value: u64) {
+        let deadline = crossbeam_channel::after(DEADLINE);
+        while self.metrics.value(name, &[]) != Some(value) {
+            assert!(
+                deadline.try_recv().is_err(),
+                "until {name} is {value}: {:?}",
+                self.metrics.value(name, &[])
+            );
+            let _ = crossbeam_channel::after(Duration::from_millis(5)).recv();
         }
     }
 
