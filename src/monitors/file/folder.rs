@@ -9,13 +9,14 @@
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, Metadata};
+use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::unix::fs::DirEntryExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::files::opening::open_for_reading;
 use super::names::rotated;
 use crate::clock::Clock;
 use crate::durable::FileId;
@@ -23,6 +24,9 @@ use crate::order;
 
 /// Listings are for bursts: what is old and big must not stay in memory.
 const KEPT_FOR: Duration = Duration::from_secs(1);
+
+/// A file that has moved on as often while it was looked for is not caught up with.
+const LOOKS_MOST: usize = 8;
 
 /// One listing.
 pub(super) struct Folder {
@@ -139,6 +143,22 @@ impl Folders {
         self.since(seen, path)?.file(file.inode).filter(|found| found.file == file)
     }
 
+    /// Opens a file that was at `path` a moment ago. A rotation may move it on and put another one there between any two
+    /// looks: then `path` is where it is now. Fails with `NotFound` if it is nowhere in its folder.
+    pub fn open(&mut self, file: FileId, path: &mut PathBuf) -> io::Result<File> {
+        for _ in 0..LOOKS_MOST {
+            match open_for_reading(path) {
+                Ok(opened) if FileId::of(&opened.metadata()?) == file => return Ok(opened),
+                Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(cause),
+                _ => {}
+            }
+            let now = self.clock.now();
+            let found = path.parent().and_then(|folder| self.find(file, now, folder));
+            *path = found.ok_or(io::ErrorKind::NotFound)?.path;
+        }
+        Err(io::ErrorKind::NotFound.into())
+    }
+
     /// The burst is over.
     pub fn forget(&mut self) {
         if self.listed.capacity() > 0 {
@@ -149,6 +169,8 @@ impl Folders {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+
     use super::*;
 
     #[test]
@@ -181,5 +203,34 @@ mod tests {
         fs::rename(at("b.log.1"), at("b.log.2")).unwrap();
         assert_eq!(folders.find(b, seen, folder.path()).unwrap().path, at("b.log.2"));
         assert_eq!(folders.listings, 3);
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "a log need not survive a power cut")]
+    fn what_has_moved_on_is_opened_where_it_is_and_not_who_stands_in_its_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        for name in ["a.log", "a.log.1"] {
+            fs::write(at(name), name).unwrap();
+        }
+        let file = FileId::of(&fs::metadata(at("a.log.1")).unwrap());
+        let mut folders = Folders::new(Clock::real());
+        let mut path = at("a.log.1");
+        let open = |folders: &mut Folders, path: &mut PathBuf| {
+            folders.open(file, path).map(|mut opened| {
+                let mut text = String::new();
+                opened.read_to_string(&mut text).unwrap();
+                text
+            })
+        };
+        assert_eq!(open(&mut folders, &mut path).unwrap(), "a.log.1");
+        fs::rename(at("a.log.1"), at("a.log.2")).unwrap();
+        fs::rename(at("a.log"), at("a.log.1")).unwrap();
+        assert_eq!(open(&mut folders, &mut path).unwrap(), "a.log.1");
+        assert_eq!(path, at("a.log.2"));
+        fs::rename(at("a.log.2"), at("a.log.3")).unwrap();
+        assert_eq!(open(&mut folders, &mut path).unwrap(), "a.log.1");
+        fs::remove_file(at("a.log.3")).unwrap();
+        assert_eq!(open(&mut folders, &mut path).unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 }

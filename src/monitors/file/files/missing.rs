@@ -335,13 +335,13 @@ impl Files {
     /// Its generation is in the books from now on, under the name of the file that it was.
     fn admit_unseen(
         &mut self,
-        found: Found,
+        mut found: Found,
         original: &Arc<Path>,
         lineage: u64,
         next: Option<&mut Tail>,
         now: Instant,
     ) -> io::Result<()> {
-        let file = open_for_reading(&found.path)?;
+        let file = self.folders.open(found.file, &mut found.path)?;
         let mut head = read_head(&file)?;
         let form = form(&head);
         if let Some(form) = form {
