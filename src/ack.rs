@@ -216,7 +216,7 @@ pub fn settle_all(shares: impl ExactSizeIterator<Item = Share>, verdict: &Verdic
     to.into_iter().for_each(|to| to.receipts(std::mem::take(&mut receipts)));
 }
 
-/// The shares of one chunk, until the worker hands each to its lane.
+/// The shares of one chunk, until each is dealt to its lane.
 pub struct Ack {
     shares: Vec<Share>,
     lists: Lists,

@@ -9,6 +9,7 @@
 
 mod farewell;
 mod lives;
+mod pool;
 mod scale;
 pub(crate) mod signals;
 mod spools;
@@ -42,17 +43,12 @@ use crate::ledger::{self, Books, BooksView, Ledger};
 use crate::metrics::Registry;
 use crate::monitors::{self, SourceKind, Supply};
 use crate::net;
-use crate::pipeline::Pipeline;
+use crate::record::Dealer;
 use crate::sinks::{self, SinkContext, SinkOptions};
 use crate::spool;
 use crate::stats::{self, Stats};
 use crate::status::{self, Rooms};
-use crate::sync::Stock;
 use crate::tasks::{self, Closed, Post, Spec, StopPlan, Switch, Table, TaskManager, Wires};
-
-/// Chunks on their way to one worker: as many small ones as come while it lingers. What they may take in memory the
-/// budget says.
-const INTAKE_CHUNKS: usize = 128;
 
 /// Parcels on their way to one lane, which empties its inlet whatever its sink does.
 const INLET_PARCELS: usize = 128;
@@ -274,13 +270,14 @@ impl Agent {
         spools.say_who_is_missing();
         let requests_max = REQUESTS_PER_LANE * config.sinks.len();
         let (requests, requests_end) = wires.room_for_all("requests", Post::Lane, Post::Retry, requests_max);
+        let dealing = if pool::workers(config) > 0 { Post::Worker } else { Post::Monitor };
         let (mut lanes, mut patients, mut inlets) = (Vec::new(), Vec::new(), Vec::new());
         let mut spool_is_left = false;
         for (number, options) in config.sinks.iter().enumerate() {
             let sink = SinkId(number as u8); // the configuration allows 64
             let open = sinks::open(options, &context)?;
             switch.on_abort(open.cancel);
-            let (inlet, inlet_end) = wires.downhill("parcels", &[Post::Worker], Post::Lane, INLET_PARCELS);
+            let (inlet, inlet_end) = wires.downhill("parcels", &[dealing], Post::Lane, INLET_PARCELS);
             let (again, again_end) = wires.hint("try again", Post::Retry, Post::Lane);
             let (refused, refusals) = wires.hint("no room", Post::Monitor, Post::Lane);
             budget.tell_of_refusals(refused);
@@ -316,24 +313,17 @@ impl Agent {
         let retry = Retry::new(requests_end, patients);
 
         // What they pass.
-        let (mut workers, mut intakes) = (Vec::new(), Vec::new());
-        for _ in 0..config.agent.workers {
-            let (intake, intake_end) =
-                wires.downhill("chunks", &[Post::Monitor], Post::Worker, INTAKE_CHUNKS);
-            intakes.push(intake);
-            let (inlets, stop, dead_letters) = (inlets.clone(), stop.clone(), dead_letters.clone());
-            let pipeline = pipeline(config, &metrics)?;
-            workers.push(Worker {
-                intake: intake_end,
-                inlets,
-                sinks: names.clone(),
-                pipeline,
-                stop,
-                dead_letters,
-                stock: Stock::default(),
-            });
-        }
-        drop(inlets);
+        let dealer = Dealer::new(inlets);
+        let tools = pool::Tools {
+            config,
+            sinks: &names,
+            dealer,
+            stop: &stop,
+            dead_letters: &dead_letters,
+            metrics: &metrics,
+        };
+        let (workers, onward) = pool::wire(&tools, &mut wires)?;
+        drop(tools);
 
         // Where they come from: now that outputs and spools have told what they have.
         let restored = ledger.restored();
@@ -344,7 +334,7 @@ impl Agent {
         let asks_for_ends =
             !config.pipeline.is_empty() || config.sinks.iter().any(SinkOptions::looks_at_each_line);
         let supply =
-            Supply::new(budget.clone(), clock.clone(), stop.clone(), &restored, names.len(), book, intakes)
+            Supply::new(budget.clone(), clock.clone(), stop.clone(), &restored, names.len(), book, onward)
                 .asking_for_ends(asks_for_ends);
         let stdin = config.sources.iter().find(|source| matches!(source.kind, SourceKind::Stdin));
         let stdin = stdin.map(|source| monitors::stdin::Stdin::new(source.clone(), supply.outlet()));
@@ -528,15 +518,6 @@ impl Parts {
     }
 }
 
-/// The same for each worker.
-fn pipeline(config: &Config, metrics: &Registry) -> Result<Pipeline> {
-    let mut pipeline = Pipeline::compile(&config.pipeline).map_err(|complaints| {
-        Error::new(format!("the pipeline was checked and is wrong all the same: {complaints:?}"))
-    })?;
-    pipeline.count_in(metrics);
-    Ok(pipeline)
-}
-
 /// Many files need many descriptors: the soft limit is a default of shells, the hard one is what we may have.
 /// Returns how many we may hold now.
 fn raise_descriptor_limit() -> usize {
@@ -571,30 +552,30 @@ mod tests {
     /// The graph of who waits for whom, as the wiring has declared it, has no cycle.
     #[test]
     fn nobody_waits_for_itself_in_the_end() {
-        let wires = wires_of(
-            r#"{ "status": { "listen": null },
-                 "sources": [ { "type": "file", "include": ["/nowhere/*.log"] }, { "type": "stdin" } ],
-                 "sinks": [ { "type": "loki", "url": "http://127.0.0.1:9", "connections": 2 },
-                            { "type": "file", "path": "out" }, { "type": "stdout" } ] }"#,
-        );
-        let waits: Vec<(Post, Post)> =
-            wires.iter().filter(|wire| wire.waits).map(|wire| (wire.from, wire.to)).collect();
-        assert!(
-            waits.contains(&(Post::Monitor, Post::Worker)) && waits.contains(&(Post::Lane, Post::Ledger))
-        );
-        for start in waits.iter().map(|(from, _)| *from) {
-            let (mut reached, mut next) = (BTreeSet::new(), vec![start]);
-            while let Some(post) = next.pop() {
-                for (_, to) in waits.iter().filter(|(from, _)| *from == post) {
-                    assert_ne!(*to, start, "{start:?} waits for itself: {waits:?}");
-                    if reached.insert(*to) {
-                        next.push(*to);
+        for (pipeline, next) in [("", Post::Lane), (r#""pipeline": [ { "type": "json" } ],"#, Post::Worker)] {
+            let wires = wires_of(&format!(
+                r#"{{ "status": {{ "listen": null }}, {pipeline}
+                      "sources": [ {{ "type": "file", "include": ["/nowhere/*.log"] }}, {{ "type": "stdin" }} ],
+                      "sinks": [ {{ "type": "loki", "url": "http://127.0.0.1:9", "connections": 2 }},
+                                 {{ "type": "file", "path": "out" }}, {{ "type": "stdout" }} ] }}"#,
+            ));
+            let waits: Vec<(Post, Post)> =
+                wires.iter().filter(|wire| wire.waits).map(|wire| (wire.from, wire.to)).collect();
+            assert!(waits.contains(&(Post::Monitor, next)) && waits.contains(&(Post::Lane, Post::Ledger)));
+            for start in waits.iter().map(|(from, _)| *from) {
+                let (mut reached, mut next) = (BTreeSet::new(), vec![start]);
+                while let Some(post) = next.pop() {
+                    for (_, to) in waits.iter().filter(|(from, _)| *from == post) {
+                        assert_ne!(*to, start, "{start:?} waits for itself: {waits:?}");
+                        if reached.insert(*to) {
+                            next.push(*to);
+                        }
                     }
                 }
             }
+            let uphill: Vec<&str> =
+                wires.iter().filter(|wire| wire.from > wire.to).map(|wire| wire.what).collect();
+            assert_eq!(uphill, ["try again", "reports"], "what leads uphill, and is never waited on");
         }
-        let uphill: Vec<&str> =
-            wires.iter().filter(|wire| wire.from > wire.to).map(|wire| wire.what).collect();
-        assert_eq!(uphill, ["try again", "reports"], "what leads uphill, and is never waited on");
     }
 }

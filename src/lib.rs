@@ -25,6 +25,8 @@
 //!                                    the acknowledgement returns
 //! ```
 //!
+//! Where no stage looks at lines there are no workers: an Outlet deals its chunks to the lanes itself ([`record::Dealer`]).
+//!
 //! The unit of travel is the **chunk**: many whole lines of one source in one buffer, never a single line. Its
 //! **ack** has one **share** per sink; a share is divided as its lines land in several **batches**, and each
 //! part sends a **receipt** to the ledger when it ends. A read position moves only on receipts; the position of a restart
@@ -37,7 +39,7 @@
 //! their numbers are derived from what they are and from their first line.
 //!
 //! Four more words: a **generation** is one life of a file, until it is truncated or replaced; a **lineage** is all
-//! generations that follow each other at one place, and what order holds for. A **parcel** is what a worker hands
+//! generations that follow each other at one place, and what order holds for. A **parcel** is what is dealt
 //! to one lane: the records of a chunk (shared by all lanes) and that lane's share. A **street** is a lane's way to
 //! one of its connections: a batch goes down, a report comes back.
 //!
@@ -52,7 +54,7 @@
 //! | 8 | [`agent`] | THE wiring: every channel and every thread, along the path, and the stop |
 //! | 7 | [`config`] | the modules' own options put together; every complaint at once |
 //! | 6 | [`status`] over [`stats`] | the HTTP server and what it shows, reads snapshots only; rates, the last quarter of an hour, the leak watch |
-//! | 5 | [`dispatcher`] | worker pool, lanes, batches (pure), senders, retry scheduler, back-off (pure) |
+//! | 5 | [`dispatcher`] | worker pool (if there is a pipeline), lanes, batches (pure), senders, retry scheduler, back-off (pure) |
 //! | 4 | [`monitors`] | the Outlet, the only door in; files: discovery, watch, tail, framing (pure); containers: the engine's API, frames, lines and cursors (pure); stdin |
 //! | 4 | [`pipeline`] | compiled stages, chunk in, records out (pure) |
 //! | 4 | [`sinks`] | `Encoder` (pure) and `Sender` of each sink; the file sink notes in a journal what it is about to write |
@@ -80,7 +82,7 @@
 //! | `containers` | 1 | the engine's events, reports of its readers, time | stop; with `--once` when all is read |
 //! | `c/<id>` | 1 | a container's log; room in the budget or an intake | stop, or the container is dead and read to its end |
 //! | `stdin` | 1 | input; room in the budget or an intake | stop, or end of input |
-//! | `worker/<i>` | 2 | chunks; room in an inlet | its intake is closed and empty |
+//! | `worker/<i>` | 2 | chunks; room in an inlet | its intake is closed and empty; there is none without a pipeline |
 //! | `lane/<sink>` | 3 | parcels, reports, time; never for room | its inlet is closed and all is answered for or let go |
 //! | `sender/<sink>/<i>` | 4 | a batch; its sink, until `abort` | its jobs are closed |
 //! | `retry` | 4 | resting sinks | the lanes are gone |
@@ -135,6 +137,9 @@
 //!   wake three threads for each of them, which costs more than the line. Nobody lingers behind 16 KiB. For the same
 //!   reason such lines are stamped in groups, with one write to the journal for all of them.
 //! * **Where lines end is found when somebody asks** ([`record::Ends`]): a file that goes on as it is needs to be counted only.
+//!   Where a sink asks for each line anyway, it is found when the line is read, while its bytes are at hand.
+//! * **The pool is there if it has something to do**: to wake a worker that only passes on what it gets costs
+//!   more than all that it would do.
 //! * **Outputs get no room in advance**, although that would save a sixth of a write on ext4: what stands behind the end can be
 //!   given back by a truncation alone, and that cuts off what another process appends at the same moment.
 //! * **The status server is our own loop around `tiny_http`'s responses**: `tiny_http::Server` reads each client

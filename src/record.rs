@@ -10,6 +10,7 @@
 //! Not here: what a line is (`monitors/file/framing.rs`), who answers for it (`ack.rs`).
 
 mod buffer;
+mod dealer;
 mod ends;
 mod plain;
 
@@ -17,6 +18,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 pub use buffer::{Buffer, Pool};
+pub use dealer::{Dealer, Parcel};
 pub use ends::Ends;
 pub use plain::Plain;
 
@@ -232,7 +234,7 @@ pub fn without_line_end(raw: &[u8]) -> &[u8] {
     if text.len() < raw.len() { text.strip_suffix(b"\r").unwrap_or(text) } else { text }
 }
 
-/// Lines and who must answer for them: what an Outlet hands to a worker.
+/// Lines and who must answer for them: what an Outlet hands over.
 pub struct Chunk {
     pub lines: Lines,
     pub ack: Ack,
@@ -522,12 +524,6 @@ impl Record<'_> {
     pub fn id(&self, data_id: &str) -> String {
         format!("{data_id}-{}-{}", self.origin.generation.0, self.offset)
     }
-}
-
-/// What a worker hands to a lane: the records of one chunk, and this sink's part of the duty.
-pub struct Parcel {
-    pub records: Shared<Records>,
-    pub share: Share,
 }
 
 /// Some records of one chunk.

@@ -29,8 +29,8 @@ pub(super) fn of(config: &Config, orders: &Orders<'_>, actual: Actual) -> Scale 
     let streams = config.sources.iter().filter(|source| matches!(source.kind, SourceKind::Stdin)).count();
     let of_files = if has_files { 2 + usize::from(!orders.once) } else { 0 }; // watch, discovery, files
     let engines = config.sources.iter().filter(|source| matches!(source.kind, SourceKind::Docker(_))).count();
-    let of_path =
-        1 + 1 + config.sinks.len() + actual.connections + config.agent.workers + streams + of_files + engines;
+    let workers = super::pool::workers(config);
+    let of_path = 1 + 1 + config.sinks.len() + actual.connections + workers + streams + of_files + engines;
     let of_service = 1 + 1 + usize::from(config.status.listen.is_some()) + usize::from(orders.signals);
     let file_sinks = config.sinks.iter().filter(|sink| matches!(sink.kind, KindOptions::File(_))).count();
     let label_stages =
@@ -42,7 +42,7 @@ pub(super) fn of(config: &Config, orders: &Orders<'_>, actual: Actual) -> Scale 
         connections: actual.connections as u64,
         sinks: config.sinks.len() as u64,
         file_sinks: file_sinks as u64,
-        workers: config.agent.workers as u64,
+        workers: workers as u64,
         stages: config.pipeline.len() as u64,
         label_stages: label_stages as u64,
         open_files_max: actual.open_files_max as u64,

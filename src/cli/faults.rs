@@ -202,5 +202,5 @@ fn so_does_whoever_hears_signals_or_reads_a_pipe() {
     check("signals", "signals", 2, Twice::Never);
     check("reload", "reading", 1, Twice::Never);
     check("stdin", "input", 3, Twice::Never);
-    check("stdin", "the workers", 2, Twice::Never);
+    check("stdin", "room downhill", 2, Twice::Never);
 }

@@ -17,9 +17,8 @@ use crate::deadletter::DeadLetters;
 use crate::durable::Unsynced;
 use crate::pipeline::{Pipeline, StageKind, StageOptions};
 use crate::record::fixture::{Kept, lines, parcel};
-use crate::record::{Batch, Chunk, Parcel};
+use crate::record::{Batch, Chunk, Dealer, Parcel};
 use crate::sinks::{Answer, BatchLimits, Connection, Format, KindOptions, RetryOptions, SinkOptions};
-use crate::sync::Stock;
 use crate::tasks::{self, Spec, Stop, Switch, Table};
 
 struct House {
@@ -164,12 +163,11 @@ fn a_worker_that_panics_on_a_line_goes_on_without_it() {
     let stage = StageOptions { sources: None, by_label: None, kind: StageKind::PanicOn("boom") };
     let worker = Worker {
         intake: intake_end,
-        inlets: vec![inlet],
+        dealer: Dealer::new(vec![inlet]),
         sinks: vec!["sink".into()],
         pipeline: Pipeline::compile(&[stage]).unwrap_or_else(|why| panic!("{why:?}")),
         stop: house.stop.clone(),
         dead_letters: house.dead_letters.clone(),
-        stock: Stock::default(),
     };
     let receipts: Arc<dyn Receipts> = house.kept.clone();
     let mut start = 0;

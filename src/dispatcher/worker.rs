@@ -1,4 +1,5 @@
-//! A worker of the dispatcher's pool: chunks in, parcels out to every lane that lacks them.
+//! A worker of the dispatcher's pool: chunks in, parcels out to every lane that lacks them. Without a pipeline there is no
+//! pool: monitors deal what they have read to the lanes themselves.
 //!
 //! A source always comes to the same worker, so order within it holds. The records of a chunk leave only when
 //! the whole chunk has passed the pipeline: a panic on its last line has not half-sent the rest.
@@ -6,27 +7,23 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::Receiver;
 
 use super::{LINGER, SMALL_BYTES, receive};
 use crate::ack::{Count, Share, Verdict};
 use crate::deadletter::{DeadLetters, Letter};
 use crate::error::Result;
 use crate::pipeline::{Outcome, Pipeline, Poisoned};
-use crate::record::{Chunk, Parcel, Records};
-use crate::sync::Stock;
+use crate::record::{Chunk, Dealer, Records};
 use crate::tasks::{Stop, Task};
 
 pub struct Worker {
     pub intake: Receiver<Chunk>,
-    /// By [`crate::ack::SinkId`].
-    pub inlets: Vec<Sender<Parcel>>,
+    pub dealer: Dealer,
     pub sinks: Vec<Arc<str>>,
     pub pipeline: Pipeline,
     pub stop: Stop,
     pub dead_letters: DeadLetters,
-    /// What records leave, for those that come.
-    pub stock: Stock<Records>,
 }
 
 impl Worker {
@@ -53,13 +50,11 @@ impl Worker {
     fn pass(&mut self, chunk: Chunk, task: &Task) {
         let Chunk { lines, mut ack } = chunk;
         let Outcome { records, poisoned } = self.pipeline.run(lines, &mut ack);
-        let records = self.stock.share(records);
-        ack.hand_out(|mut share| {
-            poisoned.iter().for_each(|line| self.dead_letter(&records, line, &mut share));
-            if share.count().lines > 0 {
-                self.hand_over(Parcel { records: records.clone(), share }, task);
-            }
+        task.waits_for("room in a lane");
+        self.dealer.deal(records, ack, |records, share| {
+            poisoned.iter().for_each(|line| self.dead_letter(records, line, share));
         });
+        task.beat();
     }
 
     fn dead_letter(&self, records: &Records, poisoned: &Poisoned, share: &mut Share) {
@@ -77,14 +72,5 @@ impl Worker {
                 part.let_go();
             }
         }
-    }
-
-    /// Waits for room, downhill: lanes always empty their inlets.
-    fn hand_over(&self, parcel: Parcel, task: &Task) {
-        let inlet = &self.inlets[parcel.share.sink().0 as usize];
-        task.waits_for("room in a lane");
-        // A lane that panicked drops the parcel: its share says so to the ledger, and the agent is stopping.
-        let _ = inlet.send(parcel);
-        task.beat();
     }
 }

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use outlet::{CHUNK_OVERHEAD, NotSent, Opening, Outlet, Pools, Stream, Supply};
+pub use outlet::{CHUNK_OVERHEAD, NotSent, Onward, Opening, Outlet, Pools, Stream, Supply};
 
 use crate::record::Labels;
 

@@ -1,7 +1,7 @@
 //! The Outlet: the only door in. Every line of every monitor passes here and nowhere else.
 //!
 //! It knows what a monitor must not get wrong: credit before reading, a stamp in the ledger before the chunk
-//! travels, the shares of exactly those sinks that lack the bytes, one worker per lineage, and taking a chunk
+//! travels, the shares of exactly those sinks that lack the bytes, one worker per lineage (none without a pipeline), and taking a chunk
 //! back when the agent stops before anybody wanted it. What is small may go together with others (`group.rs`).
 //!
 //! Always true: `Stream::position` moves only when a chunk was handed over or given up.
@@ -29,7 +29,7 @@ use crate::clock::{Clock, StampClock};
 use crate::ledger::{
     BEFORE_BYTES, Book, Head, Identity, Journal, Known, Mark, Note, Opened, Progress, Record, Restored, Stamp,
 };
-use crate::record::{Buffer, Chunk, Ends, Lines, Origin};
+use crate::record::{Buffer, Chunk, Dealer, Ends, Lines, Origin, Records};
 use crate::tasks::Stop;
 pub use group::{SMALL_BYTES, Small};
 use origins::{Account, Origins, Own, Place};
@@ -65,6 +65,15 @@ pub const CHUNK_OVERHEAD: usize = 768;
 /// no use to anybody else, and is never given back. Whoever waits has a larger chunk then.
 const CHUNKS_MOST: usize = 256;
 
+/// Where chunks go.
+#[derive(Clone)]
+pub enum Onward {
+    /// Through the pipeline: the intake of each worker.
+    Workers(Arc<[Sender<Chunk>]>),
+    /// There is nothing to be done with lines.
+    Lanes(Dealer),
+}
+
 /// What all Outlets of one agent share.
 #[derive(Clone)]
 pub struct Supply {
@@ -78,7 +87,7 @@ pub struct Supply {
     sinks: usize,
     book: Book,
     claims: Claims,
-    intakes: Arc<[Sender<Chunk>]>,
+    onward: Onward,
     /// How many bytes are read at once at most, but for a longer line.
     chunk_bytes: usize,
     /// What any chunk costs.
@@ -88,7 +97,7 @@ pub struct Supply {
 }
 
 impl Supply {
-    /// `intakes`: one per worker. `sinks`: how many the configuration has.
+    /// `sinks`: how many the configuration has.
     pub fn new(
         budget: Budget,
         clock: Clock,
@@ -96,7 +105,7 @@ impl Supply {
         restored: &Restored,
         sinks: usize,
         book: Book,
-        intakes: Vec<Sender<Chunk>>,
+        onward: Onward,
     ) -> Supply {
         let part = budget.capacity() / CHUNKS_IN_BUDGET;
         let chunk_bytes = (1 << part.ilog2()).clamp(CHUNK_BYTES_LEAST, CHUNK_BYTES);
@@ -113,7 +122,7 @@ impl Supply {
             sinks,
             claims: Claims::new(Arc::new(book.clone())),
             book,
-            intakes: intakes.into(),
+            onward,
             asks_for_ends: false,
         }
     }
@@ -461,7 +470,13 @@ impl Outlet {
     }
 
     fn hand_over(&self, chunk: Chunk, stamp: Stamp) -> Result<(), NotSent> {
-        let intakes = &self.supply.intakes;
+        let intakes = match &self.supply.onward {
+            Onward::Workers(intakes) => intakes,
+            Onward::Lanes(dealer) => {
+                dealer.deal(Records::untouched(chunk.lines), chunk.ack, |_, _| {});
+                return Ok(());
+            }
+        };
         let intake = &intakes[(chunk.lines.origin.lineage % intakes.len() as u64) as usize];
         // Nearly always there is room. Workers outlive every Outlet; one that panicked drops the chunk unsettled, which
         // is a fault.
@@ -524,60 +539,8 @@ fn cost_besides(lines: usize, sinks: usize) -> usize {
     lines * size_of::<u32>() + sinks * SHARE_BYTES + CHUNK_OVERHEAD
 }
 
-/// What stands below a monitor, for the tests of monitors: a ledger, and the test itself in the worker's place.
 #[cfg(test)]
-pub mod fixture {
-    use crossbeam_channel::bounded;
-
-    use super::*;
-    use crate::disk::{Disk, RealDisk};
-    use crate::durable::OwnFiles;
-    use crate::ledger::{self, Ledger};
-    use crate::metrics::Registry;
-    use crate::tasks::{Switch, Wires};
-
-    pub struct Below {
-        pub switch: Switch,
-        pub ledger: Ledger,
-        pub restored: Restored,
-        pub supply: Supply,
-        pub journal: Journal,
-        pub chunks: Receiver<Chunk>,
-        pub metrics: Registry,
-        pub own_files: OwnFiles,
-    }
-
-    /// `state`: the ledger's folder. `sinks`: how many. `budget` in bytes.
-    pub fn below(state: &Path, sinks: usize, budget: usize) -> Below {
-        below_on(Arc::new(RealDisk), state, sinks, budget)
-    }
-
-    pub fn below_on(disk: Arc<dyn Disk>, state: &Path, sinks: usize, budget: usize) -> Below {
-        below_at(Clock::real(), disk, state, sinks, budget)
-    }
-
-    pub fn below_at(clock: Clock, disk: Arc<dyn Disk>, state: &Path, sinks: usize, budget: usize) -> Below {
-        let (switch, stop) = Switch::new().expect("pipes can be made");
-        let (metrics, own_files) = (Registry::default(), OwnFiles::default());
-        let settings = ledger::Settings {
-            folder: state.to_owned(),
-            sinks: (0..sinks).map(|number| number.to_string().into()).collect(),
-            sync_interval: Duration::from_secs(3600),
-            unsynced: Default::default(),
-            own_files: own_files.clone(),
-            disk,
-            passed: Default::default(),
-        };
-        let margin = Duration::from_secs(1);
-        let (ledger, book, journal) =
-            Ledger::open(settings, stop.clone(), margin, &metrics, &mut Wires::default());
-        let restored = ledger.restored();
-        let (intake, chunks) = bounded(1);
-        let budget = Budget::new(budget);
-        let supply = Supply::new(budget, clock, stop, &restored, sinks, book, vec![intake]);
-        Below { switch, ledger, restored, supply, journal, chunks, metrics, own_files }
-    }
-}
+pub mod fixture;
 
 #[cfg(test)]
 mod tests;

@@ -140,7 +140,7 @@ impl Stdin {
                 Some(credit) => credit,
                 None => self.credit(stream, len, task)?,
             };
-            task.waits_for("the workers");
+            task.waits_for("room downhill");
             self.outlet.send(stream, &self.buffer[..len], &self.ends, credit)?;
             task.beat();
             self.buffer.drain(..len);

@@ -311,7 +311,7 @@ impl<'a> Shipper<'a> {
             self.take_credit(self.gathered.data.len());
         }
         let Some(credit) = self.credit.take() else { return }; // the agent is stopping
-        self.task.waits_for("the workers");
+        self.task.waits_for("room downhill");
         let (cursor, half) = (self.gathered.cursor, self.half());
         match self.outlet.send_timed(&mut self.place.stream, &mut self.gathered, credit) {
             Ok(()) => {

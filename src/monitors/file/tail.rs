@@ -483,7 +483,7 @@ impl Tail {
                 let small = outlet.gather(data, lines, before.unwrap_or_default(), credit, grown);
                 return Turn::Caught(Caught { small, before, len });
             }
-            task.waits_for("the workers");
+            task.waits_for("room downhill");
             match outlet.send_read(stream, data, lines, before.unwrap_or_default(), credit) {
                 Ok(()) => {}
                 Err(why) => return self.not_handed_over(why),

@@ -49,7 +49,7 @@ impl Files {
         if self.caught.is_empty() {
             return;
         }
-        task.waits_for("the workers");
+        task.waits_for("room downhill");
         let most = self.caught.len();
         let (mut tails, mut smalls) = (Vec::with_capacity(most), Vec::with_capacity(most));
         for (tail, Caught { small, before, len }) in self.caught.drain(..) {
