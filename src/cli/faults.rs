@@ -57,14 +57,16 @@ enum Twice {
 }
 
 impl House {
-    fn new() -> House {
+    /// `stage`: there are none by default, and then no worker.
+    fn new(stage: &str) -> House {
         let house = House { room: tempfile::tempdir().unwrap(), written: 0 };
         let config = |name: &str, source: &str, sink: &str| {
             let text = format!(
                 r#"{{ "agent": {{ "data_dir": "data", "stop_timeout": "10m", "sync_interval": "100ms", "workers": 1 }},
                       "status": {{ "listen": "127.0.0.1:0" }},
                       "sources": [ {{ "type": "file", "include": ["logs/*.log"], "poll_interval": "50ms" }} {source} ],
-                      "sinks": [ {{ "type": "file", "path": "out.txt", "batch": {{ "max_wait": "5ms" }} }} {sink} ] }}"#
+                      "sinks": [ {{ "type": "file", "path": "out.txt", "batch": {{ "max_wait": "5ms" }} }} {sink} ],
+                      "pipeline": [ {stage} ] }}"#
             );
             std::fs::write(house.path(name), text).unwrap();
         };
@@ -135,7 +137,9 @@ impl House {
 }
 
 fn check(thread: &str, word: &str, nth: u32, twice: Twice) {
-    let mut house = House::new();
+    let has_pool = thread.starts_with("worker");
+    let mut house =
+        House::new(if has_pool { r#"{ "type": "labels", "set": { "seen": "yes" } }"# } else { "" });
     let life = house.life("ill.json", Some(&format!("{thread}@{word}@{nth}")));
     let code = house.wait(life, 5, matches!(thread, "signals" | "reload"));
     let said = house.said();
