@@ -8,6 +8,9 @@
 //!
 //! Podman looks through the whole file each time, so the next reading waits for ten times as long as the last one took.
 //!
+//! One that was run with `--rm` is often gone before it can be read. What is followed of it can be read all the same, holes
+//! or not: so of a young container that is kept open besides, and not read unless there is nothing else: a [`Spare`].
+//!
 //! Not here: how a log is read (`shipper.rs`), what is done when the container is dead (`reader.rs`).
 
 use std::borrow::Cow;
@@ -15,9 +18,10 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use super::api::{Came, Stream as Log};
+use super::cursor::Track;
 use super::reader::{Opened, Reader, Reading, ended_by};
 use super::reports::How;
-use super::shipper::DEAD_SILENCE;
+use super::shipper::{DEAD_SILENCE, Followed, Shipper, Text};
 use crate::ledger::Cursor;
 use crate::net::wait_for_any;
 use crate::record::Mark;
@@ -31,6 +35,18 @@ const PAUSE_PER_READING: u32 = 10;
 
 /// A sign may be lost: the library passes over what would have been one.
 const WITHOUT_A_SIGN: Duration = Duration::from_secs(60);
+
+/// Of an older one the spare is given up: all of them would be sent once more before the first line that is needed.
+const SPARE_LINES: u64 = 10_000;
+
+/// A log that is followed and was not read yet.
+pub(super) struct Spare {
+    log: Log,
+    /// Where it begins.
+    from: Option<Cursor>,
+    /// Lines that were taken since then.
+    pub taken: u64,
+}
 
 /// A line that was not handed on yet.
 #[derive(Clone, Default)]
@@ -86,7 +102,13 @@ impl Reader {
         opened: &mut Option<Opened>,
         task: &Task,
     ) -> Result<(), How> {
+        if self.follow {
+            let from = self.from(opened.as_ref());
+            let log = self.shared.engine.logs(&self.facts.id, from, true).map_err(ended_by)?;
+            self.spare = Some(Spare { log, from, taken: 0 });
+        }
         loop {
+            self.spare.take_if(|spare| spare.taken > SPARE_LINES);
             // First: what is written during the reading is a sign.
             let sign = match self.follow {
                 true => Some(self.shared.engine.signs(&self.facts.id).map_err(ended_by)?),
@@ -110,6 +132,47 @@ impl Reader {
                 return Ok(());
             }
         }
+    }
+
+    /// It is gone, and was not read to its end: what there is of it otherwise.
+    pub(super) fn read_what_is_left(&mut self, opened: &mut Option<Opened>, task: &Task) -> How {
+        let gone = How::Missing { complete: false };
+        let read = self.spare.take().map(|spare| self.read_spare(spare, opened, task));
+        match (read, opened) {
+            (Some(Ok(())), _) => How::Missing { complete: true },
+            (Some(Err(How::Stopped)), _) => How::Stopped,
+            (_, Some(opened)) => {
+                let position = opened.place.stream.position();
+                if let Some(line) = self.newest.give_up_waiting(position) {
+                    let mut shipper = Shipper::new(&mut self.outlet, task, opened, None);
+                    shipper.gather(line);
+                    shipper.ship();
+                }
+                gone
+            }
+            (_, None) => gone,
+        }
+    }
+
+    fn read_spare(&mut self, spare: Spare, opened: &mut Option<Opened>, task: &Task) -> Result<(), How> {
+        let opened = match opened {
+            Some(opened) => opened,
+            None => opened.insert(self.open()),
+        };
+        let followed = Followed {
+            shared: &self.shared,
+            id: &self.facts.id,
+            alive: &self.alive,
+            bell: self.bell.as_deref(),
+            asked: true,
+        };
+        let mut shipper = Shipper::new(&mut self.outlet, task, opened, Some(followed));
+        (shipper.track, shipper.skip) = (Track::new(spare.from), spare.taken);
+        let mut text = Text::new(&self.shared);
+        shipper.pump(spare.log, &mut text)?;
+        text.end(&mut shipper);
+        shipper.ship();
+        if shipper.stopped { Err(How::Stopped) } else { Ok(()) }
     }
 
     /// Waits for a sign that there is more. Whether the container is dead instead.

@@ -15,13 +15,12 @@ use std::time::Duration;
 use crossbeam_channel::select;
 
 use super::api::{Engine, Failure, Stream as Log};
-use super::frames::Frames;
 use super::labels::{Chosen, Facts, Labeller, STAGES, chosen, exist};
-use super::lines::Joiner;
-use super::podman::Newest;
+use super::podman::{Newest, Spare};
 use super::reports::{Begin, Bell, How, Report, Reports};
 use super::shipper::{Followed, Shipper, Text};
 use super::{Place, StreamAs, place_of};
+use crate::ledger::Cursor;
 use crate::monitors::file::identity::lineage;
 use crate::monitors::outlet::Timekeeper;
 use crate::monitors::{Outlet, SourceOptions};
@@ -71,6 +70,8 @@ pub(super) struct Reader {
     pub heard_out: bool,
     /// The last line of a log that may have been read while that line was being written.
     pub newest: Newest,
+    /// For a container that is gone before it can be read.
+    pub spare: Option<Spare>,
 }
 
 /// The place, and what its lines have.
@@ -95,9 +96,9 @@ impl Reader {
     pub fn run(mut self, task: &Task) -> crate::error::Result<()> {
         let mut opened = None;
         let was_dead = self.is_dead();
-        let how = self.read(&mut opened, task);
-        if let (How::Missing { .. }, Some(opened)) = (&how, &mut opened) {
-            self.hand_on_the_newest(opened, task);
+        let mut how = self.read(&mut opened, task);
+        if let How::Missing { complete: false } = how {
+            how = self.read_what_is_left(&mut opened, task);
         }
         if let (How::Dead, Some(Opened { place, .. })) = (&how, &mut opened)
             && (self.follow || was_dead)
@@ -171,6 +172,17 @@ impl Reader {
         }
     }
 
+    /// Where its log is read on.
+    pub(super) fn from(&self, opened: Option<&Opened>) -> Option<Cursor> {
+        match (opened, &self.begin) {
+            (Some(opened), _) => opened.place.cursor,
+            (None, Some(Begin::New(from))) => *from,
+            (None, Some(Begin::Known(known))) => known.cursor,
+            (None, Some(Begin::Going(place))) => place.cursor,
+            (None, None) => None,
+        }
+    }
+
     /// Reads the log once, from the place on, to the end that the engine gives it.
     pub(super) fn round(
         &mut self,
@@ -180,13 +192,7 @@ impl Reader {
     ) -> std::result::Result<(), How> {
         task.doing("asking for the log");
         let was_dead = self.is_dead();
-        let from = match (&opened, &self.begin) {
-            (Some(opened), _) => opened.place.cursor,
-            (None, Some(Begin::New(from))) => *from,
-            (None, Some(Begin::Known(known))) => known.cursor,
-            (None, Some(Begin::Going(place))) => place.cursor,
-            (None, None) => None,
-        };
+        let from = self.from(opened.as_ref());
         // First of all: whoever has the log open can read it, even if the container is removed at once.
         self.heard_out = false;
         let follow = reading == Reading::Followed;
@@ -214,7 +220,6 @@ impl Reader {
         let was_over = self.is_dead();
         let follow = reading == Reading::Followed;
         let parts_share_a_time = !self.shared.engine.is_podman();
-        let max_line_bytes = self.shared.source.max_line_bytes;
         let followed = follow.then_some(Followed {
             shared: &self.shared,
             id: &self.facts.id,
@@ -225,8 +230,7 @@ impl Reader {
         let mut shipper = Shipper::new(&mut self.outlet, task, opened, followed);
         shipper.behind = self.behind;
         shipper.newest = (reading == Reading::WhileWritten).then_some(&mut self.newest);
-        let mut text =
-            Text { frames: Frames::default(), joiner: Joiner::new(max_line_bytes, parts_share_a_time) };
+        let mut text = Text::new(&self.shared);
         let how = shipper.pump(log, &mut text);
         self.behind = shipper.behind;
         if shipper.gap {
@@ -258,18 +262,13 @@ impl Reader {
                 shipper.ship();
             }
         }
+        if let Some(spare) = &mut self.spare {
+            spare.taken += shipper.taken;
+        }
         if shipper.stopped { Err(How::Stopped) } else { how }
     }
 
-    /// It is gone: what was held back is all that there will be of it.
-    fn hand_on_the_newest(&mut self, opened: &mut Opened, task: &Task) {
-        let Some(line) = self.newest.give_up_waiting(opened.place.stream.position()) else { return };
-        let mut shipper = Shipper::new(&mut self.outlet, task, opened, None);
-        shipper.gather(line);
-        shipper.ship();
-    }
-
-    fn open(&mut self) -> Opened {
+    pub(super) fn open(&mut self) -> Opened {
         if self.shared.labeller.lock().needs_env() && self.facts.env.is_empty() {
             // Gone already, or ill: its lines are worth more than this label.
             if let Ok(found) = self.shared.engine.inspect(&self.facts.id) {

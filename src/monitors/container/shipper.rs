@@ -44,11 +44,17 @@ const SHOWN_BYTES: usize = 200;
 
 /// From bytes to lines.
 pub(super) struct Text {
-    pub frames: Frames,
-    pub joiner: Joiner,
+    frames: Frames,
+    joiner: Joiner,
 }
 
 impl Text {
+    pub fn new(shared: &Shared) -> Text {
+        let parts_share_a_time = !shared.engine.is_podman();
+        let joiner = Joiner::new(shared.source.max_line_bytes, parts_share_a_time);
+        Text { frames: Frames::default(), joiner }
+    }
+
     /// `false`: nobody can understand what follows.
     fn feed(&mut self, bytes: &[u8], shipper: &mut Shipper<'_>) -> bool {
         let (joiner, plain) = (&mut self.joiner, self.frames.is_plain_from(bytes));
@@ -98,6 +104,10 @@ pub(super) struct Shipper<'a> {
     pub behind: bool,
     /// Of a log whose last line may be half a line.
     pub newest: Option<&'a mut Newest>,
+    /// So many more lines are known.
+    pub skip: u64,
+    /// Lines that were gathered.
+    pub taken: u64,
 }
 
 /// A container whose log is followed.
@@ -145,6 +155,8 @@ impl<'a> Shipper<'a> {
             gap: false,
             behind: false,
             newest: None,
+            skip: 0,
+            taken: 0,
         }
     }
 
@@ -246,6 +258,10 @@ impl<'a> Shipper<'a> {
         let before = self.track.cursor();
         let time_ns = match self.track.line(line.ns, line.held) {
             Step::Known => return,
+            Step::New { .. } if self.skip > 0 => {
+                self.skip -= 1;
+                return;
+            }
             Step::New { time_ns } => time_ns,
             Step::NewAfterGap { time_ns } => {
                 self.gap = true;
@@ -283,6 +299,7 @@ impl<'a> Shipper<'a> {
                 self.edge = None;
             }
         }
+        self.taken += 1;
         let gathered = &mut self.gathered;
         gathered.data.extend_from_slice(&line.raw);
         gathered.ends.push(gathered.data.len() as u32);

@@ -79,6 +79,8 @@ struct State {
     followers_get: Option<usize>,
     /// They do not get these, by their number in the log.
     left_out: std::ops::Range<usize>,
+    /// A log can be followed, and not be read otherwise.
+    only_follows: bool,
     /// The next reading of a whole log ends within its last message.
     torn: bool,
 }
@@ -213,6 +215,11 @@ impl Daemon {
     /// As Podman does when it meets the end of a file in the middle of a write.
     pub fn leave_out(&self, messages: std::ops::Range<usize>) {
         self.change(|state| state.left_out = messages);
+    }
+
+    /// As an engine that removes a container while it is asked for its log.
+    pub fn only_follow(&self) {
+        self.change(|state| state.only_follows = true);
     }
 
     /// Whoever next reads a whole log comes while its last message is being written.
@@ -350,6 +357,9 @@ fn serve(inner: &Inner, life: u64, connection: UnixStream) -> std::io::Result<()
                 out,
                 "HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {len}\r\n\r\n{body}"
             );
+        }
+        "logs" if state.only_follows && query.get("follow") != Some(&"1") => {
+            return refuse(&mut out, 404, "No such container");
         }
         "logs" if state.containers.get(&id).is_none_or(|container| container.only_listed) => {
             return refuse(&mut out, 404, "No such container");

@@ -197,3 +197,30 @@ fn what_podman_removes_is_handed_on_with_its_last_line() {
     house.assert_arrived(&agent, &numbered("c", 0..10));
     assert_eq!(agent.stop(), 0, "{}", agent.stderr());
 }
+
+/// What is followed was open before it was removed, and its lines come once, those that were read before included.
+#[test]
+fn what_podman_removes_before_it_can_be_read_is_read_from_what_was_open() {
+    let house = House::new(json!({}));
+    house.daemon.pretend_podman();
+    house.daemon.run("read-before");
+    house.say("read-before", 0..10);
+    let agent = house.room.run();
+    house.until_arrived(&agent, 10);
+    house.daemon.only_follow();
+    house.daemon.run("never-read");
+    house.say("never-read", 0..1);
+    house.say("read-before", 10..15);
+    house.until_arrived(&agent, 16);
+    for name in ["never-read", "read-before"] {
+        house.daemon.die_removed(name);
+    }
+    agent.until("nobody reads", || readers(&agent) == 0);
+    let (mut arrived, mut expected) = (house.arrived(), numbered("read-before", 0..15));
+    expected.extend(numbered("never-read", 0..1));
+    arrived.sort();
+    expected.sort();
+    assert_eq!(arrived, expected, "{}", agent.stderr());
+    assert!(named_as_removed(&agent).is_empty(), "{}", agent.stderr());
+    assert_eq!(agent.stop(), 0, "{}", agent.stderr());
+}

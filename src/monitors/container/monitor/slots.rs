@@ -220,6 +220,7 @@ impl Monitor {
             behind: false,
             heard_out: false,
             newest: Newest::default(),
+            spare: None,
         };
         slot.state = State::Reading;
         slot.started = false;
