@@ -82,6 +82,8 @@ pub enum Failure {
     Unreadable(String),
     /// The engine does not answer, or not as an engine.
     Ill(Error),
+    /// It has taken the question, and not begun to answer in time.
+    Silent(Error),
     Stopping,
 }
 
@@ -326,9 +328,13 @@ impl Engine {
     }
 
     /// A log from now on: something comes when something is written, but not all of it; ends when the container dies.
-    pub fn signs(&self, id: &str) -> std::result::Result<Stream, Failure> {
+    /// Podman before 5.3 does not begin to answer earlier than that; `None`: not within [`TIMEOUT`].
+    pub fn signs(&self, id: &str) -> std::result::Result<Option<Stream>, Failure> {
         let path = format!("/containers/{id}/logs?stdout=1&stderr=1&follow=1&tail=0");
-        self.stream(&self.versioned(&path), Expected::Log)
+        match self.stream(&self.versioned(&path), Expected::Log) {
+            Err(Failure::Silent(_)) => Ok(None),
+            answered => answered.map(Some),
+        }
     }
 
     fn versioned(&self, path: &str) -> String {
@@ -389,11 +395,15 @@ impl Engine {
         if self.stop.is_closed() {
             return Failure::Stopping;
         }
-        Failure::Ill(Error::new(match cause {
+        let why = Error::new(match cause {
             ureq::Error::Io(error) if error.raw_os_error().is_some() => error.kind().to_string(),
             ureq::Error::Timeout(phase) => format!("does not answer within {TIMEOUT:?} ({phase})"),
             other => other.to_string(),
-        }))
+        });
+        match cause {
+            ureq::Error::Timeout(ureq::Timeout::RecvResponse) => Failure::Silent(why),
+            _ => Failure::Ill(why),
+        }
     }
 }
 

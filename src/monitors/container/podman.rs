@@ -29,6 +29,9 @@ const PAUSE: Duration = Duration::from_millis(300);
 /// Of the time that Podman may spend on one log.
 const PAUSE_PER_READING: u32 = 10;
 
+/// What a second one ends with was not there in the first, or is sure.
+const READINGS_ONCE: u64 = 2;
+
 /// A sign may be lost: the library passes over what would have been one.
 const WITHOUT_A_SIGN: Duration = Duration::from_secs(60);
 
@@ -62,6 +65,10 @@ impl Newest {
         self.held.replace(fresh)
     }
 
+    pub fn held_bytes(&self) -> usize {
+        self.held.as_ref().map_or(0, |line| line.raw.len())
+    }
+
     /// At the end of a reading: what is held, if the last one ended just so. `position`: where it would stand.
     pub fn end(&mut self, position: u64) -> Option<Fresh<'static>> {
         let before = self.unsure.take();
@@ -80,36 +87,40 @@ impl Newest {
 }
 
 impl Reader {
-    /// Until the container is dead, as far as is known; of one that is not followed, until all is sure that stands there.
+    /// Until the container is dead, as far as is known; of one that is not followed, until all is sure that stood there at
+    /// first: what is written while it is looked at comes without end.
     pub(super) fn read_again_and_again(
         &mut self,
         opened: &mut Option<Opened>,
         task: &Task,
     ) -> Result<(), How> {
-        loop {
-            // First: what is written during the reading is a sign.
-            let sign = match self.follow {
-                true => Some(self.shared.engine.signs(&self.facts.id).map_err(ended_by)?),
-                false => None,
-            };
-            let began = task.now();
+        let mut sign = None;
+        for reading in 1_u64.. {
             self.round(opened, Reading::WhileWritten, task)?;
-            let took = task.now().saturating_duration_since(began);
             if self.behind {
                 self.behind = self.is_gone(); // else what it ended with was the end
             }
-            if self.newest.unsure.is_none() {
-                let Some(sign) = sign else { return Ok(()) };
+            let is_sure = self.newest.unsure.is_none();
+            if !self.follow && (is_sure || reading == READINGS_ONCE) {
+                return Ok(());
+            } else if !is_sure {
+                sign = None;
+            } else if let Some(sign) = sign.take() {
                 if self.is_over(sign, task)? {
                     return Ok(());
                 }
+            } else {
+                // What was written before it began is none: so the log is read once more before it is waited for.
+                task.waits_for("lines");
+                sign = self.shared.engine.signs(&self.facts.id).map_err(ended_by)?;
             }
             task.waits_for("more lines");
-            self.wait((took * PAUSE_PER_READING).max(PAUSE), None)?;
+            self.wait((self.engine_took * PAUSE_PER_READING).max(PAUSE), None)?;
             if self.is_dead() {
-                return Ok(());
+                break;
             }
         }
+        Ok(())
     }
 
     /// Waits for a sign that there is more. Whether the container is dead instead.

@@ -69,6 +69,8 @@ pub(super) struct Reader {
     /// What the engine had of its last life was read to the end: it was asked for it when the container was dead, or is one
     /// that leaves nothing out.
     pub heard_out: bool,
+    /// How long the engine has let us wait in the last reading: not how long we had no room.
+    pub engine_took: Duration,
     /// The last line of a log that may have been read while that line was being written.
     pub newest: Newest,
 }
@@ -146,7 +148,10 @@ impl Reader {
                 }
             }
             let read = match self.shared.engine.is_podman() && !self.follow && !self.is_dead() {
-                true => self.read_again_and_again(opened, task),
+                true => self.read_again_and_again(opened, task).and_then(|()| match self.is_dead() {
+                    true => self.round(opened, Reading::ToItsEnd, task),
+                    false => Ok(()),
+                }),
                 false => self.round(opened, Reading::ToItsEnd, task),
             };
             return match read {
@@ -190,7 +195,9 @@ impl Reader {
         // First of all: whoever has the log open can read it, even if the container is removed at once.
         self.heard_out = false;
         let follow = reading == Reading::Followed;
+        let asked = task.now();
         let log = self.shared.engine.logs(&self.facts.id, from, follow).map_err(ended_by)?;
+        self.engine_took = task.now().saturating_duration_since(asked);
         if opened.is_none() {
             *opened = Some(self.open());
         }
@@ -229,6 +236,7 @@ impl Reader {
             Text { frames: Frames::default(), joiner: Joiner::new(max_line_bytes, parts_share_a_time) };
         let how = shipper.pump(log, &mut text);
         self.behind = shipper.behind;
+        self.engine_took += shipper.waited;
         if shipper.gap {
             log::warn!(
                 "{}: {}: the engine does not have the log any more that was read last; what it still has is \
@@ -332,7 +340,7 @@ pub(super) fn ended_by(failure: Failure) -> How {
     match failure {
         Failure::Gone => How::Missing { complete: false },
         Failure::Unreadable(said) => How::Unreadable(said),
-        Failure::Ill(why) => How::Broken(why.to_string()),
+        Failure::Ill(why) | Failure::Silent(why) => How::Broken(why.to_string()),
         Failure::Stopping => How::Stopped,
     }
 }

@@ -96,6 +96,8 @@ pub(super) struct Shipper<'a> {
     pub stopped: bool,
     pub gap: bool,
     pub behind: bool,
+    /// How long the engine had nothing to give.
+    pub waited: Duration,
     /// Of a log whose last line may be half a line.
     pub newest: Option<&'a mut Newest>,
 }
@@ -144,6 +146,7 @@ impl<'a> Shipper<'a> {
             stopped: false,
             gap: false,
             behind: false,
+            waited: Duration::ZERO,
             newest: None,
         }
     }
@@ -154,7 +157,8 @@ impl<'a> Shipper<'a> {
         let stop = self.outlet.stop().stop.clone();
         let mut buffer = vec![0; 16 * 1024];
         loop {
-            self.take_credit(READ_BYTES + text.joiner.held_bytes());
+            let held_back = self.newest.as_ref().map_or(0, |newest| newest.held_bytes());
+            self.take_credit(READ_BYTES + text.joiner.held_bytes() + held_back);
             let mut read = 0;
             let came = loop {
                 if self.stopped {
@@ -186,6 +190,7 @@ impl<'a> Shipper<'a> {
                 Came::Nothing => {
                     self.credit = None;
                     self.outlet.nothing_to_read();
+                    let began = self.task.now();
                     if read > 0 && read < GATHER_BYTES {
                         self.task.waits_for("more lines");
                         select! {
@@ -194,7 +199,6 @@ impl<'a> Shipper<'a> {
                         }
                     } else if read == 0 {
                         self.task.waits_for("lines");
-                        let began = self.task.now();
                         if let Err(cause) = self.wait(&log) {
                             return Err(How::Broken(format!("could not wait for lines: {cause}")));
                         }
@@ -206,6 +210,7 @@ impl<'a> Shipper<'a> {
                             return Ok(None);
                         }
                     }
+                    self.waited += self.task.now().saturating_duration_since(began);
                     self.task.beat();
                 }
             }

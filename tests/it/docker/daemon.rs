@@ -81,6 +81,10 @@ struct State {
     left_out: std::ops::Range<usize>,
     /// The next reading of a whole log ends within its last message.
     torn: bool,
+    /// An answer with a log begins with its first message, not before.
+    answers_late: bool,
+    /// Whenever a whole log is asked for, the container writes one more line to it.
+    writes_on: bool,
 }
 
 impl State {
@@ -218,6 +222,15 @@ impl Daemon {
     /// Whoever next reads a whole log comes while its last message is being written.
     pub fn tear(&self) {
         self.change(|state| state.torn = true);
+    }
+
+    pub fn write_on(&self) {
+        self.change(|state| state.writes_on = true);
+    }
+
+    /// Podman before 5.3 says nothing at all before it has something to send of a log.
+    pub fn answer_late(&self) {
+        self.change(|state| state.answers_late = true);
     }
 
     /// As with `--rm`: nobody can ask for its log once it is dead.
@@ -441,7 +454,16 @@ fn logs(inner: &Inner, life: u64, out: &mut UnixStream, id: &str, wanted: Wanted
     if from_now {
         at = inner.state.lock().containers.get(id).map_or(0, |container| container.log.len());
     }
-    out.write_all(HEAD)?;
+    if inner.state.lock().writes_on && !follow {
+        let mut state = inner.state.lock();
+        let log = &mut state.containers.get_mut(id).unwrap().log;
+        let ns = log.last().map_or(1, |last| last.ns + 1);
+        log.push(Message { stream: OUT, ns, text: b"and on\n".to_vec() });
+    }
+    let mut head = HEAD;
+    if !inner.state.lock().answers_late {
+        out.write_all(std::mem::take(&mut head))?;
+    }
     loop {
         let mut state = inner.state.lock();
         let (container, upto, is_over) = loop {
@@ -450,7 +472,7 @@ fn logs(inner: &Inner, life: u64, out: &mut UnixStream, id: &str, wanted: Wanted
             }
             let there = state.containers.get(id);
             let Some(container) = there.or_else(|| state.removed.get(id)) else {
-                return out.write_all(b"0\r\n\r\n");
+                return out.write_all(&[head, b"0\r\n\r\n"].concat());
             };
             let is_over = !follow || there.is_none() || !container.running && !state.leaves_logs_open;
             let upto = state.followers_get.filter(|_| follow).unwrap_or(usize::MAX).min(container.log.len());
@@ -478,6 +500,7 @@ fn logs(inner: &Inner, life: u64, out: &mut UnixStream, id: &str, wanted: Wanted
                 let len = (bytes.len() as u32).to_be_bytes();
                 bytes = [&[message.stream, 0, 0, 0], &len[..], &bytes].concat();
             }
+            out.write_all(std::mem::take(&mut head))?;
             if bytes.len() >= cut {
                 return chunk(out, &bytes[..cut]);
             }
@@ -486,7 +509,7 @@ fn logs(inner: &Inner, life: u64, out: &mut UnixStream, id: &str, wanted: Wanted
         }
         at = upto;
         if is_over {
-            return out.write_all(b"0\r\n\r\n");
+            return out.write_all(&[head, b"0\r\n\r\n"].concat());
         }
     }
 }

@@ -197,3 +197,33 @@ fn what_podman_removes_is_handed_on_with_its_last_line() {
     house.assert_arrived(&agent, &numbered("c", 0..10));
     assert_eq!(agent.stop(), 0, "{}", agent.stderr());
 }
+
+#[test]
+fn what_a_quiet_container_has_said_is_read_though_podman_answers_late() {
+    let house = House::new(json!({}));
+    house.daemon.pretend_podman();
+    house.daemon.answer_late();
+    house.daemon.run("c");
+    house.say("c", 0..10);
+    let agent = house.room.run();
+    house.assert_arrived(&agent, &numbered("c", 0..10));
+    house.say("c", 10..20);
+    house.assert_arrived(&agent, &numbered("c", 0..20));
+    house.daemon.die("c");
+    agent.until("nobody reads it", || readers(&agent) == 0);
+    assert_eq!(agent.stop(), 0, "{}", agent.stderr());
+    assert_eq!(house.arrived(), numbered("c", 0..20), "{}", agent.stderr());
+}
+
+/// Each reading ends with another line. What stood there when it was first looked at is all that is waited for.
+#[test]
+fn once_ends_though_a_container_of_podman_writes_on() {
+    let house = House::new(json!({}));
+    house.daemon.pretend_podman();
+    house.daemon.write_on();
+    house.daemon.run("c");
+    house.say("c", 0..10);
+    let (code, stderr) = house.room.run_once();
+    assert_eq!(code, 0, "{stderr}");
+    assert_eq!(house.arrived()[..10], numbered("c", 0..10), "{stderr}");
+}
