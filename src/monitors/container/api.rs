@@ -319,9 +319,10 @@ impl Engine {
         self.stream(&self.versioned(&format!("/events?{FILTERS}{since}")), Expected::Events)
     }
 
-    /// A log from a cursor on, or from its beginning; with `follow` until the container dies.
+    /// A log from a cursor on, or from its beginning; with `follow` until the container dies. What is older may come in front
+    /// of it.
     pub fn logs(&self, id: &str, from: Option<Cursor>, follow: bool) -> std::result::Result<Stream, Failure> {
-        let since = from.map_or(String::new(), |cursor| format!("&since={}", seconds(cursor.ns)));
+        let since = from.map_or(String::new(), |cursor| format!("&since={}", seconds(self.asked_ns(cursor))));
         let follow = u8::from(follow);
         let path = format!("/containers/{id}/logs?stdout=1&stderr=1&timestamps=1&follow={follow}{since}");
         self.stream(&self.versioned(&path), Expected::Log)
@@ -335,6 +336,12 @@ impl Engine {
             Err(Failure::Silent(_)) => Ok(None),
             answered => answered.map(Some),
         }
+    }
+
+    /// Podman rounds parts of a second, and leaves out what was written at that very time. Before 5.8 a line has whole seconds,
+    /// and those of them that were written before it are counted with the others.
+    fn asked_ns(&self, from: Cursor) -> i64 {
+        if self.is_podman() { from.ns - from.ns.rem_euclid(1_000_000_000) } else { from.ns }
     }
 
     fn versioned(&self, path: &str) -> String {

@@ -229,11 +229,12 @@ impl Reader {
             bell: self.bell.as_deref(),
             asked: false,
         });
+        let since_ns = opened.place.cursor.map(|cursor| cursor.ns);
         let mut shipper = Shipper::new(&mut self.outlet, task, opened, followed);
         shipper.behind = self.behind;
         shipper.newest = (reading == Reading::WhileWritten).then_some(&mut self.newest);
-        let mut text =
-            Text { frames: Frames::default(), joiner: Joiner::new(max_line_bytes, parts_share_a_time) };
+        let joiner = Joiner::new(max_line_bytes, parts_share_a_time);
+        let mut text = Text { frames: Frames::default(), joiner, since_ns, skips: false };
         let how = shipper.pump(log, &mut text);
         self.behind = shipper.behind;
         self.engine_took += shipper.waited;

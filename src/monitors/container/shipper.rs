@@ -39,6 +39,8 @@ const CAUGHT_UP: Duration = Duration::from_millis(200);
 /// end. As often a silent reader that has no bell looks whether its container is dead.
 pub(super) const DEAD_SILENCE: Duration = Duration::from_secs(5);
 
+const SECOND_NS: i64 = 1_000_000_000;
+
 /// Of what came instead of a log: a sentence of the engine.
 const SHOWN_BYTES: usize = 200;
 
@@ -46,14 +48,28 @@ const SHOWN_BYTES: usize = 200;
 pub(super) struct Text {
     pub frames: Frames,
     pub joiner: Joiner,
+    /// What is older was not asked for.
+    pub since_ns: Option<i64>,
+    /// The message that comes is older.
+    pub skips: bool,
 }
 
 impl Text {
     /// `false`: nobody can understand what follows.
     fn feed(&mut self, bytes: &[u8], shipper: &mut Shipper<'_>) -> bool {
         let (joiner, plain) = (&mut self.joiner, self.frames.is_plain_from(bytes));
+        let (since_ns, skips) = (self.since_ns, &mut self.skips);
         let each = &mut |event: Event<'_>| match event {
-            Event::Message { side, ns } => joiner.message(side, ns, &mut |line| shipper.line(&line)),
+            Event::Message { ns: Some(ns), .. }
+                if since_ns.is_some_and(|since_ns| is_older(ns, since_ns)) =>
+            {
+                *skips = true
+            }
+            Event::Message { side, ns } => {
+                *skips = false;
+                joiner.message(side, ns, &mut |line| shipper.line(&line));
+            }
+            Event::Text { .. } if *skips => {}
             Event::Text { side, bytes } => joiner.text(side, bytes, plain, &mut |line| shipper.line(&line)),
             Event::Complaint(said) => {
                 shipper.behind = true; // what it could not read may be removed before it is asked again
@@ -69,13 +85,21 @@ impl Text {
 
     pub fn end(&mut self, shipper: &mut Shipper<'_>) {
         let (joiner, plain) = (&mut self.joiner, self.frames.is_plain_from(&[]));
+        let skips = self.skips;
         self.frames.end(&mut |event| {
-            if let Event::Text { side, bytes } = event {
+            if let Event::Text { side, bytes } = event
+                && !skips
+            {
                 joiner.text(side, bytes, plain, &mut |line| shipper.line(&line));
             }
         });
         joiner.end(plain, &mut |line| shipper.line(&line));
     }
+}
+
+/// Podman before 5.8 gives whole seconds: of the one that was asked for nobody knows, so all of it is taken.
+fn is_older(ns: i64, since_ns: i64) -> bool {
+    ns < if ns % SECOND_NS == 0 { since_ns - since_ns.rem_euclid(SECOND_NS) } else { since_ns }
 }
 
 /// Gathers lines into chunks.

@@ -1,7 +1,7 @@
 //! An engine that does what the test says: Docker's API on a socket, as far as logs need it.
 //!
-//! It filters by `since` as Docker 20 does (each message for itself), sends a log in frames or as a terminal's,
-//! follows it, and has moods. It can be gone, which ends all its connections, and come back.
+//! It filters by `since` as Docker 20 does (each message for itself) or as Podman (without those of that very time),
+//! sends a log in frames or as a terminal's, follows it, and has moods. It can be gone, which ends all its connections, and come back.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{BufRead, BufReader, Write};
@@ -83,6 +83,8 @@ struct State {
     torn: bool,
     /// An answer with a log begins with its first message, not before.
     answers_late: bool,
+    /// What it says of times.
+    whole_seconds: bool,
     /// Whenever a whole log is asked for, the container writes one more line to it.
     writes_on: bool,
 }
@@ -222,6 +224,11 @@ impl Daemon {
     /// Whoever next reads a whole log comes while its last message is being written.
     pub fn tear(&self) {
         self.change(|state| state.torn = true);
+    }
+
+    /// Podman before 5.8.
+    pub fn say_whole_seconds(&self) {
+        self.change(|state| state.whole_seconds = true);
     }
 
     pub fn write_on(&self) {
@@ -483,10 +490,12 @@ fn logs(inner: &Inner, life: u64, out: &mut UnixStream, id: &str, wanted: Wanted
         };
         let left_out = if follow { state.left_out.clone() } else { 0..0 };
         let torn = !follow && state.torn;
+        let (is_podman, whole_seconds) = (state.is_podman, state.whole_seconds);
         state.torn &= !torn;
         drop(state);
         for (number, message) in (at..upto).zip(&container.log[at..upto]) {
-            if message.ns < since || left_out.contains(&number) {
+            let is_older = if is_podman { message.ns <= since } else { message.ns < since };
+            if is_older || left_out.contains(&number) {
                 continue;
             }
             let mut message = message.clone();
@@ -494,7 +503,8 @@ fn logs(inner: &Inner, life: u64, out: &mut UnixStream, id: &str, wanted: Wanted
                 message.text.truncate(message.text.len() / 2);
                 message.text.push(b'\n'); // Podman adds it to what it takes for a line
             }
-            let mut bytes = format!("{} ", stamp(message.ns)).into_bytes();
+            let shown_ns = if whole_seconds { message.ns - message.ns % 1_000_000_000 } else { message.ns };
+            let mut bytes = format!("{} ", stamp(shown_ns)).into_bytes();
             bytes.extend(&message.text);
             if !container.tty {
                 let len = (bytes.len() as u32).to_be_bytes();

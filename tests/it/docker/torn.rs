@@ -215,6 +215,53 @@ fn what_a_quiet_container_has_said_is_read_though_podman_answers_late() {
     assert_eq!(house.arrived(), numbered("c", 0..20), "{}", agent.stderr());
 }
 
+/// Since 5.8 its times have nanoseconds; and what it is asked for since some time is without the line of that time.
+#[test]
+fn lines_of_many_seconds_come_once_from_podman() {
+    let house = House::new(json!({}));
+    house.daemon.pretend_podman();
+    house.daemon.run("c");
+    let agent = house.room.run();
+    let mut expected = Vec::new();
+    for number in 0..10 {
+        let ns = T + number * 700 * MS + 1;
+        house.daemon.say("c", OUT, ns, format!("line {number}\n"));
+        expected.push(line("c", OUT, ns, &format!("line {number}")));
+        house.assert_arrived(&agent, &expected);
+    }
+    house.daemon.die("c");
+    agent.until("nobody reads it", || readers(&agent) == 0);
+    assert_eq!(agent.stop(), 0, "{}", agent.stderr());
+    assert_eq!(house.arrived(), expected, "{}", agent.stderr());
+}
+
+/// Before 5.8 its times are whole seconds: what it wrote in the second of the meeting, before it, may come too, but nothing
+/// comes twice.
+#[test]
+fn podman_is_read_from_its_end_on() {
+    let house = House::new(json!({ "start_at": "end" }));
+    house.daemon.pretend_podman();
+    house.daemon.say_whole_seconds();
+    house.daemon.clock(T + 500 * MS);
+    house.daemon.run("c");
+    for (number, at) in [-1500, 200, 300].into_iter().enumerate() {
+        house.daemon.say("c", OUT, T + at * MS, format!("before {number}\n"));
+    }
+    let agent = house.room.run();
+    agent.until("it is followed", || readers(&agent) == 1);
+    let mut expected: Vec<String> =
+        (1..3).map(|number| line("c", OUT, T + number - 1, &format!("before {number}"))).collect();
+    for number in 0..4 {
+        house.daemon.say("c", OUT, T + (600 + number) * MS, format!("after {number}\n"));
+        expected.push(line("c", OUT, T + 2 + number, &format!("after {number}")));
+        house.assert_arrived(&agent, &expected);
+    }
+    house.daemon.die("c");
+    agent.until("nobody reads it", || readers(&agent) == 0);
+    assert_eq!(agent.stop(), 0, "{}", agent.stderr());
+    assert_eq!(house.arrived(), expected, "{}", agent.stderr());
+}
+
 /// Each reading ends with another line. What stood there when it was first looked at is all that is waited for.
 #[test]
 fn once_ends_though_a_container_of_podman_writes_on() {
