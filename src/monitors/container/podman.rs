@@ -69,18 +69,19 @@ impl Newest {
         self.held.as_ref().map_or(0, |line| line.raw.len())
     }
 
-    /// At the end of a reading: what is held, if the last one ended just so. `position`: where it would stand.
+    /// At the end of a reading: what is held, if the last one ended just so. If nothing is, the log does not have any more
+    /// what was held back before. `position`: where it would stand.
     pub fn end(&mut self, position: u64) -> Option<Fresh<'static>> {
-        let before = self.unsure.take();
-        let held = self.held.take()?;
-        if before.is_some_and(|(at, line)| at == position && line.raw == held.raw) {
+        let before = self.give_up_waiting(position);
+        let Some(held) = self.held.take() else { return before };
+        if before.is_some_and(|line| line.raw == held.raw) {
             return Some(held);
         }
         self.unsure = Some((position, held));
         None
     }
 
-    /// There will be no further reading. `position`: where the next line stands.
+    /// No further reading will have it. `position`: where the next line stands.
     pub fn give_up_waiting(&mut self, position: u64) -> Option<Fresh<'static>> {
         self.unsure.take().filter(|(at, _)| *at == position).map(|(_, line)| line)
     }
@@ -194,6 +195,9 @@ mod tests {
         assert_eq!(held(&mut newest, 7, &["x"]), [""; 0], "another one, though it looks the same");
         assert_eq!(held(&mut newest, 7, &["x"]), ["x"]);
         assert_eq!(held(&mut newest, 8, &[]), [""; 0]);
+        assert_eq!(held(&mut newest, 8, &["y"]), [""; 0]);
+        assert_eq!(held(&mut newest, 8, &[]), ["y"], "it is not there any more");
+        assert_eq!(held(&mut newest, 9, &[]), [""; 0]);
     }
 
     #[test]

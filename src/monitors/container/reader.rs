@@ -272,10 +272,9 @@ impl Reader {
 
     /// It is gone: what was held back is all that there will be of it.
     fn hand_on_the_newest(&mut self, opened: &mut Opened, task: &Task) {
-        let Some(line) = self.newest.give_up_waiting(opened.place.stream.position()) else { return };
         let mut shipper = Shipper::new(&mut self.outlet, task, opened, None);
-        shipper.gather(line);
-        shipper.ship();
+        shipper.newest = Some(&mut self.newest);
+        shipper.hand_on_the_newest();
     }
 
     fn open(&mut self) -> Opened {

@@ -278,6 +278,7 @@ impl<'a> Shipper<'a> {
             Step::New { time_ns } => time_ns,
             Step::NewAfterGap { time_ns } => {
                 self.gap = true;
+                self.hand_on_the_newest();
                 self.place.stream.forget_the_past();
                 self.edge = None;
                 time_ns
@@ -319,6 +320,15 @@ impl<'a> Shipper<'a> {
         gathered.timed.marks.push(line.mark);
         gathered.cursor = line.cursor;
         if self.edge == Some(self.place.stream.position() + self.gathered.data.len() as u64) {
+            self.ship();
+        }
+    }
+
+    /// The log does not have any more what was held back: that is all that there will be of it.
+    pub fn hand_on_the_newest(&mut self) {
+        let position = self.place.stream.position();
+        if let Some(line) = self.newest.as_mut().and_then(|newest| newest.give_up_waiting(position)) {
+            self.gather(line);
             self.ship();
         }
     }

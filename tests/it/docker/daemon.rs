@@ -226,6 +226,11 @@ impl Daemon {
         self.change(|state| state.torn = true);
     }
 
+    /// A new log file, as when the old one is too large: nobody can ask for what stood in that.
+    pub fn rotate(&self, name: &str) {
+        self.change(|state| state.containers.get_mut(&id_of(name)).unwrap().log.clear());
+    }
+
     /// Podman before 5.8.
     pub fn say_whole_seconds(&self) {
         self.change(|state| state.whole_seconds = true);

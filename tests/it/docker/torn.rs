@@ -274,3 +274,22 @@ fn once_ends_though_a_container_of_podman_writes_on() {
     assert_eq!(code, 0, "{stderr}");
     assert_eq!(house.arrived()[..10], numbered("c", 0..10), "{stderr}");
 }
+
+/// Podman keeps one file of a log. What was seen of the one before, and held back, arrives.
+#[test]
+fn the_last_line_before_podman_rotates_a_log_arrives() {
+    let house = House::new(json!({}));
+    house.daemon.pretend_podman();
+    house.daemon.run("c");
+    house.say("c", 0..10);
+    let agent = house.room.run();
+    house.until_arrived(&agent, 9);
+    house.daemon.rotate("c");
+    house.assert_arrived(&agent, &numbered("c", 0..10));
+    house.say("c", 10..20);
+    house.until_arrived(&agent, 19);
+    house.daemon.rotate("c");
+    house.say("c", 20..30);
+    house.assert_arrived(&agent, &numbered("c", 0..30));
+    assert_eq!(agent.stop(), 0, "{}", agent.stderr());
+}
