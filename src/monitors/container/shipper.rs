@@ -273,7 +273,9 @@ impl<'a> Shipper<'a> {
             return;
         }
         let before = self.track.cursor();
-        let time_ns = match self.track.line(line.ns, line.held) {
+        let step = self.track.line(line.ns, line.held);
+        self.track.ended(line.end_ns);
+        let time_ns = match step {
             Step::Known => return,
             Step::New { time_ns } => time_ns,
             Step::NewAfterGap { time_ns } => {

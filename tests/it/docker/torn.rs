@@ -293,3 +293,30 @@ fn the_last_line_before_podman_rotates_a_log_arrives() {
     house.assert_arrived(&agent, &numbered("c", 0..30));
     assert_eq!(agent.stop(), 0, "{}", agent.stderr());
 }
+
+/// Parts of a line have times of their own: a log that is asked for again may begin with the rest of a line.
+#[test]
+fn the_rest_of_a_line_is_no_line_of_podman() {
+    let house = House::new(json!({}));
+    house.daemon.pretend_podman();
+    house.daemon.say_whole_seconds();
+    house.daemon.run("c");
+    let agent = house.room.run();
+    house.daemon.say("c", OUT, T + 100 * MS, "half ");
+    let mut expected = Vec::new();
+    for (at, text, shown, whole) in [
+        (2100, "and its rest\n", 0, "half and its rest"),
+        (2200, "next\n", 2000, "next"),
+        (3500, "more\n", 3000, "more"),
+        (4600, "still more\n", 4000, "still more"),
+        (6700, "last\n", 6000, "last"),
+    ] {
+        house.daemon.say("c", OUT, T + at * MS, text);
+        expected.push(line("c", OUT, T + shown * MS, whole));
+        house.assert_arrived(&agent, &expected);
+    }
+    house.daemon.die("c");
+    agent.until("nobody reads it", || readers(&agent) == 0);
+    assert_eq!(agent.stop(), 0, "{}", agent.stderr());
+    assert_eq!(house.arrived(), expected, "{}", agent.stderr());
+}
