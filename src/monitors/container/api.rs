@@ -82,6 +82,8 @@ pub enum Failure {
     Unreadable(String),
     /// The engine does not answer, or not as an engine.
     Ill(Error),
+    /// It has taken the question, and not begun to answer in time.
+    Silent(Error),
     Stopping,
 }
 
@@ -317,18 +319,29 @@ impl Engine {
         self.stream(&self.versioned(&format!("/events?{FILTERS}{since}")), Expected::Events)
     }
 
-    /// A log from a cursor on, or from its beginning; with `follow` until the container dies.
+    /// A log from a cursor on, or from its beginning; with `follow` until the container dies. What is older may come in front
+    /// of it.
     pub fn logs(&self, id: &str, from: Option<Cursor>, follow: bool) -> std::result::Result<Stream, Failure> {
-        let since = from.map_or(String::new(), |cursor| format!("&since={}", seconds(cursor.ns)));
+        let since = from.map_or(String::new(), |cursor| format!("&since={}", seconds(self.asked_ns(cursor))));
         let follow = u8::from(follow);
         let path = format!("/containers/{id}/logs?stdout=1&stderr=1&timestamps=1&follow={follow}{since}");
         self.stream(&self.versioned(&path), Expected::Log)
     }
 
     /// A log from now on: something comes when something is written, but not all of it; ends when the container dies.
-    pub fn signs(&self, id: &str) -> std::result::Result<Stream, Failure> {
+    /// Podman before 5.3 does not begin to answer earlier than that; `None`: not within [`TIMEOUT`].
+    pub fn signs(&self, id: &str) -> std::result::Result<Option<Stream>, Failure> {
         let path = format!("/containers/{id}/logs?stdout=1&stderr=1&follow=1&tail=0");
-        self.stream(&self.versioned(&path), Expected::Log)
+        match self.stream(&self.versioned(&path), Expected::Log) {
+            Err(Failure::Silent(_)) => Ok(None),
+            answered => answered.map(Some),
+        }
+    }
+
+    /// Podman rounds parts of a second, and leaves out what was written at that very time. Before 5.8 a line has whole seconds,
+    /// and those of them that were written before it are counted with the others.
+    fn asked_ns(&self, from: Cursor) -> i64 {
+        if self.is_podman() { from.ns - from.ns.rem_euclid(1_000_000_000) } else { from.ns }
     }
 
     fn versioned(&self, path: &str) -> String {
@@ -389,11 +402,15 @@ impl Engine {
         if self.stop.is_closed() {
             return Failure::Stopping;
         }
-        Failure::Ill(Error::new(match cause {
+        let why = Error::new(match cause {
             ureq::Error::Io(error) if error.raw_os_error().is_some() => error.kind().to_string(),
             ureq::Error::Timeout(phase) => format!("does not answer within {TIMEOUT:?} ({phase})"),
             other => other.to_string(),
-        }))
+        });
+        match cause {
+            ureq::Error::Timeout(ureq::Timeout::RecvResponse) => Failure::Silent(why),
+            _ => Failure::Ill(why),
+        }
     }
 }
 

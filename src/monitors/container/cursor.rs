@@ -92,6 +92,12 @@ impl Track {
         }
     }
 
+    /// Of the line that was taken last: its last part, which may have a time of its own. A log from a time in between on would begin
+    /// with the rest of that line.
+    pub fn ended(&mut self, ns: i64) {
+        self.high_ns = self.high_ns.max(ns);
+    }
+
     fn mark(&mut self, ns: i64, held: Option<i64>) {
         let here = Cursor { ns, lines: 0 };
         match (self.cut, &self.skip) {
@@ -198,11 +204,21 @@ mod tests {
     /// An engine that filters each message by its time, which is what Docker 20 does; and a reader of it. Lines as
     /// `(time, text)`, the cursor behind each.
     fn read(log: &[Message], from: Option<Cursor>) -> Vec<(Taken, Option<Cursor>)> {
+        read_as(log, from, true)
+    }
+
+    /// `parts_share_a_time`: else, as in Podman, nobody knows whether there is an end.
+    fn read_as(
+        log: &[Message],
+        from: Option<Cursor>,
+        parts_share_a_time: bool,
+    ) -> Vec<(Taken, Option<Cursor>)> {
         let mut track = Track::new(from);
-        let (mut joiner, mut all) = (Joiner::new(9, true), Vec::new());
-        let mut each = |line: Line<'_>| match track.line(line.ns, line.held) {
-            Step::Known => {}
-            Step::New { time_ns } | Step::NewAfterGap { time_ns } => {
+        let (mut joiner, mut all) = (Joiner::new(9, parts_share_a_time), Vec::new());
+        let mut each = |line: Line<'_>| {
+            let step = track.line(line.ns, line.held);
+            track.ended(line.end_ns);
+            if let Step::New { time_ns } | Step::NewAfterGap { time_ns } = step {
                 all.push(((time_ns, line.raw.to_vec()), track.cursor()));
             }
         };
@@ -210,7 +226,9 @@ mod tests {
             joiner.message(*side, Some(*ns), &mut each);
             joiner.text(*side, text.as_bytes(), false, &mut each);
         }
-        joiner.end(false, &mut each);
+        if parts_share_a_time {
+            joiner.end(false, &mut each);
+        }
         all
     }
 
@@ -248,6 +266,22 @@ mod tests {
             let whole = read(&log, None);
             for (taken, (_, cursor)) in whole.iter().enumerate() {
                 let rest: Vec<_> = read(&log, *cursor).into_iter().map(|(line, _)| line).collect();
+                let expected: Vec<_> = whole[taken + 1..].iter().map(|(line, _)| line.clone()).collect();
+                prop_assert_eq!(rest, expected, "after {} lines, from {:?}", taken + 1, cursor);
+            }
+        }
+
+        #[test]
+        fn so_it_is_where_parts_have_times_of_their_own(log in log(), whole_seconds: bool) {
+            let mut now = 0;
+            let as_written = |(side, ns, text): Message| {
+                now = now.max(ns);
+                (side, if whole_seconds { now - now % SECOND } else { now }, text)
+            };
+            let log: Vec<Message> = log.into_iter().map(as_written).collect();
+            let whole = read_as(&log, None, false);
+            for (taken, (_, cursor)) in whole.iter().enumerate() {
+                let rest: Vec<_> = read_as(&log, *cursor, false).into_iter().map(|(line, _)| line).collect();
                 let expected: Vec<_> = whole[taken + 1..].iter().map(|(line, _)| line.clone()).collect();
                 prop_assert_eq!(rest, expected, "after {} lines, from {:?}", taken + 1, cursor);
             }

@@ -23,6 +23,8 @@ pub struct Line<'a> {
     pub side: Side,
     /// The engine's time, in nanoseconds since 1970.
     pub ns: i64,
+    /// The same of its last part.
+    pub end_ns: i64,
     /// With its line end, unless it was cut.
     pub raw: &'a [u8],
     /// Cut at the limit of length or by an end of the container, or the rest of such a line.
@@ -34,6 +36,7 @@ pub struct Line<'a> {
 #[derive(Debug, Default)]
 struct Half {
     ns: i64,
+    end_ns: i64,
     text: Vec<u8>,
     /// Goes on where a line was cut at the limit.
     cut: bool,
@@ -73,6 +76,7 @@ impl Joiner {
             half.ns = ns;
             half.open = true;
         }
+        half.end_ns = ns;
     }
 
     /// `plain`: of a terminal, whose messages do not show where they begin.
@@ -91,11 +95,11 @@ impl Joiner {
                 half.text.extend_from_slice(some);
                 half.open = true;
             } else if half.text.is_empty() {
-                emit(Line { side, ns: half.ns, raw: some, partial, held }, plain, each);
+                emit(Line { side, ns: half.ns, end_ns: half.end_ns, raw: some, partial, held }, plain, each);
             } else {
                 half.text.extend_from_slice(some);
                 let text = take(&mut half.text);
-                emit(Line { side, ns: half.ns, raw: &text, partial, held }, plain, each);
+                emit(Line { side, ns: half.ns, end_ns: half.end_ns, raw: &text, partial, held }, plain, each);
             }
             if over {
                 half.cut = some.len() < end;
@@ -112,7 +116,8 @@ impl Joiner {
             if plain {
                 let half = take(&mut self.halves[side as usize]);
                 if !half.text.is_empty() {
-                    let line = Line { side, ns: half.ns, raw: &half.text, partial: true, held: None };
+                    let Half { ns, end_ns, text, .. } = &half;
+                    let line = Line { side, ns: *ns, end_ns: *end_ns, raw: text, partial: true, held: None };
                     emit(line, plain, each);
                 }
             } else {
@@ -125,7 +130,8 @@ impl Joiner {
         let held = self.held_beside(side);
         let half = take(&mut self.halves[side as usize]);
         if !half.text.is_empty() {
-            each(Line { side, ns: half.ns, raw: &half.text, partial: true, held });
+            let Half { ns, end_ns, text, .. } = &half;
+            each(Line { side, ns: *ns, end_ns: *end_ns, raw: text, partial: true, held });
         }
     }
 
@@ -141,7 +147,7 @@ impl Joiner {
 fn emit(mut line: Line<'_>, plain: bool, each: &mut impl FnMut(Line<'_>)) {
     while plain && let Some((at, ns)) = stamp_within(line.raw, line.ns) {
         each(Line { raw: &line.raw[..at], partial: true, ..line });
-        line = Line { ns, raw: &line.raw[at + STAMP_BYTES + 1..], ..line };
+        line = Line { ns, end_ns: ns, raw: &line.raw[at + STAMP_BYTES + 1..], ..line };
     }
     if !line.raw.is_empty() {
         each(line);

@@ -62,7 +62,7 @@ impl From<Failure> for End {
     fn from(failure: Failure) -> End {
         match failure {
             Failure::Stopping => End::Stop,
-            Failure::Ill(why) => End::Ill(why.to_string()),
+            Failure::Ill(why) | Failure::Silent(why) => End::Ill(why.to_string()),
             Failure::Gone => End::Ill("does not know what every engine knows (404)".into()),
             Failure::Unreadable(said) => End::Ill(said),
         }

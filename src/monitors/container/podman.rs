@@ -17,7 +17,7 @@ use std::borrow::Cow;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use super::api::{Came, Stream as Log};
+use super::api::{Came, Failure, Stream as Log};
 use super::cursor::Track;
 use super::reader::{Opened, Reader, Reading, ended_by};
 use super::reports::How;
@@ -32,6 +32,12 @@ const PAUSE: Duration = Duration::from_millis(300);
 
 /// Of the time that Podman may spend on one log.
 const PAUSE_PER_READING: u32 = 10;
+
+/// However large a log has become.
+const PAUSE_MOST: Duration = Duration::from_secs(60);
+
+/// What a second one ends with was not there in the first, or is sure.
+const READINGS_ONCE: u64 = 2;
 
 /// A sign may be lost: the library passes over what would have been one.
 const WITHOUT_A_SIGN: Duration = Duration::from_secs(60);
@@ -78,60 +84,65 @@ impl Newest {
         self.held.replace(fresh)
     }
 
-    /// At the end of a reading: what is held, if the last one ended just so. `position`: where it would stand.
+    pub fn held_bytes(&self) -> usize {
+        self.held.as_ref().map_or(0, |line| line.raw.len())
+    }
+
+    /// At the end of a reading: what is held, if the last one ended just so. If nothing is, the log does not have any more
+    /// what was held back before. `position`: where it would stand.
     pub fn end(&mut self, position: u64) -> Option<Fresh<'static>> {
-        let before = self.unsure.take();
-        let held = self.held.take()?;
-        if before.is_some_and(|(at, line)| at == position && line.raw == held.raw) {
+        let before = self.give_up_waiting(position);
+        let Some(held) = self.held.take() else { return before };
+        if before.is_some_and(|line| line.raw == held.raw) {
             return Some(held);
         }
         self.unsure = Some((position, held));
         None
     }
 
-    /// There will be no further reading. `position`: where the next line stands.
+    /// No further reading will have it. `position`: where the next line stands.
     pub fn give_up_waiting(&mut self, position: u64) -> Option<Fresh<'static>> {
         self.unsure.take().filter(|(at, _)| *at == position).map(|(_, line)| line)
     }
 }
 
 impl Reader {
-    /// Until the container is dead, as far as is known; of one that is not followed, until all is sure that stands there.
+    /// Until the container is dead, as far as is known; of one that is not followed, until all is sure that stood there at
+    /// first: what is written while it is looked at comes without end.
     pub(super) fn read_again_and_again(
         &mut self,
         opened: &mut Option<Opened>,
         task: &Task,
     ) -> Result<(), How> {
-        if self.follow {
-            let from = self.from(opened.as_ref());
-            let log = self.shared.engine.logs(&self.facts.id, from, true).map_err(ended_by)?;
-            self.spare = Some(Spare { log, from, taken: 0 });
-        }
-        loop {
+        self.spare = if self.follow { self.open_spare(opened.as_ref(), task)? } else { None };
+        let mut sign = None;
+        for reading in 1_u64.. {
             self.spare.take_if(|spare| spare.taken > SPARE_LINES);
-            // First: what is written during the reading is a sign.
-            let sign = match self.follow {
-                true => Some(self.shared.engine.signs(&self.facts.id).map_err(ended_by)?),
-                false => None,
-            };
-            let began = task.now();
             self.round(opened, Reading::WhileWritten, task)?;
-            let took = task.now().saturating_duration_since(began);
             if self.behind {
                 self.behind = self.is_gone(); // else what it ended with was the end
             }
-            if self.newest.unsure.is_none() {
-                let Some(sign) = sign else { return Ok(()) };
+            let is_sure = self.newest.unsure.is_none();
+            if !self.follow && (is_sure || reading == READINGS_ONCE) {
+                return Ok(());
+            } else if !is_sure {
+                sign = None;
+            } else if let Some(sign) = sign.take() {
                 if self.is_over(sign, task)? {
                     return Ok(());
                 }
+            } else {
+                // What was written before it began is none: so the log is read once more before it is waited for.
+                task.waits_for("lines");
+                sign = self.shared.engine.signs(&self.facts.id).map_err(ended_by)?;
             }
             task.waits_for("more lines");
-            self.wait((took * PAUSE_PER_READING).max(PAUSE), None)?;
+            self.wait((self.engine_took * PAUSE_PER_READING).clamp(PAUSE, PAUSE_MOST), None)?;
             if self.is_dead() {
-                return Ok(());
+                break;
             }
         }
+        Ok(())
     }
 
     /// It is gone, and was not read to its end: what there is of it otherwise.
@@ -142,15 +153,23 @@ impl Reader {
             (Some(Ok(())), _) => How::Missing { complete: true },
             (Some(Err(How::Stopped)), _) => How::Stopped,
             (_, Some(opened)) => {
-                let position = opened.place.stream.position();
-                if let Some(line) = self.newest.give_up_waiting(position) {
-                    let mut shipper = Shipper::new(&mut self.outlet, task, opened, None);
-                    shipper.gather(line);
-                    shipper.ship();
-                }
+                let mut shipper = Shipper::new(&mut self.outlet, task, opened, None);
+                shipper.newest = Some(&mut self.newest);
+                shipper.hand_on_the_newest();
                 gone
             }
             (_, None) => gone,
+        }
+    }
+
+    /// `None`: nothing is there yet, or Podman does not begin to answer.
+    fn open_spare(&self, opened: Option<&Opened>, task: &Task) -> Result<Option<Spare>, How> {
+        task.doing("asking for the log");
+        let from = self.from(opened);
+        match self.shared.engine.logs(&self.facts.id, from, true) {
+            Ok(log) => Ok(Some(Spare { log, from, taken: 0 })),
+            Err(Failure::Silent(_)) => Ok(None),
+            Err(failure) => Err(ended_by(failure)),
         }
     }
 
@@ -168,7 +187,7 @@ impl Reader {
         };
         let mut shipper = Shipper::new(&mut self.outlet, task, opened, Some(followed));
         (shipper.track, shipper.skip) = (Track::new(spare.from), spare.taken);
-        let mut text = Text::new(&self.shared);
+        let mut text = Text::new(&self.shared, spare.from.map(|from| from.ns));
         shipper.pump(spare.log, &mut text)?;
         text.end(&mut shipper);
         shipper.ship();
@@ -246,6 +265,9 @@ mod tests {
         assert_eq!(held(&mut newest, 7, &["x"]), [""; 0], "another one, though it looks the same");
         assert_eq!(held(&mut newest, 7, &["x"]), ["x"]);
         assert_eq!(held(&mut newest, 8, &[]), [""; 0]);
+        assert_eq!(held(&mut newest, 8, &["y"]), [""; 0]);
+        assert_eq!(held(&mut newest, 8, &[]), ["y"], "it is not there any more");
+        assert_eq!(held(&mut newest, 9, &[]), [""; 0]);
     }
 
     #[test]

@@ -68,6 +68,8 @@ pub(super) struct Reader {
     /// What the engine had of its last life was read to the end: it was asked for it when the container was dead, or is one
     /// that leaves nothing out.
     pub heard_out: bool,
+    /// How long the engine has let us wait in the last reading: not how long we had no room.
+    pub engine_took: Duration,
     /// The last line of a log that may have been read while that line was being written.
     pub newest: Newest,
     /// For a container that is gone before it can be read.
@@ -147,7 +149,10 @@ impl Reader {
                 }
             }
             let read = match self.shared.engine.is_podman() && !self.follow && !self.is_dead() {
-                true => self.read_again_and_again(opened, task),
+                true => self.read_again_and_again(opened, task).and_then(|()| match self.is_dead() {
+                    true => self.round(opened, Reading::ToItsEnd, task),
+                    false => Ok(()),
+                }),
                 false => self.round(opened, Reading::ToItsEnd, task),
             };
             return match read {
@@ -196,7 +201,9 @@ impl Reader {
         // First of all: whoever has the log open can read it, even if the container is removed at once.
         self.heard_out = false;
         let follow = reading == Reading::Followed;
+        let asked = task.now();
         let log = self.shared.engine.logs(&self.facts.id, from, follow).map_err(ended_by)?;
+        self.engine_took = task.now().saturating_duration_since(asked);
         if opened.is_none() {
             *opened = Some(self.open());
         }
@@ -227,12 +234,14 @@ impl Reader {
             bell: self.bell.as_deref(),
             asked: false,
         });
+        let since_ns = opened.place.cursor.map(|cursor| cursor.ns);
         let mut shipper = Shipper::new(&mut self.outlet, task, opened, followed);
         shipper.behind = self.behind;
         shipper.newest = (reading == Reading::WhileWritten).then_some(&mut self.newest);
-        let mut text = Text::new(&self.shared);
+        let mut text = Text::new(&self.shared, since_ns);
         let how = shipper.pump(log, &mut text);
         self.behind = shipper.behind;
+        self.engine_took += shipper.waited;
         if shipper.gap {
             log::warn!(
                 "{}: {}: the engine does not have the log any more that was read last; what it still has is \
@@ -331,7 +340,7 @@ pub(super) fn ended_by(failure: Failure) -> How {
     match failure {
         Failure::Gone => How::Missing { complete: false },
         Failure::Unreadable(said) => How::Unreadable(said),
-        Failure::Ill(why) => How::Broken(why.to_string()),
+        Failure::Ill(why) | Failure::Silent(why) => How::Broken(why.to_string()),
         Failure::Stopping => How::Stopped,
     }
 }

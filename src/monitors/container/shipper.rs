@@ -39,6 +39,8 @@ const CAUGHT_UP: Duration = Duration::from_millis(200);
 /// end. As often a silent reader that has no bell looks whether its container is dead.
 pub(super) const DEAD_SILENCE: Duration = Duration::from_secs(5);
 
+const SECOND_NS: i64 = 1_000_000_000;
+
 /// Of what came instead of a log: a sentence of the engine.
 const SHOWN_BYTES: usize = 200;
 
@@ -46,20 +48,35 @@ const SHOWN_BYTES: usize = 200;
 pub(super) struct Text {
     frames: Frames,
     joiner: Joiner,
+    /// What is older was not asked for.
+    since_ns: Option<i64>,
+    /// The message that comes is older.
+    skips: bool,
 }
 
 impl Text {
-    pub fn new(shared: &Shared) -> Text {
+    /// `since_ns`: what is older was not asked for.
+    pub fn new(shared: &Shared, since_ns: Option<i64>) -> Text {
         let parts_share_a_time = !shared.engine.is_podman();
         let joiner = Joiner::new(shared.source.max_line_bytes, parts_share_a_time);
-        Text { frames: Frames::default(), joiner }
+        Text { frames: Frames::default(), joiner, since_ns, skips: false }
     }
 
     /// `false`: nobody can understand what follows.
     fn feed(&mut self, bytes: &[u8], shipper: &mut Shipper<'_>) -> bool {
         let (joiner, plain) = (&mut self.joiner, self.frames.is_plain_from(bytes));
+        let (since_ns, skips) = (self.since_ns, &mut self.skips);
         let each = &mut |event: Event<'_>| match event {
-            Event::Message { side, ns } => joiner.message(side, ns, &mut |line| shipper.line(&line)),
+            Event::Message { ns: Some(ns), .. }
+                if since_ns.is_some_and(|since_ns| is_older(ns, since_ns)) =>
+            {
+                *skips = true
+            }
+            Event::Message { side, ns } => {
+                *skips = false;
+                joiner.message(side, ns, &mut |line| shipper.line(&line));
+            }
+            Event::Text { .. } if *skips => {}
             Event::Text { side, bytes } => joiner.text(side, bytes, plain, &mut |line| shipper.line(&line)),
             Event::Complaint(said) => {
                 shipper.behind = true; // what it could not read may be removed before it is asked again
@@ -75,13 +92,21 @@ impl Text {
 
     pub fn end(&mut self, shipper: &mut Shipper<'_>) {
         let (joiner, plain) = (&mut self.joiner, self.frames.is_plain_from(&[]));
+        let skips = self.skips;
         self.frames.end(&mut |event| {
-            if let Event::Text { side, bytes } = event {
+            if let Event::Text { side, bytes } = event
+                && !skips
+            {
                 joiner.text(side, bytes, plain, &mut |line| shipper.line(&line));
             }
         });
         joiner.end(plain, &mut |line| shipper.line(&line));
     }
+}
+
+/// Podman before 5.8 gives whole seconds: of the one that was asked for nobody knows, so all of it is taken.
+fn is_older(ns: i64, since_ns: i64) -> bool {
+    ns < if ns % SECOND_NS == 0 { since_ns - since_ns.rem_euclid(SECOND_NS) } else { since_ns }
 }
 
 /// Gathers lines into chunks.
@@ -102,6 +127,8 @@ pub(super) struct Shipper<'a> {
     pub stopped: bool,
     pub gap: bool,
     pub behind: bool,
+    /// How long the engine had nothing to give.
+    pub waited: Duration,
     /// Of a log whose last line may be half a line.
     pub newest: Option<&'a mut Newest>,
     /// So many more lines are known.
@@ -154,6 +181,7 @@ impl<'a> Shipper<'a> {
             stopped: false,
             gap: false,
             behind: false,
+            waited: Duration::ZERO,
             newest: None,
             skip: 0,
             taken: 0,
@@ -166,7 +194,8 @@ impl<'a> Shipper<'a> {
         let stop = self.outlet.stop().stop.clone();
         let mut buffer = vec![0; 16 * 1024];
         loop {
-            self.take_credit(READ_BYTES + text.joiner.held_bytes());
+            let held_back = self.newest.as_ref().map_or(0, |newest| newest.held_bytes());
+            self.take_credit(READ_BYTES + text.joiner.held_bytes() + held_back);
             let mut read = 0;
             let came = loop {
                 if self.stopped {
@@ -198,6 +227,7 @@ impl<'a> Shipper<'a> {
                 Came::Nothing => {
                     self.credit = None;
                     self.outlet.nothing_to_read();
+                    let began = self.task.now();
                     if read > 0 && read < GATHER_BYTES {
                         self.task.waits_for("more lines");
                         select! {
@@ -206,7 +236,6 @@ impl<'a> Shipper<'a> {
                         }
                     } else if read == 0 {
                         self.task.waits_for("lines");
-                        let began = self.task.now();
                         if let Err(cause) = self.wait(&log) {
                             return Err(How::Broken(format!("could not wait for lines: {cause}")));
                         }
@@ -218,6 +247,7 @@ impl<'a> Shipper<'a> {
                             return Ok(None);
                         }
                     }
+                    self.waited += self.task.now().saturating_duration_since(began);
                     self.task.beat();
                 }
             }
@@ -256,7 +286,9 @@ impl<'a> Shipper<'a> {
             return;
         }
         let before = self.track.cursor();
-        let time_ns = match self.track.line(line.ns, line.held) {
+        let step = self.track.line(line.ns, line.held);
+        self.track.ended(line.end_ns);
+        let time_ns = match step {
             Step::Known => return,
             Step::New { .. } if self.skip > 0 => {
                 self.skip -= 1;
@@ -265,6 +297,7 @@ impl<'a> Shipper<'a> {
             Step::New { time_ns } => time_ns,
             Step::NewAfterGap { time_ns } => {
                 self.gap = true;
+                self.hand_on_the_newest();
                 self.place.stream.forget_the_past();
                 self.edge = None;
                 time_ns
@@ -307,6 +340,15 @@ impl<'a> Shipper<'a> {
         gathered.timed.marks.push(line.mark);
         gathered.cursor = line.cursor;
         if self.edge == Some(self.place.stream.position() + self.gathered.data.len() as u64) {
+            self.ship();
+        }
+    }
+
+    /// The log does not have any more what was held back: that is all that there will be of it.
+    pub fn hand_on_the_newest(&mut self) {
+        let position = self.place.stream.position();
+        if let Some(line) = self.newest.as_mut().and_then(|newest| newest.give_up_waiting(position)) {
+            self.gather(line);
             self.ship();
         }
     }

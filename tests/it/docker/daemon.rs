@@ -1,7 +1,7 @@
 //! An engine that does what the test says: Docker's API on a socket, as far as logs need it.
 //!
-//! It filters by `since` as Docker 20 does (each message for itself), sends a log in frames or as a terminal's,
-//! follows it, and has moods. It can be gone, which ends all its connections, and come back.
+//! It filters by `since` as Docker 20 does (each message for itself) or as Podman (without those of that very time),
+//! sends a log in frames or as a terminal's, follows it, and has moods. It can be gone, which ends all its connections, and come back.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{BufRead, BufReader, Write};
@@ -83,6 +83,12 @@ struct State {
     only_follows: bool,
     /// The next reading of a whole log ends within its last message.
     torn: bool,
+    /// An answer with a log begins with its first message, not before.
+    answers_late: bool,
+    /// What it says of times.
+    whole_seconds: bool,
+    /// Whenever a whole log is asked for, the container writes one more line to it.
+    writes_on: bool,
 }
 
 impl State {
@@ -225,6 +231,25 @@ impl Daemon {
     /// Whoever next reads a whole log comes while its last message is being written.
     pub fn tear(&self) {
         self.change(|state| state.torn = true);
+    }
+
+    /// A new log file, as when the old one is too large: nobody can ask for what stood in that.
+    pub fn rotate(&self, name: &str) {
+        self.change(|state| state.containers.get_mut(&id_of(name)).unwrap().log.clear());
+    }
+
+    /// Podman before 5.8.
+    pub fn say_whole_seconds(&self) {
+        self.change(|state| state.whole_seconds = true);
+    }
+
+    pub fn write_on(&self) {
+        self.change(|state| state.writes_on = true);
+    }
+
+    /// Podman before 5.3 says nothing at all before it has something to send of a log.
+    pub fn answer_late(&self) {
+        self.change(|state| state.answers_late = true);
     }
 
     /// As with `--rm`: nobody can ask for its log once it is dead.
@@ -451,7 +476,16 @@ fn logs(inner: &Inner, life: u64, out: &mut UnixStream, id: &str, wanted: Wanted
     if from_now {
         at = inner.state.lock().containers.get(id).map_or(0, |container| container.log.len());
     }
-    out.write_all(HEAD)?;
+    if inner.state.lock().writes_on && !follow {
+        let mut state = inner.state.lock();
+        let log = &mut state.containers.get_mut(id).unwrap().log;
+        let ns = log.last().map_or(1, |last| last.ns + 1);
+        log.push(Message { stream: OUT, ns, text: b"and on\n".to_vec() });
+    }
+    let mut head = HEAD;
+    if !inner.state.lock().answers_late {
+        out.write_all(std::mem::take(&mut head))?;
+    }
     loop {
         let mut state = inner.state.lock();
         let (container, upto, is_over) = loop {
@@ -460,7 +494,7 @@ fn logs(inner: &Inner, life: u64, out: &mut UnixStream, id: &str, wanted: Wanted
             }
             let there = state.containers.get(id);
             let Some(container) = there.or_else(|| state.removed.get(id)) else {
-                return out.write_all(b"0\r\n\r\n");
+                return out.write_all(&[head, b"0\r\n\r\n"].concat());
             };
             let is_over = !follow || there.is_none() || !container.running && !state.leaves_logs_open;
             let upto = state.followers_get.filter(|_| follow).unwrap_or(usize::MAX).min(container.log.len());
@@ -471,10 +505,12 @@ fn logs(inner: &Inner, life: u64, out: &mut UnixStream, id: &str, wanted: Wanted
         };
         let left_out = if follow { state.left_out.clone() } else { 0..0 };
         let torn = !follow && state.torn;
+        let (is_podman, whole_seconds) = (state.is_podman, state.whole_seconds);
         state.torn &= !torn;
         drop(state);
         for (number, message) in (at..upto).zip(&container.log[at..upto]) {
-            if message.ns < since || left_out.contains(&number) {
+            let is_older = if is_podman { message.ns <= since } else { message.ns < since };
+            if is_older || left_out.contains(&number) {
                 continue;
             }
             let mut message = message.clone();
@@ -482,12 +518,14 @@ fn logs(inner: &Inner, life: u64, out: &mut UnixStream, id: &str, wanted: Wanted
                 message.text.truncate(message.text.len() / 2);
                 message.text.push(b'\n'); // Podman adds it to what it takes for a line
             }
-            let mut bytes = format!("{} ", stamp(message.ns)).into_bytes();
+            let shown_ns = if whole_seconds { message.ns - message.ns % 1_000_000_000 } else { message.ns };
+            let mut bytes = format!("{} ", stamp(shown_ns)).into_bytes();
             bytes.extend(&message.text);
             if !container.tty {
                 let len = (bytes.len() as u32).to_be_bytes();
                 bytes = [&[message.stream, 0, 0, 0], &len[..], &bytes].concat();
             }
+            out.write_all(std::mem::take(&mut head))?;
             if bytes.len() >= cut {
                 return chunk(out, &bytes[..cut]);
             }
@@ -496,7 +534,7 @@ fn logs(inner: &Inner, life: u64, out: &mut UnixStream, id: &str, wanted: Wanted
         }
         at = upto;
         if is_over {
-            return out.write_all(b"0\r\n\r\n");
+            return out.write_all(&[head, b"0\r\n\r\n"].concat());
         }
     }
 }

@@ -224,3 +224,126 @@ fn what_podman_removes_before_it_can_be_read_is_read_from_what_was_open() {
     assert!(named_as_removed(&agent).is_empty(), "{}", agent.stderr());
     assert_eq!(agent.stop(), 0, "{}", agent.stderr());
 }
+
+#[test]
+fn what_a_quiet_container_has_said_is_read_though_podman_answers_late() {
+    let house = House::new(json!({}));
+    house.daemon.pretend_podman();
+    house.daemon.answer_late();
+    house.daemon.run("c");
+    house.say("c", 0..10);
+    let agent = house.room.run();
+    house.assert_arrived(&agent, &numbered("c", 0..10));
+    house.say("c", 10..20);
+    house.assert_arrived(&agent, &numbered("c", 0..20));
+    house.daemon.die("c");
+    agent.until("nobody reads it", || readers(&agent) == 0);
+    assert_eq!(agent.stop(), 0, "{}", agent.stderr());
+    assert_eq!(house.arrived(), numbered("c", 0..20), "{}", agent.stderr());
+}
+
+/// Since 5.8 its times have nanoseconds; and what it is asked for since some time is without the line of that time.
+#[test]
+fn lines_of_many_seconds_come_once_from_podman() {
+    let house = House::new(json!({}));
+    house.daemon.pretend_podman();
+    house.daemon.run("c");
+    let agent = house.room.run();
+    let mut expected = Vec::new();
+    for number in 0..10 {
+        let ns = T + number * 700 * MS + 1;
+        house.daemon.say("c", OUT, ns, format!("line {number}\n"));
+        expected.push(line("c", OUT, ns, &format!("line {number}")));
+        house.assert_arrived(&agent, &expected);
+    }
+    house.daemon.die("c");
+    agent.until("nobody reads it", || readers(&agent) == 0);
+    assert_eq!(agent.stop(), 0, "{}", agent.stderr());
+    assert_eq!(house.arrived(), expected, "{}", agent.stderr());
+}
+
+/// Before 5.8 its times are whole seconds: what it wrote in the second of the meeting, before it, may come too, but nothing
+/// comes twice.
+#[test]
+fn podman_is_read_from_its_end_on() {
+    let house = House::new(json!({ "start_at": "end" }));
+    house.daemon.pretend_podman();
+    house.daemon.say_whole_seconds();
+    house.daemon.clock(T + 500 * MS);
+    house.daemon.run("c");
+    for (number, at) in [-1500, 200, 300].into_iter().enumerate() {
+        house.daemon.say("c", OUT, T + at * MS, format!("before {number}\n"));
+    }
+    let agent = house.room.run();
+    agent.until("it is followed", || readers(&agent) == 1);
+    let mut expected: Vec<String> =
+        (1..3).map(|number| line("c", OUT, T + number - 1, &format!("before {number}"))).collect();
+    for number in 0..4 {
+        house.daemon.say("c", OUT, T + (600 + number) * MS, format!("after {number}\n"));
+        expected.push(line("c", OUT, T + 2 + number, &format!("after {number}")));
+        house.assert_arrived(&agent, &expected);
+    }
+    house.daemon.die("c");
+    agent.until("nobody reads it", || readers(&agent) == 0);
+    assert_eq!(agent.stop(), 0, "{}", agent.stderr());
+    assert_eq!(house.arrived(), expected, "{}", agent.stderr());
+}
+
+/// Each reading ends with another line. What stood there when it was first looked at is all that is waited for.
+#[test]
+fn once_ends_though_a_container_of_podman_writes_on() {
+    let house = House::new(json!({}));
+    house.daemon.pretend_podman();
+    house.daemon.write_on();
+    house.daemon.run("c");
+    house.say("c", 0..10);
+    let (code, stderr) = house.room.run_once();
+    assert_eq!(code, 0, "{stderr}");
+    assert_eq!(house.arrived()[..10], numbered("c", 0..10), "{stderr}");
+}
+
+/// Podman keeps one file of a log. What was seen of the one before, and held back, arrives.
+#[test]
+fn the_last_line_before_podman_rotates_a_log_arrives() {
+    let house = House::new(json!({}));
+    house.daemon.pretend_podman();
+    house.daemon.run("c");
+    house.say("c", 0..10);
+    let agent = house.room.run();
+    house.until_arrived(&agent, 9);
+    house.daemon.rotate("c");
+    house.assert_arrived(&agent, &numbered("c", 0..10));
+    house.say("c", 10..20);
+    house.until_arrived(&agent, 19);
+    house.daemon.rotate("c");
+    house.say("c", 20..30);
+    house.assert_arrived(&agent, &numbered("c", 0..30));
+    assert_eq!(agent.stop(), 0, "{}", agent.stderr());
+}
+
+/// Parts of a line have times of their own: a log that is asked for again may begin with the rest of a line.
+#[test]
+fn the_rest_of_a_line_is_no_line_of_podman() {
+    let house = House::new(json!({}));
+    house.daemon.pretend_podman();
+    house.daemon.say_whole_seconds();
+    house.daemon.run("c");
+    let agent = house.room.run();
+    house.daemon.say("c", OUT, T + 100 * MS, "half ");
+    let mut expected = Vec::new();
+    for (at, text, shown, whole) in [
+        (2100, "and its rest\n", 0, "half and its rest"),
+        (2200, "next\n", 2000, "next"),
+        (3500, "more\n", 3000, "more"),
+        (4600, "still more\n", 4000, "still more"),
+        (6700, "last\n", 6000, "last"),
+    ] {
+        house.daemon.say("c", OUT, T + at * MS, text);
+        expected.push(line("c", OUT, T + shown * MS, whole));
+        house.assert_arrived(&agent, &expected);
+    }
+    house.daemon.die("c");
+    agent.until("nobody reads it", || readers(&agent) == 0);
+    assert_eq!(agent.stop(), 0, "{}", agent.stderr());
+    assert_eq!(house.arrived(), expected, "{}", agent.stderr());
+}

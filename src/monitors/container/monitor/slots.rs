@@ -219,6 +219,7 @@ impl Monitor {
             bell: slot.bell.clone(),
             behind: false,
             heard_out: false,
+            engine_took: Duration::ZERO,
             newest: Newest::default(),
             spare: None,
         };

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::super::identity::lineage;
+use super::super::names::rotated;
 use super::super::step::Step;
 use super::super::sweep::{Found, Spot, Sweep};
 use super::super::tail::Tail;
@@ -195,10 +196,11 @@ impl Files {
         }
     }
 
-    /// Whether a file is taken in where another one stood, of this lineage. Perhaps that one was moved there, and no pattern
-    /// leads there: then who is not known yet is found from where the lineage begins, or by a sweep.
+    /// Whether a file is taken in where another one stood, of this lineage. Perhaps that one was moved there by a rotation, and
+    /// no pattern leads there: then who is not known yet is found from where the lineage begins, or by a sweep.
     pub(super) fn may_follow_at(&self, path: &Path, of: u64, file: FileId) -> bool {
-        self.tails.contains_key(&file) || lineage("", path) == of
+        let is_rotated = path.file_name().is_some_and(|name| rotated(name).is_some());
+        !is_rotated || self.tails.contains_key(&file) || lineage("", path) == of
     }
 
     /// No path that we know leads to it now.

@@ -165,3 +165,23 @@ fn what_stands_at_a_rotated_name_is_not_followed_by_that_name() {
     rotated_again_and_again(2, 0);
     rotated_again_and_again(1, 2);
 }
+
+#[test]
+fn who_takes_the_place_of_a_renamed_file_is_read_at_a_hint() {
+    let mut world = quiet_world("*.log");
+    world.append("a.log", "1\n");
+    world.sweep = Some(sweep_of(&world, &["a.log"]));
+    let lines = world.live(|world, life| {
+        life.until_lines(1);
+        world.rename("a.log", "b.log");
+        world.append("b.log", "2\n");
+        life.swept(sweep_of(world, &["b.log"]));
+        life.tell(&paths(world, ["b.log"]), true);
+        life.until_lines(2);
+        world.rename("b.log", "b.log.1");
+        world.append("b.log", "3\n");
+        life.tell(&paths(world, ["b.log"]), false);
+        life.until_lines(3);
+    });
+    assert_eq!(texts(&lines), ["1", "2", "3"]);
+}
