@@ -15,7 +15,7 @@
 
 use std::borrow::Cow;
 use std::os::fd::AsFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::api::{Came, Failure, Stream as Log};
 use super::cursor::Track;
@@ -42,7 +42,10 @@ const READINGS_ONCE: u64 = 2;
 /// A sign may be lost: the library passes over what would have been one.
 const WITHOUT_A_SIGN: Duration = Duration::from_secs(60);
 
-/// Of an older one the spare is given up: all of them would be sent once more before the first line that is needed.
+/// A container that has lived longer is asked for its last words when it dies; until then its spare takes a descriptor.
+const SPARE_FOR: Duration = Duration::from_secs(60);
+
+/// And if there are more, they would all be sent once more before the first one that is needed.
 const SPARE_LINES: u64 = 10_000;
 
 /// A log that is followed and was not read yet.
@@ -52,6 +55,7 @@ pub(super) struct Spare {
     from: Option<Cursor>,
     /// Lines that were taken since then.
     pub taken: u64,
+    until: Instant,
 }
 
 /// A line that was not handed on yet.
@@ -117,7 +121,7 @@ impl Reader {
         self.spare = if self.follow { self.open_spare(opened.as_ref(), task)? } else { None };
         let mut sign = None;
         for reading in 1_u64.. {
-            self.spare.take_if(|spare| spare.taken > SPARE_LINES);
+            self.spare.take_if(|spare| spare.taken > SPARE_LINES || spare.until <= task.now());
             self.round(opened, Reading::WhileWritten, task)?;
             if self.behind {
                 self.behind = self.is_gone(); // else what it ended with was the end
@@ -167,7 +171,7 @@ impl Reader {
         task.doing("asking for the log");
         let from = self.from(opened);
         match self.shared.engine.logs(&self.facts.id, from, true) {
-            Ok(log) => Ok(Some(Spare { log, from, taken: 0 })),
+            Ok(log) => Ok(Some(Spare { log, from, taken: 0, until: task.now() + SPARE_FOR })),
             Err(Failure::Silent(_)) => Ok(None),
             Err(failure) => Err(ended_by(failure)),
         }
