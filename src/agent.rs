@@ -322,8 +322,7 @@ impl Agent {
             dead_letters: &dead_letters,
             metrics: &metrics,
         };
-        let (workers, onward) = pool::wire(&tools, &mut wires)?;
-        drop(tools);
+        let (workers, onward) = pool::wire(tools, &mut wires)?;
 
         // Where they come from: now that outputs and spools have told what they have.
         let restored = ledger.restored();

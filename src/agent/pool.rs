@@ -31,8 +31,8 @@ pub(super) fn workers(config: &Config) -> usize {
     if config.pipeline.is_empty() { 0 } else { config.agent.workers }
 }
 
-/// The bodies of the threads, and the way to them.
-pub(super) fn wire(tools: &Tools<'_>, wires: &mut Wires) -> Result<(Vec<Worker>, Onward)> {
+/// The bodies of the threads, and the way to them: nobody else keeps a dealer.
+pub(super) fn wire(tools: Tools<'_>, wires: &mut Wires) -> Result<(Vec<Worker>, Onward)> {
     let Tools { config, sinks, dealer, stop, dead_letters, metrics } = tools;
     let (mut pool, mut intakes) = (Vec::new(), Vec::new());
     for _ in 0..workers(config) {
@@ -43,12 +43,11 @@ pub(super) fn wire(tools: &Tools<'_>, wires: &mut Wires) -> Result<(Vec<Worker>,
             dealer: dealer.clone(),
             sinks: sinks.to_vec(),
             pipeline: pipeline(config, metrics)?,
-            stop: (*stop).clone(),
-            dead_letters: (*dead_letters).clone(),
+            stop: stop.clone(),
+            dead_letters: dead_letters.clone(),
         });
     }
-    let onward =
-        if pool.is_empty() { Onward::Lanes(dealer.clone()) } else { Onward::Workers(intakes.into()) };
+    let onward = if pool.is_empty() { Onward::Lanes(dealer) } else { Onward::Workers(intakes.into()) };
     Ok((pool, onward))
 }
 

@@ -1,11 +1,26 @@
 //! A log that breaks in the middle of a line and is taken up again: the line comes once, and whole. And one that ends
 //! before all of it was sent.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::daemon::{ERR, Mood, OUT};
 use super::{House, MS, T, line, named_as_removed, numbered, readers};
 use crate::agent::Agent;
+
+fn with_podman(source: Value) -> House {
+    let house = House::new(source);
+    house.daemon.pretend_podman();
+    house
+}
+
+/// Container `c` ends, and then the agent, which has delivered just this.
+#[track_caller]
+fn dies_and_has_said(house: &House, agent: &Agent, expected: &[String]) {
+    house.daemon.die("c");
+    agent.until("nobody reads it", || readers(agent) == 0);
+    assert_eq!(agent.stop(), 0, "{}", agent.stderr());
+    assert_eq!(house.arrived(), expected, "{}", agent.stderr());
+}
 
 /// A line of three parts, which share a time as Docker's do, with a line of the other stream in between, and the lines
 /// around it; from millisecond `ms` on. What is said, and what has to arrive.
@@ -118,8 +133,7 @@ fn a_log_that_ended_too_early_is_asked_for_again_or_said_to_be_lost() {
 /// looked at again and again.
 #[test]
 fn half_a_line_of_a_dead_one_comes_once_from_podman() {
-    let house = House::new(json!({}));
-    house.daemon.pretend_podman();
+    let house = with_podman(json!({}));
     house.daemon.run("c");
     house.daemon.say("c", OUT, T, "whole\n");
     house.daemon.say("c", OUT, T + MS, "half ");
@@ -162,8 +176,7 @@ fn half_a_line_of_a_dead_one_comes_once_from_podman() {
 /// line that is being written as a whole one.
 #[test]
 fn what_podman_leaves_out_or_tears_arrives_whole_and_once() {
-    let house = House::new(json!({}));
-    house.daemon.pretend_podman();
+    let house = with_podman(json!({}));
     house.daemon.run("c");
     let agent = house.room.run();
     agent.until("it is followed", || readers(&agent) == 1);
@@ -186,8 +199,7 @@ fn what_podman_leaves_out_or_tears_arrives_whole_and_once() {
 /// Its last line is held back for a moment; what is removed in that moment is not less of a line.
 #[test]
 fn what_podman_removes_is_handed_on_with_its_last_line() {
-    let house = House::new(json!({}));
-    house.daemon.pretend_podman();
+    let house = with_podman(json!({}));
     house.daemon.run("c");
     house.say("c", 0..10);
     let agent = house.room.run();
@@ -201,8 +213,7 @@ fn what_podman_removes_is_handed_on_with_its_last_line() {
 /// What is followed was open before it was removed, and its lines come once, those that were read before included.
 #[test]
 fn what_podman_removes_before_it_can_be_read_is_read_from_what_was_open() {
-    let house = House::new(json!({}));
-    house.daemon.pretend_podman();
+    let house = with_podman(json!({}));
     house.daemon.run("read-before");
     house.say("read-before", 0..10);
     let agent = house.room.run();
@@ -227,8 +238,7 @@ fn what_podman_removes_before_it_can_be_read_is_read_from_what_was_open() {
 
 #[test]
 fn what_a_quiet_container_has_said_is_read_though_podman_answers_late() {
-    let house = House::new(json!({}));
-    house.daemon.pretend_podman();
+    let house = with_podman(json!({}));
     house.daemon.answer_late();
     house.daemon.run("c");
     house.say("c", 0..10);
@@ -236,17 +246,13 @@ fn what_a_quiet_container_has_said_is_read_though_podman_answers_late() {
     house.assert_arrived(&agent, &numbered("c", 0..10));
     house.say("c", 10..20);
     house.assert_arrived(&agent, &numbered("c", 0..20));
-    house.daemon.die("c");
-    agent.until("nobody reads it", || readers(&agent) == 0);
-    assert_eq!(agent.stop(), 0, "{}", agent.stderr());
-    assert_eq!(house.arrived(), numbered("c", 0..20), "{}", agent.stderr());
+    dies_and_has_said(&house, &agent, &numbered("c", 0..20));
 }
 
 /// Since 5.8 its times have nanoseconds; and what it is asked for since some time is without the line of that time.
 #[test]
 fn lines_of_many_seconds_come_once_from_podman() {
-    let house = House::new(json!({}));
-    house.daemon.pretend_podman();
+    let house = with_podman(json!({}));
     house.daemon.run("c");
     let agent = house.room.run();
     let mut expected = Vec::new();
@@ -256,18 +262,14 @@ fn lines_of_many_seconds_come_once_from_podman() {
         expected.push(line("c", OUT, ns, &format!("line {number}")));
         house.assert_arrived(&agent, &expected);
     }
-    house.daemon.die("c");
-    agent.until("nobody reads it", || readers(&agent) == 0);
-    assert_eq!(agent.stop(), 0, "{}", agent.stderr());
-    assert_eq!(house.arrived(), expected, "{}", agent.stderr());
+    dies_and_has_said(&house, &agent, &expected);
 }
 
 /// Before 5.8 its times are whole seconds: what it wrote in the second of the meeting, before it, may come too, but nothing
 /// comes twice.
 #[test]
 fn podman_is_read_from_its_end_on() {
-    let house = House::new(json!({ "start_at": "end" }));
-    house.daemon.pretend_podman();
+    let house = with_podman(json!({ "start_at": "end" }));
     house.daemon.say_whole_seconds();
     house.daemon.clock(T + 500 * MS);
     house.daemon.run("c");
@@ -283,17 +285,13 @@ fn podman_is_read_from_its_end_on() {
         expected.push(line("c", OUT, T + 2 + number, &format!("after {number}")));
         house.assert_arrived(&agent, &expected);
     }
-    house.daemon.die("c");
-    agent.until("nobody reads it", || readers(&agent) == 0);
-    assert_eq!(agent.stop(), 0, "{}", agent.stderr());
-    assert_eq!(house.arrived(), expected, "{}", agent.stderr());
+    dies_and_has_said(&house, &agent, &expected);
 }
 
 /// Each reading ends with another line. What stood there when it was first looked at is all that is waited for.
 #[test]
 fn once_ends_though_a_container_of_podman_writes_on() {
-    let house = House::new(json!({}));
-    house.daemon.pretend_podman();
+    let house = with_podman(json!({}));
     house.daemon.write_on();
     house.daemon.run("c");
     house.say("c", 0..10);
@@ -305,8 +303,7 @@ fn once_ends_though_a_container_of_podman_writes_on() {
 /// Podman keeps one file of a log. What was seen of the one before, and held back, arrives.
 #[test]
 fn the_last_line_before_podman_rotates_a_log_arrives() {
-    let house = House::new(json!({}));
-    house.daemon.pretend_podman();
+    let house = with_podman(json!({}));
     house.daemon.run("c");
     house.say("c", 0..10);
     let agent = house.room.run();
@@ -324,8 +321,7 @@ fn the_last_line_before_podman_rotates_a_log_arrives() {
 /// Parts of a line have times of their own: a log that is asked for again may begin with the rest of a line.
 #[test]
 fn the_rest_of_a_line_is_no_line_of_podman() {
-    let house = House::new(json!({}));
-    house.daemon.pretend_podman();
+    let house = with_podman(json!({}));
     house.daemon.say_whole_seconds();
     house.daemon.run("c");
     let agent = house.room.run();
@@ -342,8 +338,5 @@ fn the_rest_of_a_line_is_no_line_of_podman() {
         expected.push(line("c", OUT, T + shown * MS, whole));
         house.assert_arrived(&agent, &expected);
     }
-    house.daemon.die("c");
-    agent.until("nobody reads it", || readers(&agent) == 0);
-    assert_eq!(agent.stop(), 0, "{}", agent.stderr());
-    assert_eq!(house.arrived(), expected, "{}", agent.stderr());
+    dies_and_has_said(&house, &agent, &expected);
 }
