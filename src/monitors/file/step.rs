@@ -6,7 +6,7 @@ use std::time::Duration;
 
 /// How long a file that no pattern leads to any more is followed after its last change: a writer that was not
 /// told of a rotation writes on for a while.
-const GRACE: Duration = Duration::from_secs(60);
+pub(super) const GRACE: Duration = Duration::from_secs(60);
 
 /// What is known of a file at one moment.
 #[derive(Clone, Copy, Debug)]

@@ -178,7 +178,7 @@ impl There {
         let look = |path: &Path| -> io::Result<Option<(FileId, Content)>> {
             let file = open_for_reading(path)?;
             let id = FileId::of(&file.metadata()?);
-            Ok(content_of(known, file, &|| true)?.map(|content| (id, content)))
+            Ok(content_of(known, &file, &|| true)?.map(|content| (id, content)))
         };
         let mut best: Option<(FileId, Standing)> = None;
         for path in candidates(folder, original, 0, may_be) {

@@ -12,7 +12,7 @@
 //! between forgets none.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -38,6 +38,7 @@ struct Place {
     /// Its size is that of the content.
     found: Found,
     form: Option<Form>,
+    file: File,
 }
 
 impl Files {
@@ -157,6 +158,7 @@ impl Files {
         (tail.form, tail.head, tail.before, tail.scanned) = (place.form, head, known.before, position);
         tail.is_copy = tail.form.is_none();
         tail.stream = Some(stream);
+        self.hold_found(&mut tail, place.file);
         self.put_before(tail, next.as_deref_mut(), now);
         if is_newest {
             self.line_up_unseen(&known, Some(&at), next, now);
@@ -183,11 +185,12 @@ impl Files {
         for path in candidates(folder, known.filename.as_deref()?, 0, |id| !self.is_followed(id)) {
             task.beat();
             match self.has_content_of(known, &path, task) {
-                Ok(Some((file, Content { mut size, form, torn }))) => {
+                Ok(Some((file, id, Content { mut size, form, torn }))) => {
                     if torn {
                         size = size.max(known.position + 1); // being written, as far as we can tell: more is to come
                     }
-                    let place = Place { found: Found { path, file, size, source, heard: false }, form };
+                    let place =
+                        Place { found: Found { path, file: id, size, source, heard: false }, form, file };
                     match form {
                         None => return Some(place),
                         Some(_) => packed = packed.or(Some(place)),
@@ -205,14 +208,15 @@ impl Files {
         known: &Known,
         path: &Path,
         task: &Task,
-    ) -> io::Result<Option<(FileId, Content)>> {
+    ) -> io::Result<Option<(File, FileId, Content)>> {
         let file = open_for_reading(path)?;
         let metadata = file.metadata()?;
         let id = FileId::of(&metadata);
         if !metadata.is_file() || !self.is_free(id) || self.not_met.perhaps(id).is_some() {
             return Ok(None);
         }
-        Ok(content_of(known, file, &|| self.goes_on(task))?.map(|content| (id, content)))
+        let content = content_of(known, &file, &|| self.goes_on(task))?;
+        Ok(content.map(|content| (file, id, content)))
     }
 
     /// Decompression takes its time: until the stop.
@@ -346,7 +350,7 @@ impl Files {
         let form = form(&head);
         if let Some(form) = form {
             let mut content = vec![0; super::super::identity::HEAD_BYTES];
-            let len = Unpacked::new(file, form).read_at(&mut content, 0)?;
+            let len = Unpacked::new(file.try_clone()?, form).read_at(&mut content, 0)?;
             content.truncate(len);
             head = content;
         }
@@ -370,8 +374,16 @@ impl Files {
         });
         let mut tail = Tail::new(found, lineage, 0, now);
         (tail.form, tail.head, tail.stream) = (form, Head::of(&head), Some(stream));
+        self.hold_found(&mut tail, file);
         self.put_before(tail, next, now);
         Ok(())
+    }
+
+    /// It may be deleted before its turn comes; but not with the last descriptor, which the one before it may need.
+    fn hold_found(&mut self, tail: &mut Tail, file: File) {
+        if self.open + 1 < self.open_max {
+            self.hold(tail, file);
+        }
     }
 
     /// Into the line, behind those of its lineage that are there, and before `next`.

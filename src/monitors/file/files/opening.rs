@@ -4,7 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -15,7 +15,7 @@ use super::super::identity::{
     begins_with, head_of, identity, not_text, read_head, read_head_at, stands_before,
 };
 use super::super::packed::Unpacked;
-use super::super::step::Step;
+use super::super::step::{GRACE, Step};
 use super::super::sweep::Found;
 use super::super::tail::Tail;
 use super::{Files, file_options};
@@ -279,6 +279,9 @@ impl Files {
         if beside.is_some() {
             return Opened::Rest;
         }
+        if tail.stream.is_some() && tail.unread() > 0 {
+            return self.is_missed(tail, now);
+        }
         let idle = self.sources[tail.source()].idle;
         let over = tail.stream.is_none() || tail.step(idle, now) == Step::Finish;
         if tail.stream.is_none() && tail.size > tail.start && self.not_met.perhaps(tail.file).is_none() {
@@ -287,6 +290,20 @@ impl Files {
             self.open_books(tail); // what is unread is given up when it is removed
         }
         if over { Opened::Remove } else { Opened::Rest }
+    }
+
+    /// There was more to be read of it than there was room for descriptors. Nobody waits for it; a sweep may find it yet.
+    fn is_missed(&self, tail: &mut Tail, now: Instant) -> Opened {
+        if !tail.trouble {
+            tail.few.gone_since = Some(now);
+            self.complain(tail, "find", &io::ErrorKind::NotFound.into());
+        }
+        let since = tail.few.gone_since.unwrap_or(now);
+        if now.saturating_duration_since(since) < GRACE {
+            return Opened::Rest;
+        }
+        log::warn!("files: gave up {} bytes of {}: it is nowhere", tail.unread(), tail.path.display());
+        Opened::Remove
     }
 
     pub(super) fn hold(&mut self, tail: &mut Tail, file: File) {

@@ -4,9 +4,12 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
+use inotify::{EventMask, Inotify, WatchMask};
+
 use super::world::{DEADLINE, World, names, numbered, texts};
 use crate::ack::{Count, Verdict};
 use crate::budget::READ_BYTES;
+use crate::clock::Clock;
 use crate::monitors::SourceKind;
 
 /// A slow sink, a long backlog, and a file that is rewritten before the next read of it: what comes next is not
@@ -92,6 +95,67 @@ fn the_copy_of_a_truncated_file_is_read_on() {
     assert!(lines.iter().all(|line| line.lineage == lines[0].lineage && line.filename == lines[0].filename));
     assert_eq!((world.books().given_up, world.books().unread), (0, 0));
     assert!(world.run_once().is_empty(), "nothing is read again");
+}
+
+/// It may be deleted as soon as it was found: no moment is left in which it could not be read any more.
+#[test]
+fn the_copy_that_a_generation_goes_on_in_is_opened_once() {
+    let mut world = World::new("a.log");
+    let writer = world.append("a.log", numbered("old ", 0..100));
+    world.live(|_, life| life.until_lines(100));
+    world.append("a.log", numbered("old ", 100..200));
+    std::fs::copy(world.path("a.log"), world.path("a.copy")).unwrap();
+    writer.set_len(0).unwrap();
+    world.append("a.log", numbered("new ", 0..100));
+
+    let mut opened = Inotify::init().unwrap();
+    opened.watches().add(world.path("a.copy"), WatchMask::OPEN | WatchMask::CLOSE_NOWRITE).unwrap();
+    let lines = world.live(|_, life| life.until_lines(200));
+    let all: String = lines.iter().map(|line| line.text.clone() + "\n").collect();
+    assert!(all == numbered("old ", 100..200) + &numbered("new ", 0..100), "all lines, in their order");
+    let masks: Vec<_> = opened.read_events(&mut [0; 1024]).unwrap().map(|event| event.mask).collect();
+    assert_eq!(masks, [EventMask::OPEN, EventMask::CLOSE_NOWRITE]);
+}
+
+/// One that could not be held, for want of descriptors, and was deleted: what it had is given up, and counted, and
+/// nobody waits for it.
+#[test]
+fn a_copy_that_is_gone_before_it_could_be_held_is_given_up() {
+    let mut world = World::new("*.log");
+    (world.budget, world.open_files_max) = (READ_BYTES, 2);
+    world.clock = Clock::by_hand(Clock::real().wall_ns());
+    world.sources[0].max_line_bytes = 64 * 1024;
+    let writer = world.append("b.log", numbered("old ", 0..100));
+    world.append("a.log", numbered("first ", 0..1000));
+    world.live(|_, life| life.until_lines(1100));
+    let (rest, large) = (numbered("old ", 100..200), numbered("large ", 0..100_000));
+    world.append("b.log", &rest);
+    std::fs::copy(world.path("b.log"), world.path("b.copy")).unwrap();
+    writer.set_len(0).unwrap();
+    world.append("b.log", numbered("new ", 0..100));
+    world.append("a.log", &large); // holds one of two descriptors for as long as nothing is answered for
+    let clock = world.clock.clone();
+    let lines = world.live(|world, life| {
+        let chunk = life.chunks.recv_timeout(DEADLINE).expect("the first chunk");
+        life.until_view_only("the copy is in the line", |view| {
+            clock.advance(Duration::from_millis(100));
+            view.followed == 3
+        });
+        std::fs::remove_file(world.path("b.copy")).unwrap();
+        life.take(chunk);
+        life.until_lines(100_100);
+        for _ in 0..700 {
+            clock.advance(Duration::from_millis(100));
+            let _ = crossbeam_channel::after(Duration::from_millis(1)).recv();
+        }
+        life.until_view_only("it is over", |view| {
+            clock.advance(Duration::from_millis(100));
+            view.followed == 2
+        });
+    });
+    let all: Vec<&str> = texts(&lines).into_iter().filter(|line| !line.starts_with("large")).collect();
+    assert_eq!(all.join("\n") + "\n", numbered("new ", 0..100));
+    assert_eq!((world.books().given_up, world.books().unread), (rest.len() as u64, 0));
 }
 
 /// A copy that is found before the file is emptied, and matches as well.

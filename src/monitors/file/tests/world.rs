@@ -250,7 +250,10 @@ impl Life {
         while !fact(self) {
             match self.chunks.recv_timeout(DEADLINE) {
                 Ok(chunk) => self.take(chunk),
-                Err(cause) => panic!("until {what}: {cause}, got {:?}", texts(&self.lines)),
+                Err(cause) => {
+                    let (all, last) = (self.lines.len(), self.lines.len().saturating_sub(20));
+                    panic!("until {what}: {cause}, got {all}, the last {:?}", texts(&self.lines[last..]));
+                }
             }
         }
     }
