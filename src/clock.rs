@@ -31,6 +31,14 @@ impl From<Moment> for Instant {
     }
 }
 
+/// When something is due that has to come about `every` so often, but at no special time: the same for all who ask, so
+/// that those who have nothing else to do wake up together. Later than `now`, by `every` at most.
+pub fn next_tick(now: Instant, every: Duration) -> Instant {
+    let every_ns = i64::try_from(every.as_nanos()).unwrap_or(i64::MAX).max(1);
+    let into = Moment::from(now).0.rem_euclid(every_ns);
+    now + Duration::from_nanos((every_ns - into) as u64)
+}
+
 /// A source of time. Cheap to clone; clones of one made by hand move together.
 #[derive(Clone)]
 pub struct Clock(Kind);
@@ -165,6 +173,23 @@ mod tests {
         check(now - Duration::from_millis(3)); // perhaps before the first
         assert!(Moment::from(now - Duration::from_secs(1)) < Moment::from(now));
         assert_eq!((size_of::<Moment>(), size_of::<Instant>()), (8, 16));
+    }
+
+    #[test]
+    fn who_waits_for_a_tick_wakes_up_with_all_others() {
+        let (now, every) = (Clock::real().now(), Duration::from_secs(5));
+        let tick = next_tick(now, every);
+        assert!(now < tick && tick <= now + every);
+        for ms in [1, 700, 4999] {
+            assert_eq!(next_tick(tick - Duration::from_millis(ms), every), tick);
+        }
+        assert_eq!(next_tick(tick, every), tick + every);
+        let minute = next_tick(now, 12 * every);
+        assert_eq!(
+            next_tick(minute - Duration::from_millis(1), every),
+            minute,
+            "a tick of many is one of few"
+        );
     }
 
     #[test]

@@ -33,7 +33,7 @@ pub use leak::Scale;
 pub use process::{Footprint, live_heap_bytes, open_descriptors};
 
 use crate::budget::Budget;
-use crate::clock::Clock;
+use crate::clock::{Clock, next_tick};
 use crate::deadletter::DeadLetters;
 use crate::durable::{OwnFiles, Unsynced};
 use crate::error::Result;
@@ -126,7 +126,7 @@ impl Stats {
             task.waits_for("the next sample");
             select! {
                 recv(ended.channel()) -> _ => break,
-                recv(at(task.now() + self.every)) -> _ => {}
+                recv(at(next_tick(task.now(), self.every))) -> _ => {}
             }
         }
         task.stopping();

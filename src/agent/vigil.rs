@@ -11,7 +11,7 @@ use crossbeam_channel::{Receiver, at, never, select};
 use super::lives::Desk;
 use super::signals::Signal;
 use super::{Exit, Orders, SILENCE_MAX, farewell};
-use crate::clock::Clock;
+use crate::clock::{Clock, next_tick};
 use crate::config::Config;
 use crate::error::Result;
 use crate::ledger::{Books, BooksView};
@@ -67,7 +67,7 @@ impl Vigil<'_> {
             self.fault(error.to_string());
         }
         let began = self.clock.now();
-        let mut watch_at = began + WATCH_INTERVAL;
+        let mut watch_at = next_tick(began, WATCH_INTERVAL);
         let mut progress = orders.once.then_some(Progress { next: began, movement: 0, moved: began });
         // A time that no clock will ever show is no limit.
         let time_is_up = orders.max_time.and_then(|max_time| began.checked_add(max_time));
@@ -117,7 +117,7 @@ impl Vigil<'_> {
                 }
                 Wake::Due => {
                     if now >= watch_at {
-                        watch_at = now + WATCH_INTERVAL;
+                        watch_at = next_tick(now, WATCH_INTERVAL);
                         self.look_for_silence();
                     }
                     if let Some(progress) = progress.as_mut().filter(|progress| now >= progress.next) {

@@ -227,6 +227,11 @@ impl Outlet {
         self.origins.tidy();
     }
 
+    /// There is nothing left for it to let go of.
+    pub fn is_tidy(&self) -> bool {
+        self.origins.is_empty()
+    }
+
     /// A number for a generation that will perhaps be opened later: they are read in this order after a restart.
     pub fn reserve(&self) -> GenerationId {
         GenerationId(self.supply.next_generation.fetch_add(1, Ordering::Relaxed))

@@ -25,9 +25,11 @@ use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use super::Post;
+use super::beside::modified_ns;
 use super::glob::{Excludes, Pattern};
 use super::sweep::{Sweep, join};
 use super::watch::Watches;
+use crate::clock::next_tick;
 use crate::durable::{FileId, OwnFiles};
 use crate::error::Result;
 use crate::monitors::{Off, SourceKind, SourceOptions};
@@ -140,6 +142,7 @@ impl Discovery {
 
     /// Waits for the rest to be over, then for a reason to sweep again.
     fn next_event(&self, began: Instant, ended: Instant, every: Duration) -> Event {
+        let until_tick = next_tick(ended, every).saturating_duration_since(ended);
         let rest = REST.max(10 * ended.saturating_duration_since(began));
         select! {
             recv(self.stop.channel()) -> _ => return Event::Stop,
@@ -152,7 +155,7 @@ impl Discovery {
                 // `watch` has ended: it is either the stop or a fault of its own, which ends in one.
                 Err(_) => { let _ = self.stop.channel().recv(); Event::Stop }
             },
-            default(every) => Event::Sweep,
+            default(until_tick.saturating_sub(rest)) => Event::Sweep,
         }
     }
 
@@ -368,7 +371,7 @@ impl Walk<'_> {
         if self.outputs.matches(path) || self.own_log.contains(&file) || self.own.contains(file) {
             return;
         }
-        self.sweep.note(folder, name, (file, metadata.len()), target.source, heard);
+        self.sweep.note(folder, name, (file, metadata.len(), modified_ns(metadata)), target.source, heard);
     }
 
     /// What is not there is no failure: it vanished, or a link leads nowhere, or to itself.

@@ -1,8 +1,8 @@
 //! The `files` thread: owns every file that is followed and gives each its turn.
 //!
 //! A turn reads one chunk at most and puts the file back at the end of the line, so a hot file holds up nobody.
-//! Hints put files into the line at once; polls look at files without being told, which finds the same
-//! without hints, later; a sweep tells which paths lead where.
+//! Hints put files into the line at once; polls look at those that nobody gives hints of, which finds the same
+//! later; a sweep tells which paths lead where, and what hints have missed.
 //!
 //! Always true: one [`Tail`] per file, by device and inode, whatever its names. A generation of a path is read
 //! before the one that followed it. A descriptor with unread bytes that no path leads to is never closed.
@@ -14,6 +14,7 @@ mod deleted;
 mod meters;
 mod missing;
 pub(super) mod opening;
+mod polls;
 mod roster;
 mod turns;
 
@@ -48,6 +49,7 @@ use crate::tasks::Task;
 use meters::Meters;
 use opening::Opened;
 pub use opening::most_rested;
+use polls::Polls;
 
 /// A file that is gone and read leaves at the next look after its grace; this long after it, it has not.
 const OVERDUE_AFTER: Duration = Duration::from_secs(60);
@@ -104,9 +106,7 @@ pub struct Files {
     turns: u64,
     /// When those that are in trouble get another turn.
     try_again_at: Instant,
-    polls: u64,
-    /// By source.
-    poll_at: Vec<Instant>,
+    polls: Polls,
     view_at: Instant,
     view: FilesView,
     /// Something has happened since the view was made.
@@ -175,8 +175,7 @@ impl Files {
             rested: None,
             turns: 0,
             try_again_at: now,
-            polls: 0,
-            poll_at: vec![now; sources.len()],
+            polls: Polls::new(sources.len(), now),
             view_at: now,
             view: FilesView::default(),
             view_is_old: true,
@@ -212,7 +211,7 @@ impl Files {
 
     fn next_event(&mut self, task: &Task) -> Event {
         let now = task.now();
-        let poll_at = self.poll_at.iter().min().copied().unwrap_or(now);
+        let poll_at = self.next_poll();
         let busy = !self.ready.is_empty() && !self.waiting;
         if !busy && self.once && self.swept && self.ready.is_empty() {
             return Event::Done;
@@ -224,7 +223,11 @@ impl Files {
         if self.outlet.stop().stop.is_closed() {
             return Event::Stop; // and no chunk more, even if there is room for it
         }
-        let wait = if busy { Duration::ZERO } else { poll_at.saturating_duration_since(now) };
+        let wait = match poll_at {
+            _ if busy => Duration::ZERO,
+            None => Duration::MAX,
+            Some(at) => at.saturating_duration_since(now),
+        };
         let stop = self.outlet.stop().stop.channel();
         if !busy {
             self.folders.forget();
@@ -236,7 +239,7 @@ impl Files {
             recv(self.picture.bell()) -> _ => Event::Swept,
             recv(self.hints.bell()) -> _ => Event::Hinted,
             recv(self.outlet.room()) -> _ => Event::Room,
-            default(wait) => if busy && now < poll_at { Event::Turn } else { Event::Poll },
+            default(wait) => if busy && poll_at.is_none_or(|at| now < at) { Event::Turn } else { Event::Poll },
         }
     }
 
@@ -246,7 +249,10 @@ impl Files {
             self.waiting = false;
             self.stalled = 0;
         }
-        self.view_is_old |= !matches!(event, Event::Poll);
+        if !matches!(event, Event::Poll) {
+            self.stir(now);
+            self.view_is_old = true;
+        }
         match event {
             Event::Swept => {
                 if let Some(sweep) = self.picture.take() {
@@ -258,14 +264,7 @@ impl Files {
                 Hints::These(these) => self.look_at(these, task),
             },
             Event::Poll => {
-                let due: Vec<bool> = self.poll_at.iter().map(|at| *at <= now).collect();
-                for (at, source) in
-                    self.poll_at.iter_mut().zip(self.sources.iter()).filter(|(at, _)| **at <= now)
-                {
-                    *at = now
-                        + file_options(source).map_or(Duration::from_secs(3600), |file| file.poll_interval);
-                }
-                self.poll_by_turns(|source| due[source], task);
+                self.poll_restless(now, task);
                 if self.try_again_at <= now {
                     self.try_again(now);
                 }

@@ -63,6 +63,7 @@ struct List {
 struct Seen {
     file: FileId,
     size: u64,
+    modified_ns: i64,
     name_end: u32,
     heard: bool,
 }
@@ -72,12 +73,12 @@ struct Seen {
 pub struct Spot(u32, u32);
 
 impl Sweep {
-    /// `name` in `folder`; the rest as in [`Found`].
+    /// `name` in `folder`, and when it was last changed, in nanoseconds since 1970; the rest as in [`Found`].
     pub fn note(
         &mut self,
         folder: &Arc<Path>,
         name: &OsStr,
-        (file, size): (FileId, u64),
+        (file, size, modified_ns): (FileId, u64, i64),
         source: usize,
         heard: bool,
     ) {
@@ -94,7 +95,7 @@ impl Sweep {
         list.names.extend_from_slice(name.as_bytes());
         let name_end = list.names.len() as u32; // a name has 255 bytes at most
         self.by_file.push(Spot(at as u32, list.files.len() as u32));
-        list.files.push(Seen { file, size, name_end, heard });
+        list.files.push(Seen { file, size, modified_ns, name_end, heard });
     }
 
     /// Other names of the same files are forgotten. Returns which sources have files that belong to an earlier one.
@@ -133,9 +134,15 @@ impl Sweep {
         self.lists[spot.0 as usize].files[spot.1 as usize].file
     }
 
+    /// Its size, and when it was last changed.
+    pub fn looks(&self, spot: Spot) -> (u64, i64) {
+        let seen = self.lists[spot.0 as usize].files[spot.1 as usize];
+        (seen.size, seen.modified_ns)
+    }
+
     pub fn found(&self, spot: Spot) -> Found {
         let (list, at) = (&self.lists[spot.0 as usize], spot.1 as usize);
-        let Seen { file, size, name_end, heard } = list.files[at];
+        let Seen { file, size, name_end, heard, .. } = list.files[at];
         let begin = at.checked_sub(1).map_or(0, |before| list.files[before].name_end);
         let name = OsStr::from_bytes(&list.names[begin as usize..name_end as usize]);
         Found { path: join(&list.folder, name), file, size, source: list.source, heard }
@@ -152,6 +159,9 @@ pub(super) fn join(folder: &Path, name: &OsStr) -> PathBuf {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::fs;
+
+    use super::super::beside::modified_ns;
     use super::*;
 
     /// A sweep that has found just these.
@@ -159,7 +169,8 @@ pub(super) mod tests {
         let mut sweep = Sweep::default();
         for found in all {
             let (folder, name) = (found.path.parent().unwrap().into(), found.path.file_name().unwrap());
-            sweep.note(&folder, name, (found.file, found.size), found.source, found.heard);
+            let modified_ns = fs::metadata(&found.path).map_or(0, |metadata| modified_ns(&metadata));
+            sweep.note(&folder, name, (found.file, found.size, modified_ns), found.source, found.heard);
         }
         sweep.complete();
         sweep
@@ -174,7 +185,7 @@ pub(super) mod tests {
         let (a, b): (Arc<Path>, Arc<Path>) = (Path::new("/a").into(), Path::new("/b").into());
         let mut sweep = Sweep::default();
         let mut note = |folder, name: &str, inode, source| {
-            sweep.note(folder, name.as_ref(), (FileId { device: 1, inode }, 7 * inode), source, true);
+            sweep.note(folder, name.as_ref(), (FileId { device: 1, inode }, 7 * inode, 1), source, true);
         };
         for (folder, name, inode, source) in
             [(&b, "z", 9, 0), (&b, "y", 3, 0), (&a, "x", 9, 0), (&a, "long", 5, 0), (&a, "y", 3, 1)]

@@ -172,13 +172,10 @@ impl Tail {
         self.changed.into()
     }
 
-    /// What is reported or does not change with time alone has to be looked at seldom.
+    /// Whatever happens to it is reported, and nothing about it changes with time alone.
     pub fn can_be_left_alone(&self) -> bool {
-        self.heard
-            && self.few.gone_since.is_none()
-            && !self.deleted
-            && self.stream.is_some()
-            && self.unread() == 0
+        let was_read = self.stream.is_some() || self.size == 0;
+        self.heard && self.few.gone_since.is_none() && !self.deleted && was_read && self.unread() == 0
     }
 
     /// Its size, as far as it concerns us.
@@ -195,8 +192,13 @@ impl Tail {
 
     /// Whether the file looks as it did at its last turn.
     pub fn looks_like(&self, metadata: &Metadata) -> bool {
-        let unchanged = metadata.len() == self.size && modified_ns(metadata) == self.modified_ns;
+        let unchanged = self.looked_like(metadata.len(), modified_ns(metadata));
         unchanged && (metadata.nlink() == 0) == self.deleted
+    }
+
+    /// The same of what somebody else has seen of it.
+    pub fn looked_like(&self, size: u64, modified_ns: i64) -> bool {
+        size == self.size && modified_ns == self.modified_ns
     }
 
     /// When it was last changed, in nanoseconds since 1970. `None`: nobody has looked.

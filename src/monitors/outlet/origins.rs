@@ -93,6 +93,10 @@ impl Origins {
         self.accounts.shrink_to(2 * self.accounts.len());
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.accounts.is_empty()
+    }
+
     /// Its generation is over.
     pub fn forget(&mut self, stream: &Stream) {
         self.accounts.remove(&stream.generation);

@@ -27,11 +27,11 @@ struct Held {
 impl Files {
     /// Gives up the oldest beyond what `hold_deleted` of their source allows.
     pub(super) fn limit_deleted(&mut self, now: Instant) {
-        let gone = |tail: &&mut Box<Tail>| {
-            (tail.few.gone_since.is_some() || tail.deleted) && tail.descriptor.is_some()
-        };
-        let mut held: Vec<_> =
-            self.tails.values_mut().filter(gone).filter_map(|tail| held_bytes(tail)).collect();
+        // None of them can be left alone.
+        let (restless, tails) = (self.polls.restless().iter(), &mut self.tails);
+        let gone = |tail: &&mut Box<Tail>| tail.few.gone_since.is_some() || tail.deleted;
+        let held = |file| tails.get_mut(file).filter(gone).and_then(|tail| held_bytes(tail));
+        let mut held: Vec<_> = restless.filter_map(held).collect();
         // The longest gone first, and of those the oldest generation.
         order::sort(&mut held);
         let mut all = 0;

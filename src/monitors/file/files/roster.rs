@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use super::super::identity::lineage;
 use super::super::names::rotated;
-use super::super::step::Step;
 use super::super::sweep::{Found, Spot, Sweep};
 use super::super::tail::Tail;
 use super::super::watch::Hint;
@@ -17,9 +16,6 @@ use crate::durable::FileId;
 use crate::monitors::StartAt;
 use crate::order;
 use crate::tasks::Task;
-
-/// How often a file is looked at although whatever happens to it is reported.
-const SELDOM: Duration = Duration::from_secs(60);
 
 /// How often a file is tried that could not be opened or read, if no sweep comes before.
 const TRY_AGAIN: Duration = Duration::from_secs(10);
@@ -52,7 +48,13 @@ impl Files {
             self.make_room(found.len());
         }
         for spot in found {
+            let file = sweep.file(spot);
             self.admit(sweep.found(spot), now);
+            let (size, modified_ns) = sweep.looks(spot);
+            // A report was missed.
+            if self.tails.get(&file).is_some_and(|tail| !tail.looked_like(size, modified_ns)) {
+                self.queue(file);
+            }
         }
         let unsure = |path: &Path| sweep.unsure.iter().any(|folder| path.starts_with(folder));
         let mut unseen = 0;
@@ -176,7 +178,7 @@ impl Files {
 
     /// Where a path leads. If it is to another file than before that is a rotation: the new file is taken in at
     /// once, without waiting for a sweep.
-    fn deal_with(&mut self, path: &Path, metadata: io::Result<Metadata>, now: Instant) {
+    pub(super) fn deal_with(&mut self, path: &Path, metadata: io::Result<Metadata>, now: Instant) {
         let Some(&file) = self.paths.get(path) else { return };
         match metadata {
             Ok(metadata) if FileId::of(&metadata) == file => self.queue(file),
@@ -210,82 +212,8 @@ impl Files {
         }
         self.queue(file);
     }
-
-    /// Puts those in the line that look different from what their last turn saw, or whose time has come. Looks
-    /// at paths, so that a rotation is found even if nothing reports it. Those that are reported are left alone,
-    /// by turns: each is looked at once in [`SELDOM`], should a report have been missed.
-    pub(super) fn poll_by_turns(&mut self, due: impl Fn(usize) -> bool, task: &Task) {
-        self.polls += 1;
-        let polls = self.polls;
-        self.ready.shrink_to(4 * self.ready.len() + 64); // at the start every file stands in the line
-        let parts = |source: usize| {
-            let every = file_options(&self.sources[source]).map_or(SELDOM, |file| file.poll_interval);
-            (SELDOM.as_millis() / every.as_millis().max(1)).max(1) as u64
-        };
-        let parts: Vec<u64> = (0..self.sources.len()).map(parts).collect();
-        self.poll_those(
-            |tail| {
-                let its_turn = tail.file.inode % parts[tail.source()] == polls % parts[tail.source()];
-                due(tail.source()) && (its_turn || !tail.can_be_left_alone())
-            },
-            task,
-        );
-    }
-
-    /// All.
-    pub(super) fn poll(&mut self, task: &Task) {
-        self.poll_those(|_| true, task);
-    }
-
-    fn poll_those(&mut self, due: impl Fn(&Tail) -> bool, task: &Task) {
-        let now = task.now();
-        let (mut changed, mut moved) = (Vec::new(), Vec::new());
-        for tail in self.tails.values().filter(|tail| due(tail) && !tail.trouble) {
-            if self.outlet.stop().stop.is_closed() {
-                return; // there may be thousands, on a slow file system
-            }
-            let leads = self.paths.get(&tail.path) == Some(&tail.file) || tail.descriptor.is_none();
-            let at_path = leads.then(|| fs::metadata(&tail.path));
-            let differs = match (at_path, &tail.descriptor) {
-                (Some(Ok(metadata)), _) if FileId::of(&metadata) == tail.file => !tail.looks_like(&metadata),
-                (Some(Ok(metadata)), _) => {
-                    moved.push((tail.file, Ok(metadata)));
-                    false
-                }
-                (Some(Err(cause)), _) if is_missing(&cause) && tail.few.gone_since.is_none() => {
-                    moved.push((tail.file, Err(cause)));
-                    false
-                }
-                // Other errors are of the folder, and the sweep tells them.
-                (_, Some(file)) => file.metadata().is_ok_and(|metadata| !tail.looks_like(&metadata)),
-                (_, None) => false,
-            };
-            if differs || tail.step(self.sources[tail.source()].idle, now) != Step::Wait {
-                changed.push(tail.file);
-            }
-        }
-        changed.into_iter().for_each(|file| self.queue(file));
-        let now = task.now();
-        for (file, metadata) in moved {
-            task.beat();
-            self.has_moved(file, metadata, now);
-        }
-    }
-
-    /// Its path leads elsewhere, or nowhere.
-    fn has_moved(&mut self, file: FileId, metadata: io::Result<Metadata>, now: Instant) {
-        let Some(tail) = self.tails.get(&file) else { return };
-        let (path, closed) = (tail.path.clone(), tail.descriptor.is_none());
-        if self.paths.get(&path) == Some(&file) {
-            self.deal_with(&path, metadata, now);
-        } else if closed {
-            self.tails.entry(file).and_modify(|tail| {
-                tail.few.gone_since.get_or_insert(now);
-            });
-        }
-    }
 }
 
-fn is_missing(cause: &io::Error) -> bool {
+pub(super) fn is_missing(cause: &io::Error) -> bool {
     cause.kind() == io::ErrorKind::NotFound
 }
