@@ -89,7 +89,7 @@
 //! | `ledger` | 5 | notes | the last carrier is gone |
 //! | `resolver` | - | names | told so, at the end; at once if no sink looks one up |
 //! | `reload` | - | the disk; after SIGHUP only | it has read the configuration |
-//! | `stats` | - | the next sample, every 5 s | told so, last of all |
+//! | `stats` | - | the next sample, every 5 s, or 30 s while nothing happens and nobody asks | told so, last of all |
 //! | `status` | - | clients | told so, last of all |
 //!
 //! Lane, senders and retry are the only place where things travel in both directions. There at most one batch per

@@ -1,5 +1,7 @@
 //! The `stats` thread: every five seconds it looks at the process and at every room of the house, keeps what it
-//! saw for a quarter of an hour, and says so when something has grown beyond what it may.
+//! saw for a quarter of an hour, and says so when something has grown beyond what it may. While nothing is read, all is
+//! within its bounds and nobody asks for what it saw, it looks every thirty. It also says who is busy and silent for too
+//! long.
 //!
 //! ```text
 //! /proc/self, gauges, counters ──▶ Sample ──┬──▶ history ──▶ rates, the ring       (/api/v1/status, /history)
@@ -21,8 +23,8 @@ use std::fmt::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{at, select};
-use parking_lot::Mutex;
+use crossbeam_channel::{Receiver, Sender, at, bounded, never, select};
+use parking_lot::{Mutex, MutexGuard};
 use serde_json::{Value, json};
 
 use history::{Column, History, Kind};
@@ -45,6 +47,9 @@ use crate::tasks::{Closed, Table, Task};
 
 /// Between two samples: short enough for a curve, long enough to cost nothing.
 const SAMPLE_EVERY: Duration = Duration::from_secs(5);
+
+/// How many times longer that is while nothing happens: to wake up is all that costs something then.
+const CALM_TIMES: u32 = 6;
 
 /// Sources that `/debug/memory` lists by what they hold.
 const HOLDINGS_SHOWN: usize = 20;
@@ -75,6 +80,11 @@ pub struct Stats {
     /// Why the last look at the process failed: said once.
     blind: Option<String>,
     every: Duration,
+    /// Nothing was read since the sample before the last one, nothing is under way, and all is within its bounds.
+    is_calm: bool,
+    read_bytes: Option<u64>,
+    /// Somebody wants to see what is going on.
+    asked: Receiver<()>,
     started: Instant,
     suspects: [Suspect; COUNT],
     view: StatsView,
@@ -82,7 +92,10 @@ pub struct Stats {
 
 /// What others see of it. Cheap to clone; all clones see the same.
 #[derive(Clone)]
-pub struct StatsView(Arc<Mutex<Shown>>);
+pub struct StatsView {
+    shown: Arc<Mutex<Shown>>,
+    ask: Sender<()>,
+}
 
 struct Shown {
     history: History,
@@ -101,6 +114,7 @@ impl Stats {
         for thing in &THINGS {
             suspected(&rooms.metrics, thing).set(0);
         }
+        let (ask, asked) = bounded(1);
         Stats {
             started: rooms.clock.now(),
             rooms,
@@ -109,8 +123,11 @@ impl Stats {
             footprint: Box::new(Footprint::read),
             blind: None,
             every: SAMPLE_EVERY,
+            is_calm: false,
+            read_bytes: None,
+            asked,
             suspects: [Suspect::default(); COUNT],
-            view: StatsView(Arc::new(Mutex::new(shown))),
+            view: StatsView { shown: Arc::new(Mutex::new(shown)), ask },
         }
     }
 
@@ -124,17 +141,31 @@ impl Stats {
             task.doing("taking a sample");
             self.look();
             task.waits_for("the next sample");
-            select! {
-                recv(ended.channel()) -> _ => break,
-                recv(at(next_tick(task.now(), self.every))) -> _ => {}
+            if !self.wait(task, ended) {
+                break;
             }
         }
         task.stopping();
         Ok(())
     }
 
+    /// For the next sample. `false`: there is none.
+    fn wait(&self, task: &Task, ended: &Closed) -> bool {
+        let mut is_calm = self.asked.try_recv().is_err() && self.is_calm;
+        loop {
+            let every = if is_calm { self.every * CALM_TIMES } else { self.every };
+            let asked = if is_calm { self.asked.clone() } else { never() };
+            select! {
+                recv(ended.channel()) -> _ => return false,
+                recv(asked) -> _ => is_calm = false,
+                recv(at(next_tick(task.now(), every))) -> _ => return true,
+            }
+        }
+    }
+
     /// One sample: taken, kept, judged.
     fn look(&mut self) {
+        self.rooms.table.report_silence();
         let footprint = self.footprint();
         let sample = self.sample(footprint);
         let figures = self.figures(footprint);
@@ -144,7 +175,11 @@ impl Stats {
         if !self.stop.is_closed() {
             self.judge(&readings);
         }
-        let mut shown = self.view.0.lock();
+        let read_bytes = self.rooms.metrics.sum("read_bytes_total");
+        let is_quiet = std::mem::replace(&mut self.read_bytes, read_bytes) == read_bytes;
+        self.is_calm =
+            is_quiet && self.rooms.budget.used() == 0 && self.suspects.iter().all(Suspect::is_within);
+        let mut shown = self.view.shown.lock();
         shown.history.push(at_ms, self.rooms.clock.wall_ns() / 1_000_000, &figures);
         let suspects = self.suspects.iter().map(|suspect| suspect.is_suspected);
         for ((place, reading), is_suspected) in shown.readings.iter_mut().zip(readings).zip(suspects) {
@@ -304,19 +339,25 @@ fn columns(sinks: &[Arc<str>]) -> Vec<Column> {
 }
 
 impl StatsView {
+    /// Whoever looks shall see what happens while it looks.
+    fn asked_for(&self) -> MutexGuard<'_, Shown> {
+        let _ = self.ask.try_send(()); // one slot: who has asked before has asked for us too
+        self.shown.lock()
+    }
+
     /// Lines and bytes per second, over 10 s, 1 min and 5 min.
     pub fn rates(&self) -> Value {
-        self.0.lock().history.rates()
+        self.asked_for().history.rates()
     }
 
     /// The last fifteen minutes, column by column.
     pub fn history(&self) -> Value {
-        self.0.lock().history.show()
+        self.asked_for().history.show()
     }
 
     /// Everything that is watched, with its bound.
     pub fn leak_watch(&self) -> Value {
-        let readings = self.0.lock().readings;
+        let readings = self.asked_for().readings;
         let known = THINGS.iter().zip(readings).filter_map(|(thing, (reading, suspected))| {
             let Reading { value, bound } = reading?;
             let what = thing.what;
@@ -327,7 +368,7 @@ impl StatsView {
 
     /// For `/readyz`: a sentence for each suspicion.
     pub fn suspicions(&self) -> Vec<String> {
-        let readings = self.0.lock().readings;
+        let readings = self.shown.lock().readings;
         let suspected = THINGS.iter().zip(readings).filter_map(|(thing, (reading, suspected))| {
             let Reading { value, bound } = reading.filter(|_| suspected)?;
             Some(format!("degraded: {} {value} above their bound {bound}", thing.words()))
@@ -338,7 +379,7 @@ impl StatsView {
     /// For `/debug/memory`: who holds the budget, and how large everything is that can grow.
     pub fn memory_text(&self) -> String {
         let (readings, budget) = {
-            let shown = self.0.lock();
+            let shown = self.shown.lock();
             (shown.readings, shown.budget.clone())
         };
         let mut text = format!("budget: {} of {} bytes used\n", budget.used(), budget.capacity());
@@ -352,10 +393,10 @@ impl StatsView {
             .filter_map(|(thing, (reading, _))| Some((thing.what, reading?)))
             .collect();
         order::sort_by_key(&mut known, |(_, reading)| std::cmp::Reverse(reading.value));
-        let every = SAMPLE_EVERY.as_secs();
+        let (every, calm) = (SAMPLE_EVERY.as_secs(), (SAMPLE_EVERY * CALM_TIMES).as_secs());
         let _ = writeln!(
             text,
-            "\n{:>12}  {:>12}  what, the largest first; a sample every {every} s",
+            "\n{:>12}  {:>12}  what, the largest first; a sample every {every} s, or {calm} while nothing happens",
             "sampled", "bound"
         );
         for (what, Reading { value, bound }) in known {

@@ -17,8 +17,9 @@ use crate::error::Result;
 use crate::ledger::{Books, BooksView};
 use crate::tasks::{self, Action, Event, Kind, Spec, StopPlan, Switch, Table, TaskManager};
 
-/// How often `main` looks for tasks that are silent although they are busy.
-const WATCH_INTERVAL: Duration = Duration::from_secs(5);
+/// How often `main` looks for tasks that are silent although they are busy: `stats` does so with each sample, but who looks
+/// whether `stats` is?
+const WATCH_INTERVAL: Duration = Duration::from_secs(60);
 
 /// `run --once` gives up when nothing has moved for so long, unless it was given a time of its own.
 const STANDSTILL_MAX: Duration = Duration::from_secs(30);
@@ -117,8 +118,8 @@ impl Vigil<'_> {
                 }
                 Wake::Due => {
                     if now >= watch_at {
+                        self.table.report_silence();
                         watch_at = next_tick(now, WATCH_INTERVAL);
-                        self.look_for_silence();
                     }
                     if let Some(progress) = progress.as_mut().filter(|progress| now >= progress.next) {
                         let books = self.books.lock().clone();
@@ -275,12 +276,6 @@ impl Vigil<'_> {
             if !self.plan.is_stopping() {
                 self.stop("a fault");
             }
-        }
-    }
-
-    fn look_for_silence(&self) {
-        for name in self.table.newly_stuck() {
-            log::error!("{name}: busy and silent for too long; see /debug/threads");
         }
     }
 }

@@ -48,7 +48,7 @@ pub struct FileSourceOptions {
     pub include: Vec<String>,
     pub exclude: Vec<String>,
     pub start_at: StartAt,
-    /// How often files are looked at of which not everything is reported; the others once a minute.
+    /// How often files are looked at of which not everything is reported; the others every two minutes.
     pub poll_interval: Duration,
     pub binary: Binary,
     pub hold_deleted: HoldDeleted,

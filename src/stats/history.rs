@@ -8,7 +8,10 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-/// A quarter of an hour at one sample in five seconds.
+/// What is shown.
+const SPAN: Duration = Duration::from_secs(15 * 60);
+
+/// At one sample in five seconds: there are fewer while nothing happens.
 pub const SAMPLES: usize = 180;
 
 /// Over which times rates are shown.
@@ -85,7 +88,11 @@ impl History {
     fn rate(&self, column: usize, window: Duration) -> Option<f64> {
         let last = self.rows().next_back()?;
         let since = last[0].saturating_sub(window.as_millis() as u64);
-        let first = self.rows().find(|row| row[0] >= since && row[1 + column] != UNKNOWN)?;
+        let known = |row: &&[u64]| row[1 + column] != UNKNOWN;
+        // Samples may be further apart than the window is long.
+        let before = self.rows().rev().skip(1).find(known).or(Some(last))?;
+        let since = since.min(before[0]);
+        let first = self.rows().find(|row| row[0] >= since && known(row))?;
         let (new, old) = (last[1 + column], first[1 + column]);
         let elapsed_s = last[0].saturating_sub(first[0]) as f64 / 1000.0;
         (new != UNKNOWN && elapsed_s > 0.0).then(|| new.saturating_sub(old) as f64 / elapsed_s)
@@ -114,20 +121,21 @@ impl History {
     /// steadily even if the wall clock was set meanwhile.
     pub fn show(&self) -> Value {
         let last_ms = self.rows().next_back().map_or(0, |row| row[0]);
+        let shown = || self.rows().filter(|row| row[0] + SPAN.as_millis() as u64 > last_ms);
         let unix_ms = |row: &[u64]| self.last_unix_ms - last_ms.saturating_sub(row[0]) as i64;
         let time = json!({
             "name": "time", "unit": "milliseconds since 1970", "kind": "time",
-            "values": self.rows().map(unix_ms).collect::<Vec<_>>(),
+            "values": shown().map(unix_ms).collect::<Vec<_>>(),
         });
-        let shown = self.columns.iter().enumerate().map(|(at, column)| {
+        let columns = self.columns.iter().enumerate().map(|(at, column)| {
             let figure = |row: &[u64]| Some(row[1 + at]).filter(|figure| *figure != UNKNOWN);
             json!({
                 "name": column.name, "unit": column.unit, "sink": column.sink.as_deref(),
                 "kind": if column.kind == Kind::Counter { "counter" } else { "gauge" },
-                "values": self.rows().map(figure).collect::<Vec<_>>(),
+                "values": shown().map(figure).collect::<Vec<_>>(),
             })
         });
-        json!({ "samples_max": SAMPLES, "columns": std::iter::once(time).chain(shown).collect::<Vec<_>>() })
+        json!({ "samples_max": SAMPLES, "columns": std::iter::once(time).chain(columns).collect::<Vec<_>>() })
     }
 
     /// Of the ring, in bytes.
@@ -179,6 +187,18 @@ mod tests {
         check(&[Some(50), Some(40)], [Some(0.0); 3]); // a chunk was taken back
         let minute: Vec<_> = (0..=12).map(|sample| Some(sample * 5)).collect();
         check(&[vec![Some(0); 60], minute].concat(), [Some(1.0), Some(1.0), Some(0.2)]);
+    }
+
+    #[test]
+    fn samples_that_are_further_apart_than_a_window_still_have_a_rate_and_old_ones_are_not_shown() {
+        let mut history = history();
+        for number in 0..100 {
+            history.push(number * 15_000, 0, &[Some(number * 30), Some(1), None]);
+        }
+        assert_eq!(history.rates()["read_lines"], json!({ "10s": 2.0, "1m": 2.0, "5m": 2.0 }));
+        let shown = history.show();
+        assert_eq!(shown["columns"][1]["values"].as_array().unwrap()[0], json!(40 * 30));
+        assert_eq!(shown["columns"][0]["values"].as_array().unwrap().len(), 60);
     }
 
     #[test]

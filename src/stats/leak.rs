@@ -494,6 +494,13 @@ pub enum Verdict {
     },
 }
 
+impl Suspect {
+    /// At the last sample.
+    pub fn is_within(&self) -> bool {
+        self.above == 0
+    }
+}
+
 /// One sample more of one thing.
 pub fn judge(suspect: &mut Suspect, reading: Reading) -> Option<Verdict> {
     if reading.value <= reading.bound {

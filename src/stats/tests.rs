@@ -128,6 +128,25 @@ fn rates_are_of_the_counters_that_the_rooms_move() {
 }
 
 #[test]
+fn it_is_calm_when_nothing_is_read_nothing_is_under_way_and_all_is_within_its_bounds() {
+    let mut house = house();
+    let read = house.metrics.counter("read_bytes_total", "", &[]);
+    let budget = house.stats().rooms.budget.clone();
+    let look = |house: &mut House, threads| {
+        house.look(threads);
+        house.stats().is_calm
+    };
+    assert_eq!([look(&mut house, 30), look(&mut house, 30)], [false, true]);
+    read.add(1);
+    assert_eq!([look(&mut house, 30), look(&mut house, 30)], [false, true]);
+    let (door, holder) = (budget.door(), budget.holder(&"app".into(), None));
+    let credit = door.try_take(&holder, 1234).unwrap();
+    assert!(!look(&mut house, 30));
+    drop(credit);
+    assert_eq!([look(&mut house, 30), look(&mut house, 31), look(&mut house, 30)], [true, false, true]);
+}
+
+#[test]
 fn who_holds_memory_is_named() {
     let mut house = house();
     let budget = house.stats().rooms.budget.clone();
@@ -159,7 +178,7 @@ fn the_thread_watches_until_it_is_told_to_end() {
             }
             fact()
         };
-        let is_well = || view.0.lock().readings[0].0.is_some() && view.suspicions().is_empty();
+        let is_well = || view.shown.lock().readings[0].0.is_some() && view.suspicions().is_empty();
         let mut seen = vec![until(&is_well)];
         house.threads.store(99, Ordering::SeqCst);
         seen.push(until(&|| !view.suspicions().is_empty()));

@@ -313,9 +313,16 @@ impl Table {
         self.rows.lock().values().any(|row| row.spec.name == name && !row.is_over())
     }
 
+    /// Says who is busy and has been silent for too long, once; they are marked from then on.
+    pub fn report_silence(&self) {
+        for name in self.newly_stuck() {
+            log::error!("{name}: busy and silent for too long; see /debug/threads");
+        }
+    }
+
     /// Marks the tasks that are busy and have been silent for too long; returns those that were not marked
     /// before. One that beats again is running again.
-    pub fn newly_stuck(&self) -> Vec<String> {
+    pub(super) fn newly_stuck(&self) -> Vec<String> {
         let now = self.clock.now();
         // By exchange: one that has begun to wait meanwhile would stay marked until somebody wakes it.
         let stuck = |row: &Arc<Row>| {

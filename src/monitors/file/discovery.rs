@@ -39,7 +39,7 @@ use crate::tasks::{Closed, Task};
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
 
 /// The same where every change is reported: what a report that was missed costs at most.
-const SWEEP_SELDOM: Duration = Duration::from_secs(60);
+const SWEEP_SELDOM: Duration = Duration::from_secs(120);
 
 /// After a sweep there is at least this much rest, and ten times as long as it took: folders that change all
 /// the time cost a tenth of a core at most. After a longer quiet time a change is answered at once. A file that

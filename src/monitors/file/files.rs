@@ -249,9 +249,8 @@ impl Files {
             self.waiting = false;
             self.stalled = 0;
         }
-        if !matches!(event, Event::Poll) {
+        if !matches!(event, Event::Poll | Event::Swept) {
             self.stir(now);
-            self.view_is_old = true;
         }
         match event {
             Event::Swept => {

@@ -8,7 +8,7 @@
 //! Always true: what is between these threads are one-slot signals beside a shared value that is replaced or
 //! merged, never a queue: nobody waits for room, and a burst costs no memory. Hints only save time; sweeps and
 //! polls are the truth, so a file system without events loses nothing but speed. Files of which everything is
-//! reported are polled once a minute.
+//! reported are looked at by sweeps alone, every two minutes.
 //!
 //! Not here: credit, stamps and acknowledgement (the Outlet), what became of the lines (the ledger).
 

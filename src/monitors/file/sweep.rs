@@ -134,10 +134,9 @@ impl Sweep {
         self.lists[spot.0 as usize].files[spot.1 as usize].file
     }
 
-    /// Its size, and when it was last changed.
-    pub fn looks(&self, spot: Spot) -> (u64, i64) {
-        let seen = self.lists[spot.0 as usize].files[spot.1 as usize];
-        (seen.size, seen.modified_ns)
+    /// When it was last changed, in nanoseconds since 1970.
+    pub fn modified_ns(&self, spot: Spot) -> i64 {
+        self.lists[spot.0 as usize].files[spot.1 as usize].modified_ns
     }
 
     pub fn found(&self, spot: Spot) -> Found {

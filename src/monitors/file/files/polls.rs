@@ -50,11 +50,11 @@ impl Files {
 
     /// Something has happened: others may have become restless.
     pub(super) fn stir(&mut self, now: Instant) {
-        if self.next_poll().is_none() {
+        if !self.polls.stirred && self.next_poll().is_none() {
             let next = |source: &SourceOptions| now + poll_interval(source);
             self.polls.at.iter_mut().zip(self.sources.iter()).for_each(|(at, source)| *at = next(source));
         }
-        self.polls.stirred = true;
+        (self.polls.stirred, self.view_is_old) = (true, true);
     }
 
     /// Looks at the restless files of the sources whose time has come. Puts those in the line that look different from

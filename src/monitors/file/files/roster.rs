@@ -47,14 +47,19 @@ impl Files {
         if !self.swept {
             self.make_room(found.len());
         }
+        let mut is_news = !self.swept;
         for spot in found {
-            let file = sweep.file(spot);
-            self.admit(sweep.found(spot), now);
-            let (size, modified_ns) = sweep.looks(spot);
-            // A report was missed.
-            if self.tails.get(&file).is_some_and(|tail| !tail.looked_like(size, modified_ns)) {
-                self.queue(file);
+            let (found, modified_ns) = (sweep.found(spot), sweep.modified_ns(spot));
+            if self.is_passed_over(&found) || self.is_known_as(&found) {
+                // Most of them, and all is well if nobody has missed a report.
+                let tail = self.tails.get(&found.file);
+                if tail.is_some_and(|tail| !tail.looked_like(found.size, modified_ns)) {
+                    self.queue(found.file);
+                }
+                continue;
             }
+            is_news = true;
+            self.admit(found, now);
         }
         let unsure = |path: &Path| sweep.unsure.iter().any(|folder| path.starts_with(folder));
         let mut unseen = 0;
@@ -62,10 +67,12 @@ impl Files {
             match unsure(&tail.path) {
                 true => unseen += 1,
                 false => {
+                    is_news |= tail.few.gone_since.is_none();
                     tail.few.gone_since.get_or_insert(now);
                 }
             }
         }
+        let (sizes, passed_over) = (self.sizes, self.passed_over.len());
         (self.sizes.folders, self.sizes.watches) = (sweep.folders, sweep.watches);
         self.sizes.complaints = sweep.complaints;
         // A folder that can never be looked into must not keep the entries of all the others.
@@ -79,6 +86,25 @@ impl Files {
         self.swept = true;
         self.unsure = sweep.unsure.len();
         self.try_again(now);
+        if is_news || sizes != self.sizes || passed_over != self.passed_over.len() {
+            self.stir(now);
+        }
+    }
+
+    /// It has no lines, as far as it was looked into.
+    fn is_passed_over(&self, found: &Found) -> bool {
+        let seen = self.passed_over.get(&found.file);
+        seen.is_some_and(|(path, size)| **path == *found.path && *size == found.size)
+    }
+
+    /// It is followed where it was found, and nothing else was thought of it.
+    fn is_known_as(&self, found: &Found) -> bool {
+        self.tails.get(&found.file).is_some_and(|tail| {
+            *tail.path == *found.path
+                && tail.heard == found.heard
+                && tail.few.gone_since.is_none()
+                && self.paths.get(&tail.path) == Some(&found.file)
+        })
     }
 
     /// For so many files that come at once: what grows by doubling leaves holes behind, in which nothing as large fits.
@@ -101,10 +127,10 @@ impl Files {
 
     /// A path that matches leads to this file: that was seen before `now`.
     pub(super) fn admit(&mut self, found: Found, now: Instant) {
-        let Found { ref path, file, size, source, heard } = found;
-        if self.passed_over.get(&file).is_some_and(|(at, seen)| **at == **path && size == *seen) {
+        if self.is_passed_over(&found) {
             return;
         }
+        let Found { ref path, file, size, source, heard } = found;
         if let Some(tail) = self.tails.get_mut(&file) {
             tail.few.clear(|few| few.gone_since = None);
             tail.heard = heard;
