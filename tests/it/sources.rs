@@ -6,11 +6,12 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use serde_json::json;
 
-use crate::agent::{Agent, BINARY, DEADLINE, Room};
+use crate::agent::{Agent, BINARY, DEADLINE, Room, pause};
 use crate::expect::Arrived;
 use crate::files::{Writer, bytes, put};
 
@@ -197,4 +198,40 @@ fn generations_that_waited_are_read_in_order_under_their_first_name() {
     assert_eq!(code, 0, "{stderr}");
     let written = BTreeMap::from([writer.written()]);
     Arrived::in_file(&output).compare(&written).assert_exact();
+}
+
+/// How often the system has let `thread` of this agent wait for something.
+fn waits(agent: &Agent, thread: &str) -> u64 {
+    let tasks = fs::read_dir(format!("/proc/{}/task", agent.pid())).expect("a process has threads");
+    let statuses = tasks.flatten().filter_map(|task| fs::read_to_string(task.path().join("status")).ok());
+    let status = statuses.into_iter().find(|status| status.starts_with(&format!("Name:\t{thread}\n")));
+    let status = status.unwrap_or_else(|| panic!("no thread {thread}"));
+    let count = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    count.and_then(|count| count.trim().parse().ok()).expect("proc(5) has it")
+}
+
+/// Whatever may happen to its files is reported: twenty times `poll_interval` go by, and nobody polls. One of them is
+/// empty, as a log is right after its rotation.
+#[test]
+fn the_thread_that_reads_sleeps_while_nothing_happens() {
+    let room = Room::new(json!({
+        "sources": [{ "type": "file", "include": ["logs/*.log"], "poll_interval": "50ms" }],
+        "sinks": [{ "type": "file", "path": OUTPUT }],
+    }));
+    let mut writer = Writer::new(1, room.path("logs/a.log"));
+    writer.write(100);
+    put(&room.path("logs/empty.log"), "");
+    let agent = room.run();
+    let arrived = || Arrived::in_file(&room.path(OUTPUT)).distinct();
+    for lines in [100, 200] {
+        agent.until("all lines have arrived", || arrived() == lines);
+        agent.until("it sleeps", || {
+            let before = waits(&agent, "files");
+            pause(Duration::from_secs(1));
+            waits(&agent, "files") == before
+        });
+        writer.write(100);
+    }
+    agent.until("all lines have arrived", || arrived() == 300);
+    assert_eq!(agent.stop(), 0);
 }

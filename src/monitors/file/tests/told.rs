@@ -185,3 +185,27 @@ fn who_takes_the_place_of_a_renamed_file_is_read_at_a_hint() {
     });
     assert_eq!(texts(&lines), ["1", "2", "3"]);
 }
+
+/// Time goes by, and something else happens: that is no reason to look at a file of which everything is reported.
+#[test]
+fn a_report_that_was_missed_is_made_up_for_by_the_next_sweep() {
+    let mut world = quiet_world("*.log");
+    let names = ["a.log", "other.log"];
+    names.iter().for_each(|name| drop(world.append(name, format!("{name} begins\n"))));
+    world.sweep = Some(sweep_of(&world, &names));
+    let clock = world.clock.clone();
+    let lines = world.live(|world, life| {
+        life.until_lines(2);
+        world.append("a.log", "missed\n");
+        for round in 0..3 {
+            clock.advance(Duration::from_secs(1200));
+            world.append("other.log", format!("{round}\n"));
+            life.tell(&paths(world, ["other.log"]), true);
+            life.until_lines(3 + round);
+        }
+        assert_eq!(texts(&life.lines)[2..], ["0", "1", "2"]);
+        life.swept(sweep_of(world, &names));
+        life.until_lines(6);
+    });
+    assert_eq!(texts(&lines)[5], "missed");
+}
