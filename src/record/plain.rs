@@ -31,20 +31,32 @@ impl Records {
         if !matches!(self.kept, Kept::All) || !self.places.is_empty() || lines.timed.is_some() {
             return None;
         }
-        let (first, end) = (range.start as usize, range.end as usize);
+        Some(Plain::of(lines, (range.start as usize, range.end as usize)))
+    }
+}
+
+impl<'a> Plain<'a> {
+    /// The same in parts of so many lines at most: what is found out of a part is still in the cache of the processor
+    /// when its lines are looked at one by one.
+    pub fn parts(&self, lines_most: usize) -> impl Iterator<Item = Plain<'a>> {
+        let Plain { lines, range: (first, end), .. } = *self;
+        let part = move |from: usize| Plain::of(lines, (from, end.min(from + lines_most)));
+        (first..end).step_by(lines_most).map(part)
+    }
+
+    fn of(lines: &'a Lines, range: (usize, usize)) -> Plain<'a> {
+        let (first, end) = range;
         let start = lines.starts_at(first);
-        Some(Plain {
+        Plain {
             bytes: &lines.data[start..lines.starts_at(end)],
             time_ns: lines.base_ns + first as i64,
             offset: lines.start + start as u64,
             continues: lines.goes_on(first),
             lines,
-            range: (first, end),
-        })
+            range,
+        }
     }
-}
 
-impl<'a> Plain<'a> {
     /// The text of each line without its line end; `None` for one that was cut, or is the rest of one.
     #[inline]
     pub fn texts(&self) -> impl Iterator<Item = Option<&'a [u8]>> {
@@ -71,6 +83,7 @@ impl<'a> Plain<'a> {
 mod tests {
     use super::super::fixture::lines;
     use super::super::{Entry, Records};
+    use super::Plain;
 
     /// What it says of each line is what a look at each line says.
     #[test]
@@ -88,7 +101,18 @@ mod tests {
                 assert_eq!((plain.continues, plain.last_time_ns()), (first.continues, last.time_ns));
                 let texts = (from..to).map(|index| records.get(index));
                 let texts = texts.map(|record| (!record.partial).then_some(record.text));
-                assert!(plain.texts().eq(texts), "{from}..{to}");
+                assert!(plain.texts().eq(texts.clone()), "{from}..{to}");
+                for most in 1..=4 {
+                    let parts: Vec<_> = plain.parts(most).collect();
+                    let of_parts = parts.iter().flat_map(|part| part.texts());
+                    assert!(of_parts.eq(texts.clone()), "{from}..{to} in parts of {most}");
+                    let bytes: Vec<&[u8]> = parts.iter().map(|part| part.bytes).collect();
+                    assert_eq!(bytes.concat(), plain.bytes);
+                    let is_right = |(number, part): (usize, &Plain<'_>)| {
+                        part.time_ns == plain.time_ns + (number * most) as i64
+                    };
+                    assert!(parts.iter().enumerate().all(is_right));
+                }
             }
         }
     }

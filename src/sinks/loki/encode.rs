@@ -23,6 +23,9 @@ use crate::sinks::{Encoder, LokiEncoding, LokiOptions, LongLines};
 /// The longest character of UTF-8: a piece must be able to hold one.
 const CHAR_BYTES_MAX: usize = 4;
 
+/// Whether all is ASCII is found out for so many lines at once.
+const LOOK_LINES: usize = 64;
+
 /// What the requests of one batch carry: one, or some streams in one and others alone (`alone.rs`).
 #[derive(Default)]
 pub struct LokiPayload {
@@ -316,14 +319,19 @@ impl LokiEncoder {
     /// Many lines as they were read: what can be said of all of them is found out once.
     fn plain(&mut self, plain: &Plain<'_>, run: &Run, records: &Records, sent: &mut Vec<Sent>) {
         let mut heads = protobuf::Heads::default();
-        for (at, text) in plain.texts().enumerate() {
-            let (time_ns, number) = (plain.time_ns + at as i64, run.record + at as u32);
-            match text {
-                Some(text) if text.len() <= self.max_line_bytes && text.is_ascii() => {
-                    heads.entry(&mut self.raw, time_ns, text);
-                    sent.push(Sent { time_ns, record: number });
+        let mut at = 0;
+        for part in plain.parts(LOOK_LINES) {
+            let is_ascii = part.bytes.is_ascii();
+            for text in part.texts() {
+                let (time_ns, number) = (plain.time_ns + i64::from(at), run.record + at);
+                match text {
+                    Some(text) if text.len() <= self.max_line_bytes && (is_ascii || text.is_ascii()) => {
+                        heads.entry(&mut self.raw, time_ns, text);
+                        sent.push(Sent { time_ns, record: number });
+                    }
+                    _ => self.line(&records.get(run.range.start + at), number, sent),
                 }
-                _ => self.line(&records.get(run.range.start + at as u32), number, sent),
+                at += 1;
             }
         }
     }
