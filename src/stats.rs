@@ -1,6 +1,6 @@
 //! The `stats` thread: every five seconds it looks at the process and at every room of the house, keeps what it
-//! saw for a quarter of an hour, and says so when something has grown beyond what it may. While nothing is read, all is
-//! within its bounds and nobody asks for what it saw, it looks every thirty. It also says who is busy and silent for too
+//! saw for a quarter of an hour, and says so when something has grown beyond what it may. While nothing is read or
+//! delivered or under way, all is within its bounds and nobody asks for what it saw, it looks every thirty. It also says who is busy and silent for too
 //! long.
 //!
 //! ```text
@@ -51,6 +51,9 @@ const SAMPLE_EVERY: Duration = Duration::from_secs(5);
 /// How many times longer that is while nothing happens: to wake up is all that costs something then.
 const CALM_TIMES: u32 = 6;
 
+/// Counters that rise whenever something happens: a spool may be delivered although nothing is read.
+const MOVING: [&str; 2] = ["read_bytes_total", "delivered_lines_total"];
+
 /// Sources that `/debug/memory` lists by what they hold.
 const HOLDINGS_SHOWN: usize = 20;
 
@@ -80,9 +83,10 @@ pub struct Stats {
     /// Why the last look at the process failed: said once.
     blind: Option<String>,
     every: Duration,
-    /// Nothing was read since the sample before the last one, nothing is under way, and all is within its bounds.
+    /// Nothing was read or delivered since the sample before, nothing is under way, and all is within its bounds.
     is_calm: bool,
-    read_bytes: Option<u64>,
+    /// What was read and delivered by then.
+    moved: [Option<u64>; MOVING.len()],
     /// Somebody wants to see what is going on.
     asked: Receiver<()>,
     started: Instant,
@@ -124,7 +128,7 @@ impl Stats {
             blind: None,
             every: SAMPLE_EVERY,
             is_calm: false,
-            read_bytes: None,
+            moved: [None; MOVING.len()],
             asked,
             suspects: [Suspect::default(); COUNT],
             view: StatsView { shown: Arc::new(Mutex::new(shown)), ask },
@@ -154,11 +158,13 @@ impl Stats {
         let mut is_calm = self.asked.try_recv().is_err() && self.is_calm;
         loop {
             let every = if is_calm { self.every * CALM_TIMES } else { self.every };
+            // Not two samples right after each other: what is between them would pass for a rate.
+            let at_tick = next_tick(task.now() + self.every / 2, every);
             let asked = if is_calm { self.asked.clone() } else { never() };
             select! {
                 recv(ended.channel()) -> _ => return false,
                 recv(asked) -> _ => is_calm = false,
-                recv(at(next_tick(task.now(), every))) -> _ => return true,
+                recv(at(at_tick)) -> _ => return true,
             }
         }
     }
@@ -175,8 +181,8 @@ impl Stats {
         if !self.stop.is_closed() {
             self.judge(&readings);
         }
-        let read_bytes = self.rooms.metrics.sum("read_bytes_total");
-        let is_quiet = std::mem::replace(&mut self.read_bytes, read_bytes) == read_bytes;
+        let moved = MOVING.map(|counter| self.rooms.metrics.sum(counter));
+        let is_quiet = std::mem::replace(&mut self.moved, moved) == moved;
         self.is_calm =
             is_quiet && self.rooms.budget.used() == 0 && self.suspects.iter().all(Suspect::is_within);
         let mut shown = self.view.shown.lock();
@@ -379,7 +385,7 @@ impl StatsView {
     /// For `/debug/memory`: who holds the budget, and how large everything is that can grow.
     pub fn memory_text(&self) -> String {
         let (readings, budget) = {
-            let shown = self.shown.lock();
+            let shown = self.asked_for();
             (shown.readings, shown.budget.clone())
         };
         let mut text = format!("budget: {} of {} bytes used\n", budget.used(), budget.capacity());

@@ -17,8 +17,8 @@ use crate::error::Result;
 use crate::ledger::{Books, BooksView};
 use crate::tasks::{self, Action, Event, Kind, Spec, StopPlan, Switch, Table, TaskManager};
 
-/// How often `main` looks for tasks that are silent although they are busy: `stats` does so with each sample, but who looks
-/// whether `stats` is?
+/// How often `main` looks for tasks that are silent although they are busy. `stats` does so with each sample; this is for
+/// the time when `stats` itself hangs.
 const WATCH_INTERVAL: Duration = Duration::from_secs(60);
 
 /// `run --once` gives up when nothing has moved for so long, unless it was given a time of its own.

@@ -60,8 +60,8 @@ use state::State;
 /// few dozens of small ones.
 pub const NOTES: usize = 256;
 
-/// How late a note may be taken. A file at full speed sends a handful in that time.
-const LINGER: Duration = Duration::from_millis(5);
+/// How late a note may be taken. A file at full speed sends a handful in that time, and a stop ends as much later.
+const LINGER: Duration = Duration::from_millis(2);
 
 /// What the ledger shows to others. Replaced as a whole.
 pub type BooksView = Arc<Mutex<Arc<Books>>>;
@@ -272,11 +272,10 @@ impl Ledger {
     }
 
     /// Nobody waits for a note to be taken, and many come one shortly behind the other: to wake up for each of them
-    /// would cost more than what is written down. Not when there are so many that somebody may wait for room, and not in a
-    /// stop, which would end as much later.
+    /// would cost more than what is written down. Not when there are so many that somebody may wait for room.
     fn linger(&self) {
         if self.notes.len() < NOTES / 4 {
-            self.stop.stop.wait(LINGER);
+            self.stop.abort.wait(LINGER);
         }
     }
 

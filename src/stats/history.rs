@@ -18,6 +18,9 @@ pub const SAMPLES: usize = 180;
 const WINDOWS: [(&str, Duration); 3] =
     [("10s", Duration::from_secs(10)), ("1m", Duration::from_secs(60)), ("5m", Duration::from_secs(300))];
 
+/// Samples are taken at ticks, now and then some milliseconds late: one that is as old as a window counts.
+const LATE_MAX: Duration = Duration::from_secs(1);
+
 /// What could not be measured. No figure of ours comes near it.
 const UNKNOWN: u64 = u64::MAX;
 
@@ -84,10 +87,11 @@ impl History {
         (self.taken.saturating_sub(SAMPLES as u64)..self.taken).map(row)
     }
 
-    /// Per second, over the last `window`, or over what there is of it. `None` before the second sample.
+    /// Per second, over the last `window`, or over what there is of it, or since the sample before if that is longer ago.
+    /// `None` before the second sample.
     fn rate(&self, column: usize, window: Duration) -> Option<f64> {
         let last = self.rows().next_back()?;
-        let since = last[0].saturating_sub(window.as_millis() as u64);
+        let since = last[0].saturating_sub((window + LATE_MAX).as_millis() as u64);
         let known = |row: &&[u64]| row[1 + column] != UNKNOWN;
         // Samples may be further apart than the window is long.
         let before = self.rows().rev().skip(1).find(known).or(Some(last))?;
@@ -117,7 +121,7 @@ impl History {
         rates
     }
 
-    /// The ring, column by column, the oldest first; `time` is reckoned back from the last sample, so it rises
+    /// The last quarter of an hour, column by column, the oldest first; `time` is reckoned back from the last sample, so it rises
     /// steadily even if the wall clock was set meanwhile.
     pub fn show(&self) -> Value {
         let last_ms = self.rows().next_back().map_or(0, |row| row[0]);
@@ -187,6 +191,21 @@ mod tests {
         check(&[Some(50), Some(40)], [Some(0.0); 3]); // a chunk was taken back
         let minute: Vec<_> = (0..=12).map(|sample| Some(sample * 5)).collect();
         check(&[vec![Some(0); 60], minute].concat(), [Some(1.0), Some(1.0), Some(0.2)]);
+    }
+
+    /// Whoever is woken up at a tick is a millisecond late, now more and now less.
+    #[test]
+    fn a_sample_that_is_as_old_as_a_window_counts_if_it_was_a_moment_late() {
+        let check = |window: &str, rows: [(u64, u64); 3], expected: f64| {
+            let mut history = history();
+            for (at_ms, count) in rows {
+                history.push(at_ms, 0, &[Some(count), Some(1), None]);
+            }
+            let rate = history.rates()["read_lines"][window].as_f64().unwrap();
+            assert!((rate - expected).abs() < expected / 100.0, "{window}: {rate}");
+        };
+        check("1m", [(0, 0), (30_000, 600), (60_001, 600)], 10.0);
+        check("10s", [(0, 0), (5_000, 500), (10_001, 500)], 50.0);
     }
 
     #[test]

@@ -128,9 +128,10 @@ fn rates_are_of_the_counters_that_the_rooms_move() {
 }
 
 #[test]
-fn it_is_calm_when_nothing_is_read_nothing_is_under_way_and_all_is_within_its_bounds() {
+fn it_is_calm_when_nothing_moves_nothing_is_under_way_and_all_is_within_its_bounds() {
     let mut house = house();
     let read = house.metrics.counter("read_bytes_total", "", &[]);
+    let delivered = house.metrics.counter("delivered_lines_total", "", &[("sink", "loki")]);
     let budget = house.stats().rooms.budget.clone();
     let look = |house: &mut House, threads| {
         house.look(threads);
@@ -138,6 +139,8 @@ fn it_is_calm_when_nothing_is_read_nothing_is_under_way_and_all_is_within_its_bo
     };
     assert_eq!([look(&mut house, 30), look(&mut house, 30)], [false, true]);
     read.add(1);
+    assert_eq!([look(&mut house, 30), look(&mut house, 30)], [false, true]);
+    delivered.add(1);
     assert_eq!([look(&mut house, 30), look(&mut house, 30)], [false, true]);
     let (door, holder) = (budget.door(), budget.holder(&"app".into(), None));
     let credit = door.try_take(&holder, 1234).unwrap();

@@ -229,16 +229,22 @@ mod tests {
     fn a_task_that_waits_is_not_stuck_however_long() {
         let (table, clock) = table();
         let task = table.enter(spec());
-        let mut seen = Vec::new();
+        let (mut asked, mut seen) = (Vec::new(), Vec::new());
         for (what, step_s) in [("beat", 0), ("beat", 6), ("wait", 0), ("wait", 60), ("beat", 0), ("beat", 4)]
         {
             if step_s == 0 {
                 if what == "beat" { task.beat() } else { task.waits_for("nothing") }
             }
             clock.advance(Duration::from_secs(step_s));
+            asked.push((table.stuck().len(), table.view()[0].state == State::Stuck));
             seen.push(table.newly_stuck().len());
         }
         assert_eq!(seen, [0, 1, 0, 0, 0, 0]);
+        assert_eq!(
+            asked,
+            [0, 1, 0, 0, 0, 0].map(|stuck| (stuck, stuck == 1)),
+            "whoever asks need not wait for somebody who looks"
+        );
     }
 
     #[test]

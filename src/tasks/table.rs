@@ -166,6 +166,16 @@ impl Row {
         let beat = Duration::from_millis(self.last_beat.load(Ordering::Relaxed));
         now.saturating_duration_since(self.started + beat)
     }
+
+    /// What it looks like to whoever asks: one that has become silent since somebody looked for that is stuck too.
+    fn looks(&self, now: Instant) -> State {
+        let state = self.state();
+        if self.is_too_silent(state, now) { State::Stuck } else { state }
+    }
+
+    fn is_too_silent(&self, state: State, now: Instant) -> bool {
+        matches!(state, State::Running | State::Starting) && self.silence(now) > self.spec.silence_max
+    }
 }
 
 /// A row as it is shown.
@@ -327,16 +337,15 @@ impl Table {
         // By exchange: one that has begun to wait meanwhile would stay marked until somebody wakes it.
         let stuck = |row: &Arc<Row>| {
             let state = row.state();
-            matches!(state, State::Running | State::Starting)
-                && row.silence(now) > row.spec.silence_max
-                && row.mark_stuck(state)
+            row.is_too_silent(state, now) && row.mark_stuck(state)
         };
         self.rows().into_iter().filter(stuck).map(|row| row.spec.name.clone()).collect()
     }
 
-    /// Names of the tasks that are marked as stuck.
+    /// Names of the tasks that are stuck, be it said yet or not.
     pub fn stuck(&self) -> Vec<String> {
-        let stuck = |row: &Arc<Row>| row.state() == State::Stuck;
+        let now = self.clock.now();
+        let stuck = |row: &Arc<Row>| row.looks(now) == State::Stuck;
         self.rows().into_iter().filter(stuck).map(|row| row.spec.name.clone()).collect()
     }
 
@@ -362,7 +371,7 @@ impl Table {
                 id: row.id,
                 name: row.spec.name.clone(),
                 kind: row.spec.kind,
-                state: row.state(),
+                state: row.looks(now),
                 tid: row.tid.load(Ordering::Acquire),
                 doing: row.doing.lock().to_string(),
                 age_ms: now.saturating_duration_since(row.started).as_millis() as u64,
@@ -383,7 +392,7 @@ fn cpu_ms(tid: i32) -> Option<u64> {
     Some(ticks * 1000 / rustix::param::clock_ticks_per_second())
 }
 
-/// Every interleaving of a thread that lives and of `main`, which looks for silence meanwhile.
+/// Every interleaving of a thread that lives and of whoever looks for silence meanwhile.
 #[cfg(all(test, feature = "model"))]
 mod model {
     use super::*;
