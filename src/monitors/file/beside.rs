@@ -37,6 +37,8 @@ pub(super) struct Content {
     pub form: Option<Form>,
     /// Packed, and it ends too early: it is being written, or nobody will end it.
     pub torn: bool,
+    /// What it was read from.
+    pub file: Option<File>,
 }
 
 /// Files that may have the content of one that was at `original`, by their names; the newest first, and at
@@ -68,21 +70,17 @@ fn is_called_after(original: &Path, name: &OsStr) -> bool {
 
 /// Whether what was read of `known`, whose head is not empty, stands in this file. `go_on`: asked now and then, since
 /// unpacking takes its time; if it says no the answer is `None`.
-pub(super) fn content_of(
-    known: &Known,
-    file: &File,
-    go_on: &dyn Fn() -> bool,
-) -> io::Result<Option<Content>> {
+pub(super) fn content_of(known: &Known, file: File, go_on: &dyn Fn() -> bool) -> io::Result<Option<Content>> {
     let Some(head) = known.identity.map(|identity| identity.head) else { return Ok(None) };
-    let begin = read_head(file)?;
+    let begin = read_head(&file)?;
     let Some(form) = form(&begin) else {
         let size = file.metadata()?.len();
         let same = size >= known.position
             && begins_with(&begin, head)
-            && goes_on_like(file, head, known.before, known.position)?;
-        return Ok(same.then_some(Content { size, form: None, torn: false }));
+            && goes_on_like(&file, head, known.before, known.position)?;
+        return Ok(same.then_some(Content { size, form: None, torn: false, file: Some(file) }));
     };
-    let mut content = Unpacked::new(file.try_clone()?, form);
+    let mut content = Unpacked::new(file, form);
     let mut begin = vec![0; head.len as usize];
     let len = content.read_at(&mut begin, 0)?;
     if !begins_with(&begin[..len], head) {
@@ -97,7 +95,8 @@ pub(super) fn content_of(
             Some(_) => survey.stands_before(known.before),
             None => is_enough(head, known.position),
         };
-        (same && (torn || size >= known.position)).then_some(Content { size, form: Some(form), torn })
+        let file = content.into_file();
+        (same && (torn || size >= known.position)).then_some(Content { size, form: Some(form), torn, file })
     }))
 }
 

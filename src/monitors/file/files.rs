@@ -47,8 +47,8 @@ use crate::monitors::{FileSourceOptions, Outlet, SourceKind, SourceOptions};
 use crate::order;
 use crate::tasks::Task;
 use meters::Meters;
-use opening::Opened;
 pub use opening::most_rested;
+use opening::{Opened, captures};
 use polls::Polls;
 
 /// A file that is gone and read leaves at the next look after its grace; this long after it, it has not.
@@ -465,7 +465,10 @@ impl Files {
         if tail.form.is_some() {
             return self.remove(tail);
         }
-        let there = fs::metadata(&tail.path).is_ok_and(|metadata| FileId::of(&metadata) == tail.file);
+        // It may stand where it was rotated to, for as long as it likes.
+        let leads = self.sources.iter().any(|source| captures(source, &tail.path));
+        let there =
+            leads && fs::metadata(&tail.path).is_ok_and(|metadata| FileId::of(&metadata) == tail.file);
         if there && !tail.deleted {
             tail.few.clear(|few| few.gone_since = None);
             return self.rest(tail);

@@ -104,6 +104,13 @@ impl Unpacked {
         Unpacked { decoder: Decoder::Over, file, form, window: Vec::new(), from: u64::MAX, torn: false }
     }
 
+    /// What is in it is not wanted any more. `None` never happens: nobody else has it.
+    pub fn into_file(self) -> Option<File> {
+        let Unpacked { decoder, file, .. } = self;
+        drop(decoder);
+        Arc::into_inner(file)
+    }
+
     /// Fills `buffer` from `offset` of the content on, and says how far: less only at its end. What is torn ends
     /// where it is torn.
     pub fn read_at(&mut self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {

@@ -178,13 +178,13 @@ impl There {
         let look = |path: &Path| -> io::Result<Option<(FileId, Content)>> {
             let file = open_for_reading(path)?;
             let id = FileId::of(&file.metadata()?);
-            Ok(content_of(known, &file, &|| true)?.map(|content| (id, content)))
+            Ok(content_of(known, file, &|| true)?.map(|content| (id, content)))
         };
         let mut best: Option<(FileId, Standing)> = None;
         for path in candidates(folder, original, 0, may_be) {
             match look(&path) {
                 // A generation can be there twice for a moment: the plain file is the whole one.
-                Ok(Some((file, Content { size, form, torn }))) => {
+                Ok(Some((file, Content { size, form, torn, .. }))) => {
                     let packed = form.is_some();
                     if best.as_ref().is_none_or(|(_, best)| best.packed && !packed) {
                         best = Some((file, Standing { path, size, packed, torn }));

@@ -172,7 +172,8 @@ impl Tail {
         self.changed.into()
     }
 
-    /// Whatever happens to it is reported, and nothing about it changes with time alone.
+    /// Whatever happens to it is reported, and nothing about it changes with time alone. What was reported need not have
+    /// been looked at yet, if it waits for another one.
     pub fn can_be_left_alone(&self) -> bool {
         let was_read = self.stream.is_some() || self.size == 0;
         self.heard && self.few.gone_since.is_none() && !self.deleted && was_read && self.unread() == 0

@@ -27,7 +27,7 @@ struct Held {
 impl Files {
     /// Gives up the oldest beyond what `hold_deleted` of their source allows.
     pub(super) fn limit_deleted(&mut self, now: Instant) {
-        // None of them can be left alone.
+        // None of them can be left alone, and those who cannot were found right before this.
         let (restless, tails) = (self.polls.restless().iter(), &mut self.tails);
         let gone = |tail: &&mut Box<Tail>| tail.few.gone_since.is_some() || tail.deleted;
         let held = |file| tails.get_mut(file).filter(gone).and_then(|tail| held_bytes(tail));
@@ -50,6 +50,7 @@ impl Files {
                 sum -= bytes;
                 if let Some(tail) = self.tails.remove(&file) {
                     self.let_go(Held { tail, bytes }, why);
+                    self.stir(now);
                 }
             }
             all += sum;
@@ -166,7 +167,11 @@ impl Files {
             }
             // On a slow file system a look at each of thousands is too long: then it is what we saw last.
             let aborted = self.outlet.stop().abort.is_closed();
-            let is_known = tail.can_be_left_alone() && !tail.queued && !last_words.tell_of(&tail.path);
+            // Who waits for another one is not looked at before its turn comes.
+            let is_known = tail.can_be_left_alone()
+                && tail.stream.is_some()
+                && !tail.queued
+                && !last_words.tell_of(&tail.path);
             let descriptor =
                 tail.descriptor.as_ref().filter(|_| !aborted && !is_known && tail.form.is_none());
             if let Some(metadata) = descriptor.and_then(|file| file.metadata().ok()) {

@@ -20,7 +20,7 @@ use std::time::Instant;
 
 use super::super::beside::{After, Content, Rest, candidates, content_of, unseen};
 use super::super::folder::Folder;
-use super::super::identity::{identity, not_text, read_head};
+use super::super::identity::{HEAD_BYTES, identity, not_text, read_head};
 use super::super::packed::{Form, Unpacked, form};
 use super::super::sweep::{Found, Spot, Sweep};
 use super::super::tail::Tail;
@@ -38,7 +38,7 @@ struct Place {
     /// Its size is that of the content.
     found: Found,
     form: Option<Form>,
-    file: File,
+    file: Option<File>,
 }
 
 impl Files {
@@ -185,7 +185,7 @@ impl Files {
         for path in candidates(folder, known.filename.as_deref()?, 0, |id| !self.is_followed(id)) {
             task.beat();
             match self.has_content_of(known, &path, task) {
-                Ok(Some((file, id, Content { mut size, form, torn }))) => {
+                Ok(Some((id, Content { mut size, form, torn, file }))) => {
                     if torn {
                         size = size.max(known.position + 1); // being written, as far as we can tell: more is to come
                     }
@@ -208,15 +208,14 @@ impl Files {
         known: &Known,
         path: &Path,
         task: &Task,
-    ) -> io::Result<Option<(File, FileId, Content)>> {
+    ) -> io::Result<Option<(FileId, Content)>> {
         let file = open_for_reading(path)?;
         let metadata = file.metadata()?;
         let id = FileId::of(&metadata);
         if !metadata.is_file() || !self.is_free(id) || self.not_met.perhaps(id).is_some() {
             return Ok(None);
         }
-        let content = content_of(known, &file, &|| self.goes_on(task))?;
-        Ok(content.map(|content| (file, id, content)))
+        Ok(content_of(known, file, &|| self.goes_on(task))?.map(|content| (id, content)))
     }
 
     /// Decompression takes its time: until the stop.
@@ -348,12 +347,16 @@ impl Files {
         let file = self.folders.open(found.file, &mut found.path)?;
         let mut head = read_head(&file)?;
         let form = form(&head);
-        if let Some(form) = form {
-            let mut content = vec![0; super::super::identity::HEAD_BYTES];
-            let len = Unpacked::new(file.try_clone()?, form).read_at(&mut content, 0)?;
-            content.truncate(len);
-            head = content;
-        }
+        let file = match form {
+            None => Some(file),
+            Some(form) => {
+                let mut unpacked = Unpacked::new(file, form);
+                head = vec![0; HEAD_BYTES];
+                let len = unpacked.read_at(&mut head, 0)?;
+                head.truncate(len);
+                unpacked.into_file()
+            }
+        };
         let source = &self.sources[found.source];
         let skip = file_options(source).is_some_and(|file| file.binary == Binary::Skip);
         if skip && not_text(&head).is_some() {
@@ -380,8 +383,9 @@ impl Files {
     }
 
     /// It may be deleted before its turn comes; but not with the last descriptor, which the one before it may need.
-    fn hold_found(&mut self, tail: &mut Tail, file: File) {
-        if self.open + 1 < self.open_max {
+    fn hold_found(&mut self, tail: &mut Tail, file: Option<File>) {
+        while self.open + 1 >= self.open_max && self.close_one() {}
+        if let Some(file) = file.filter(|_| self.open + 1 < self.open_max) {
             self.hold(tail, file);
         }
     }

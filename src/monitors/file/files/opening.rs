@@ -292,7 +292,8 @@ impl Files {
         if over { Opened::Remove } else { Opened::Rest }
     }
 
-    /// There was more to be read of it than there was room for descriptors. Nobody waits for it; a sweep may find it yet.
+    /// It was not held for want of descriptors, has unread bytes, and is not where it was. Nobody waits for it; a sweep may
+    /// find it yet.
     fn is_missed(&self, tail: &mut Tail, now: Instant) -> Opened {
         if !tail.trouble {
             tail.few.gone_since = Some(now);
@@ -389,15 +390,11 @@ impl Files {
     /// The source that a generation of the last life belongs to: by its name, else the first that would capture
     /// its file now, since names change. `None`: nobody wants it any more.
     pub(super) fn source_of(&self, known: &Known) -> Option<usize> {
-        let captures = |source: &SourceOptions| {
-            let path = known.filename.as_deref()?;
-            let file = file_options(source)?;
-            let included = |text: &String| Pattern::parse(text).is_ok_and(|pattern| pattern.matches(path));
-            let excluded = Excludes::parse(&file.exclude).is_ok_and(|excludes| excludes.matches(path));
-            Some(file.include.iter().any(included) && !excluded)
-        };
         let named = self.sources.iter().position(|source| source.name == known.source);
-        named.or_else(|| self.sources.iter().position(|source| captures(source) == Some(true)))
+        let path = known.filename.as_deref();
+        named.or_else(|| {
+            self.sources.iter().position(|source| path.is_some_and(|path| captures(source, path)))
+        })
     }
 
     /// A generation of the last life that will not be met again.
@@ -410,6 +407,14 @@ impl Files {
         }
         self.outlet.finish(stream);
     }
+}
+
+/// Whether a pattern of the source leads to this path.
+pub(super) fn captures(source: &SourceOptions, path: &Path) -> bool {
+    let Some(file) = file_options(source) else { return false };
+    let included = |text: &String| Pattern::parse(text).is_ok_and(|pattern| pattern.matches(path));
+    let excluded = Excludes::parse(&file.exclude).is_ok_and(|excludes| excludes.matches(path));
+    file.include.iter().any(included) && !excluded
 }
 
 /// A FIFO that has taken the file's place must not block us. And reading shall leave no trace where we may see to that:

@@ -65,7 +65,10 @@ impl Files {
         let mut unseen = 0;
         for tail in self.tails.values_mut().filter(|tail| !sweep.contains(tail.file)) {
             match unsure(&tail.path) {
-                true => unseen += 1,
+                true => {
+                    unseen += 1;
+                    is_news |= std::mem::take(&mut tail.heard); // perhaps nobody listens there any more
+                }
                 false => {
                     is_news |= tail.few.gone_since.is_none();
                     tail.few.gone_since.get_or_insert(now);

@@ -209,3 +209,105 @@ fn a_report_that_was_missed_is_made_up_for_by_the_next_sweep() {
     });
     assert_eq!(texts(&lines)[5], "missed");
 }
+
+/// For what is told to be taken in, where nothing shows that it was.
+fn pause() {
+    let _ = crossbeam_channel::after(Duration::from_millis(2)).recv();
+}
+
+/// Nothing is reported from there, and no sweep sees it: the open file tells.
+#[test]
+fn a_file_in_a_folder_that_cannot_be_looked_into_any_more_is_still_read() {
+    let mut world = World::new("*.log");
+    world.clock = Clock::by_hand(Clock::real().wall_ns());
+    world.append("a.log", "1\n");
+    world.sweep = Some(sweep_of(&world, &["a.log"]));
+    let clock = world.clock.clone();
+    let lines = world.live(|world, life| {
+        life.until_lines(1);
+        let mut sweep = Sweep::default();
+        sweep.unsure.push(world.logs.path().to_owned());
+        sweep.unheard = true;
+        sweep.complete();
+        life.swept(sweep);
+        pause();
+        world.append("a.log", "2\n");
+        for _ in 0..3000 {
+            clock.advance(Duration::from_millis(100));
+            life.tell(&paths(world, ["nobody"]), false);
+            pause();
+            while let Ok(chunk) = life.chunks.try_recv() {
+                life.take(chunk);
+            }
+            if life.lines.len() > 1 {
+                break;
+            }
+        }
+    });
+    assert_eq!(texts(&lines), ["1", "2"]);
+}
+
+#[test]
+fn what_waits_behind_a_half_line_is_counted_at_the_stop() {
+    let mut world = quiet_world("a.log");
+    world.append("a.log", "1\nhalf");
+    world.sweep = Some(sweep_of(&world, &["a.log"]));
+    world.live(|world, life| {
+        life.until_lines(1);
+        world.rename("a.log", "a.log.1");
+        world.append("a.log", "");
+        life.tell(&paths(world, ["a.log"]), false);
+        life.until_metric("files_open", 2);
+        life.swept(sweep_of(world, &["a.log"])); // heard from now on
+        (0..20).for_each(|_| pause());
+        world.append("a.log", "2\n");
+        life.tell(&paths(world, ["a.log"]), true);
+        (0..50).for_each(|_| pause());
+    });
+    assert_eq!(world.books().unread, "half2\n".len() as u64);
+}
+
+#[test]
+fn who_was_given_up_because_of_hold_deleted_is_not_shown_any_more() {
+    let mut world = World::new("*.log");
+    world.clock = Clock::by_hand(Clock::real().wall_ns());
+    if let SourceKind::File(file) = &mut world.sources[0].kind {
+        file.hold_deleted.max_age = Some(Duration::from_secs(30));
+    }
+    world.append("a.log", "1\nhalf");
+    world.sweep = Some(sweep_of(&world, &["a.log"]));
+    let clock = world.clock.clone();
+    world.live(|world, life| {
+        life.until_lines(1);
+        std::fs::remove_file(world.path("a.log")).unwrap();
+        life.tell(&paths(world, ["a.log"]), false);
+        life.until_view_only("it is not followed any more", |view| {
+            clock.advance(Duration::from_millis(100));
+            view.followed == 0
+        });
+    });
+}
+
+/// It stands there for days, where no pattern leads.
+#[test]
+fn what_was_rotated_while_the_agent_was_down_is_let_go_some_time_after_it_was_read() {
+    let mut world = World::new("a.log");
+    world.clock = Clock::by_hand(Clock::real().wall_ns());
+    world.append("a.log", "1\n");
+    world.sweep = Some(sweep_of(&world, &["a.log"]));
+    world.live(|_, life| life.until_lines(1));
+    world.append("a.log", "2\n");
+    world.rename("a.log", "a.log.1");
+    world.append("a.log", "3\n");
+    world.sweep = Some(sweep_of(&world, &["a.log"]));
+    let clock = world.clock.clone();
+    let lines = world.live(|_, life| {
+        life.until_lines(2);
+        life.until_view_only("one is followed", |view| {
+            clock.advance(Duration::from_secs(1));
+            view.followed == 1
+        });
+    });
+    assert_eq!(texts(&lines), ["2", "3"]);
+    assert!(world.run_once().is_empty(), "nothing is read again");
+}
