@@ -210,11 +210,6 @@ fn a_report_that_was_missed_is_made_up_for_by_the_next_sweep() {
     assert_eq!(texts(&lines)[5], "missed");
 }
 
-/// For what is told to be taken in, where nothing shows that it was.
-fn pause() {
-    let _ = crossbeam_channel::after(Duration::from_millis(2)).recv();
-}
-
 /// Nothing is reported from there, and no sweep sees it: the open file tells.
 #[test]
 fn a_file_in_a_folder_that_cannot_be_looked_into_any_more_is_still_read() {
@@ -230,26 +225,19 @@ fn a_file_in_a_folder_that_cannot_be_looked_into_any_more_is_still_read() {
         sweep.unheard = true;
         sweep.complete();
         life.swept(sweep);
-        pause();
         world.append("a.log", "2\n");
-        for _ in 0..3000 {
+        life.until_view("its last line was read", |view| {
             clock.advance(Duration::from_millis(100));
-            life.tell(&paths(world, ["nobody"]), false);
-            pause();
-            while let Ok(chunk) = life.chunks.try_recv() {
-                life.take(chunk);
-            }
-            if life.lines.len() > 1 {
-                break;
-            }
-        }
+            view.files.iter().all(|file| file.position == 4)
+        });
+        life.until_lines(2);
     });
     assert_eq!(texts(&lines), ["1", "2"]);
 }
 
 #[test]
 fn what_waits_behind_a_half_line_is_counted_at_the_stop() {
-    let mut world = quiet_world("a.log");
+    let mut world = quiet_world("*.log");
     world.append("a.log", "1\nhalf");
     world.sweep = Some(sweep_of(&world, &["a.log"]));
     world.live(|world, life| {
@@ -258,11 +246,13 @@ fn what_waits_behind_a_half_line_is_counted_at_the_stop() {
         world.append("a.log", "");
         life.tell(&paths(world, ["a.log"]), false);
         life.until_metric("files_open", 2);
-        life.swept(sweep_of(world, &["a.log"])); // heard from now on
-        (0..20).for_each(|_| pause());
+        world.append("other.log", "the sweep was taken in\n");
+        life.swept(sweep_of(world, &["a.log", "other.log"])); // heard from now on
+        life.until_lines(2);
         world.append("a.log", "2\n");
-        life.tell(&paths(world, ["a.log"]), true);
-        (0..50).for_each(|_| pause());
+        world.append("other.log", "so were the hints\n");
+        life.tell(&paths(world, ["a.log", "other.log"]), true);
+        life.until_lines(3);
     });
     assert_eq!(world.books().unread, "half2\n".len() as u64);
 }
