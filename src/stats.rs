@@ -1,14 +1,14 @@
 //! The `stats` thread: every five seconds it looks at the process and at every room of the house, keeps what it
 //! saw for a quarter of an hour, and says so when something has grown beyond what it may. While nothing is read or
-//! delivered or under way, all is within its bounds and nobody asks for what it saw, it looks every thirty. It also says who is busy and silent for too
-//! long.
+//! delivered or under way, all is within its bounds and nobody asks for what it saw, it looks every thirty. It also
+//! says who is busy and silent for too long.
 //!
 //! ```text
 //! /proc/self, gauges, counters ──▶ Sample ──┬──▶ history ──▶ rates, the ring       (/api/v1/status, /history)
 //!                                           └──▶ leak watch ──▶ log, metrics, /readyz, /debug/memory
 //! ```
 //!
-//! Always true: one wake-up per sample and none besides; the memory of the ring is taken at the start. It only
+//! Always true: one wake-up per sample, and one for the first who asks in a calm time; the memory of the ring is taken at the start. It only
 //! reads what others have put into gauges and views, so nobody ever waits for it longer than for a short lock.
 //!
 //! Not here: what may grow and how far, with the reasons (`leak.rs`); rates and the ring (`history.rs`); pages.

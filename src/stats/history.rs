@@ -121,8 +121,8 @@ impl History {
         rates
     }
 
-    /// The last quarter of an hour, column by column, the oldest first; `time` is reckoned back from the last sample, so it rises
-    /// steadily even if the wall clock was set meanwhile.
+    /// The last quarter of an hour, column by column, the oldest first; `time` is reckoned back from the last sample, so
+    /// it rises steadily even if the wall clock was set meanwhile.
     pub fn show(&self) -> Value {
         let last_ms = self.rows().next_back().map_or(0, |row| row[0]);
         let shown = || self.rows().filter(|row| row[0] + SPAN.as_millis() as u64 > last_ms);

@@ -49,7 +49,7 @@ use crate::tasks::Task;
 use meters::Meters;
 pub use opening::most_rested;
 use opening::{Opened, captures};
-use polls::Polls;
+use polls::{Polls, poll_interval};
 
 /// A file that is gone and read leaves at the next look after its grace; this long after it, it has not.
 const OVERDUE_AFTER: Duration = Duration::from_secs(60);
@@ -518,8 +518,7 @@ impl Files {
     /// It has been over for longer than it takes to find that out.
     fn is_overdue(&self, tail: &Tail, now: Instant) -> bool {
         let source = &self.sources[tail.source()];
-        let poll = file_options(source).map_or(Duration::ZERO, |file| file.poll_interval);
-        let then = now.checked_sub(OVERDUE_AFTER + 2 * poll);
+        let then = now.checked_sub(OVERDUE_AFTER + 2 * poll_interval(source));
         is_gone(tail) && then.is_some_and(|then| tail.step(source.idle, then) == Step::Finish)
     }
 

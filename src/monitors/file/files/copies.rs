@@ -18,8 +18,9 @@ use super::super::folder::Folder;
 use super::super::identity::{begins_with, goes_on_like, identity, read_head};
 use super::super::sweep::Found;
 use super::super::tail::Tail;
+use super::Files;
 use super::opening::open_for_reading;
-use super::{Files, file_options};
+use super::polls::poll_interval;
 use crate::durable::FileId;
 use crate::ledger::Head;
 
@@ -125,8 +126,7 @@ impl Files {
     /// A file that begins like one beside it and holds all that we have read of that: it may be a copy of it.
     /// When it was looked at long enough it is not.
     pub(super) fn may_be_copy(&mut self, tail: &Tail, file: &File, head: &[u8], now: Instant) -> bool {
-        let poll =
-            file_options(&self.sources[tail.source()]).map_or(Duration::ZERO, |file| file.poll_interval);
+        let poll = poll_interval(&self.sources[tail.source()]);
         let until =
             (tail.changed() + TRUNCATION_FOLLOWS + 2 * poll).min(Instant::from(tail.since) + COPYING_MAX);
         if self.once || !tail.is_late || tail.deleted || now >= until {

@@ -150,6 +150,7 @@ impl Polled {
     }
 }
 
-fn poll_interval(source: &SourceOptions) -> Duration {
+/// Of a source of files; others have none.
+pub(super) fn poll_interval(source: &SourceOptions) -> Duration {
     file_options(source).map_or(Duration::from_secs(3600), |file| file.poll_interval)
 }

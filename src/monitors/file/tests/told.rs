@@ -11,10 +11,16 @@ use crate::clock::Clock;
 use crate::monitors::SourceKind;
 use crate::monitors::outlet::SMALL_BYTES;
 
-/// Nobody polls, and time stands still.
-fn quiet_world(include: &str) -> World {
+/// Nothing happens by itself but for polls, since time stands still.
+fn still_world(include: &str) -> World {
     let mut world = World::new(include);
     world.clock = Clock::by_hand(Clock::real().wall_ns());
+    world
+}
+
+/// Nobody polls either.
+fn quiet_world(include: &str) -> World {
+    let mut world = still_world(include);
     if let SourceKind::File(file) = &mut world.sources[0].kind {
         file.poll_interval = Duration::from_secs(600);
     }
@@ -213,8 +219,7 @@ fn a_report_that_was_missed_is_made_up_for_by_the_next_sweep() {
 /// Nothing is reported from there, and no sweep sees it: the open file tells.
 #[test]
 fn a_file_in_a_folder_that_cannot_be_looked_into_any_more_is_still_read() {
-    let mut world = World::new("*.log");
-    world.clock = Clock::by_hand(Clock::real().wall_ns());
+    let mut world = still_world("*.log");
     world.append("a.log", "1\n");
     world.sweep = Some(sweep_of(&world, &["a.log"]));
     let clock = world.clock.clone();
@@ -259,8 +264,7 @@ fn what_waits_behind_a_half_line_is_counted_at_the_stop() {
 
 #[test]
 fn who_was_given_up_because_of_hold_deleted_is_not_shown_any_more() {
-    let mut world = World::new("*.log");
-    world.clock = Clock::by_hand(Clock::real().wall_ns());
+    let mut world = still_world("*.log");
     if let SourceKind::File(file) = &mut world.sources[0].kind {
         file.hold_deleted.max_age = Some(Duration::from_secs(30));
     }
@@ -281,8 +285,7 @@ fn who_was_given_up_because_of_hold_deleted_is_not_shown_any_more() {
 /// It stands there for days, where no pattern leads.
 #[test]
 fn what_was_rotated_while_the_agent_was_down_is_let_go_some_time_after_it_was_read() {
-    let mut world = World::new("a.log");
-    world.clock = Clock::by_hand(Clock::real().wall_ns());
+    let mut world = still_world("a.log");
     world.append("a.log", "1\n");
     world.sweep = Some(sweep_of(&world, &["a.log"]));
     world.live(|_, life| life.until_lines(1));
