@@ -92,7 +92,7 @@ impl Counted {
     /// With what has come behind what was counted already. `None`: there are more than `most`, or one that has to be cut;
     /// [`Framed::go_on`] has to look for each.
     pub fn go_on(mut self, data: &[u8], longest: usize, most: usize) -> Option<Counted> {
-        self.lines += memchr_iter(b'\n', &data[self.searched..]).count();
+        self.lines += bytecount::count(&data[self.searched..], b'\n');
         self.searched = data.len();
         // Where a line ends in every stretch of that length, none is longer.
         while let Some(stretch) = data[self.bytes..].get(..longest) {
