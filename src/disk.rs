@@ -9,17 +9,20 @@
 
 #[cfg(test)]
 pub mod model;
+mod paged;
 
 use std::fs::{DirBuilder, File, Metadata, OpenOptions};
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use rustix::fs::{FallocateFlags, OFlags};
+use rustix::fs::{FallocateFlags, OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
+
+pub use paged::{PAGE, Paged};
 
 /// Device and inode: which file it is, whatever it is called now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -135,6 +138,16 @@ pub trait DiskFile: Durable {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
     /// All of them; on an error any part may have been written. A gap before `offset` reads as zeros.
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+    /// [`DiskFile::write_at`], past the page cache as far as pages are whole: for much at once that nobody is about to
+    /// read. Whether it was; if the file system cannot do that, all went the usual way. Not durable before a sync
+    /// either. Nobody else may write or read through this handle meanwhile.
+    ///
+    /// What stands before it has to be synced, or written so: else a power cut could leave a hole there. For the page in
+    /// which it begins this sees to that itself.
+    fn write_direct(&self, paged: Paged<'_>) -> io::Result<bool> {
+        self.write_at(paged.bytes, paged.offset)?;
+        Ok(false)
+    }
     /// In bytes.
     fn size(&self) -> io::Result<u64>;
     /// Cuts, or makes longer by zeros.
@@ -161,7 +174,7 @@ impl Disk for RealDisk {
             options.append(true).mode(0o640).custom_flags(OFlags::NONBLOCK.bits() as i32);
         }
         match options.open(path) {
-            Err(cause) if how == Open::Append && cause.kind() == io::ErrorKind::PermissionDenied => {
+            Err(cause) if how == Open::Append && cause.kind() == ErrorKind::PermissionDenied => {
                 Ok(Arc::new(options.read(false).open(path)?))
             }
             opened => Ok(Arc::new(opened?)),
@@ -183,7 +196,7 @@ impl Disk for RealDisk {
     fn is_taken(&self, path: &Path) -> io::Result<bool> {
         match std::fs::symlink_metadata(path) {
             Ok(_) => Ok(true),
-            Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(cause) if cause.kind() == ErrorKind::NotFound => Ok(false),
             Err(cause) => Err(cause),
         }
     }
@@ -199,7 +212,7 @@ impl Disk for RealDisk {
 
     fn list(&self, folder: &Path) -> io::Result<Vec<PathBuf>> {
         let entries = match std::fs::read_dir(folder) {
-            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(cause) if cause.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
             entries => entries?,
         };
         let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<PathBuf>>>()?;
@@ -279,7 +292,7 @@ impl DiskFile for File {
             match FileExt::read_at(self, &mut buffer[filled..], offset + filled as u64) {
                 Ok(0) => break,
                 Ok(read) => filled += read,
-                Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
+                Err(cause) if cause.kind() == ErrorKind::Interrupted => {}
                 Err(cause) => return Err(cause),
             }
         }
@@ -288,6 +301,22 @@ impl DiskFile for File {
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         self.write_all_at(bytes, offset)
+    }
+
+    fn write_direct(&self, paged: Paged<'_>) -> io::Result<bool> {
+        let Paged { bytes, offset } = paged;
+        let (head, pages, _) = paged.parts();
+        self.write_all_at(head, offset)?;
+        let mut written = head.len();
+        let usual = fcntl_getfl(self)?;
+        if !pages.is_empty() && fcntl_setfl(self, usual | OFlags::DIRECT).is_ok() {
+            let taken = paged::write_pages(self, pages, offset + written as u64);
+            fcntl_setfl(self, usual)?;
+            written += taken?;
+        }
+        let is_direct = !pages.is_empty() && written == head.len() + pages.len();
+        self.write_all_at(&bytes[written..], offset + written as u64)?;
+        Ok(is_direct)
     }
 
     fn size(&self) -> io::Result<u64> {

@@ -57,7 +57,7 @@
 //! | 5 | [`dispatcher`] | worker pool (if there is a pipeline), lanes, batches (pure), senders, retry scheduler, back-off (pure) |
 //! | 4 | [`monitors`] | the Outlet, the only door in; files: discovery, watch, tail, framing (pure); containers: the engine's API, frames, lines and cursors (pure); stdin |
 //! | 4 | [`pipeline`] | compiled stages, chunk in, records out (pure) |
-//! | 4 | [`sinks`] | `Encoder` (pure) and `Sender` of each sink; the file sink notes in a journal what it is about to write |
+//! | 4 | [`sinks`] | `Encoder` (pure) and `Sender` of each sink; the file sink notes in a journal what it is about to write, and writes what is much past the page cache |
 //! | 4 | [`spool`] | what a sink could not take, on disk, in order; its lane owns it |
 //! | 4 | [`deadletter`] | refused records, kept, and taken away again by `log-capturer deadletter` |
 //! | 3 | [`ledger`] | the journal of stamps, checkpoints, progress and account per generation and sink |
@@ -140,6 +140,13 @@
 //!   Where a sink asks for each line anyway, it is found when the line is read, while its bytes are at hand.
 //! * **The pool is there if it has something to do**: to wake a worker that only passes on what it gets costs
 //!   more than all that it would do.
+//! * **A backlog is written past the page cache, from where it was read** ([`disk::Paged`], [`record::Shift`],
+//!   [`record::PageSums`]): a chunk is laid in memory as the output will have it, page on page, and summed up while it still
+//!   is in the cache of the processor that has read it; so the sender never looks at its bytes, and the kernel copies
+//!   nothing. That where it should lie is a hint, and the one thing beside the acknowledgement that goes uphill. It costs
+//!   the reach of the page cache: a sender waits for the disk as it writes, not at the next sync. Nothing
+//!   goes past the cache over what is in the cache alone: a power cut would leave a hole there. Whole pages are torn as
+//!   pages, and their entries in the journal say so.
 //! * **Outputs get no room in advance**, although that would save a sixth of a write on ext4: what stands behind the end can be
 //!   given back by a truncation alone, and that cuts off what another process appends at the same moment.
 //! * **The status server is our own loop around `tiny_http`'s responses**: `tiny_http::Server` reads each client

@@ -13,6 +13,8 @@ mod buffer;
 mod dealer;
 mod ends;
 mod plain;
+mod shift;
+mod sums;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -21,6 +23,8 @@ pub use buffer::{Buffer, Pool};
 pub use dealer::{Dealer, Parcel};
 pub use ends::Ends;
 pub use plain::Plain;
+pub use shift::Shift;
+pub use sums::{PageSums, Summing};
 
 use crate::ack::{Ack, Count, GenerationId, Share};
 use crate::budget::Credit;
@@ -93,6 +97,8 @@ pub struct Origin {
     pub replayable: bool,
     /// Stages of the pipeline that its lines pass because it asks for them.
     pub stages: Box<[Arc<str>]>,
+    /// Where they should stand in memory.
+    pub shift: Shift,
 }
 
 /// Whole lines of one source in one buffer.
@@ -104,6 +110,8 @@ pub struct Lines {
     /// The exact bytes, line ends included. A line without an end at its end was cut: at the limit of length,
     /// or because the file ended there.
     pub data: Buffer<u8>,
+    /// Of `data`, if it is likely to go to a disk from where it is.
+    pub sums: Option<PageSums>,
     /// Of the lines in `data`.
     pub ends: Ends,
     /// Line `i` has the time `base_ns + i`, unless it is `timed` or a stage parses a better one.

@@ -44,7 +44,7 @@ use crate::durable::{FileId, SyncFolder, Unsynced, Written};
 use crate::error::{Context, Error, Result};
 use crate::metrics::{Counter, Registry};
 use crate::order;
-use crate::record::{Changed, Entry, Labels, Lines, Origin, Record, Records};
+use crate::record::{Changed, Entry, Labels, Lines, Origin, Record, Records, Shift};
 
 /// The name of the file in its folder.
 pub const FILE_NAME: &str = "deadletter.jsonl";
@@ -144,6 +144,7 @@ impl Letter {
             filename: self.filename.as_deref().map(Arc::from),
             replayable: true,
             stages: Box::default(),
+            shift: Shift::default(),
         };
         let text = self.replaced.then(|| bytes.clone().into_boxed_slice());
         let data = if self.replaced || bytes.is_empty() { [&bytes, &b"\n"[..]].concat() } else { bytes };
@@ -155,6 +156,7 @@ impl Letter {
             origin: Arc::new(origin),
             start: self.offset,
             data: data.into(),
+            sums: None,
             ends: ends.into(),
             base_ns,
             first_line: 0,

@@ -3,7 +3,7 @@
 use super::*;
 use crate::ack::GenerationId;
 use crate::budget::{Budget, Holder, READ_BYTES};
-use crate::record::{Changed, Entry, Labels, Lines, Origin, Records};
+use crate::record::{Changed, Entry, Labels, Lines, Origin, Records, Shift};
 
 fn records(raw: &[u8], changed: Option<Changed>) -> Records {
     let origin = Arc::new(Origin {
@@ -14,12 +14,14 @@ fn records(raw: &[u8], changed: Option<Changed>) -> Records {
         filename: Some("/var/log/a.log".into()),
         replayable: true,
         stages: Box::default(),
+        shift: Shift::default(),
     });
     let credit = Budget::new(READ_BYTES).door().try_take(&Holder::default(), 1).unwrap();
     let lines = Lines {
         origin,
         start: 40,
         data: [b"first\n", raw].concat().into(),
+        sums: None,
         ends: vec![6, 6 + raw.len() as u32].into(),
         base_ns: 1_000_000_000,
         first_line: 0,

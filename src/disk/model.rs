@@ -19,7 +19,7 @@ use fastrand::Rng;
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
-use super::{Disk, DiskFile, Durable, FileId, Kind, Open, Seen};
+use super::{Disk, DiskFile, Durable, FileId, Kind, Open, PAGE, Paged, Seen};
 
 /// What a disk writes as a whole or not at all, in bytes.
 const SECTOR: usize = 512;
@@ -62,14 +62,24 @@ struct Content {
 
 #[derive(Clone)]
 enum Write {
-    Bytes { offset: usize, bytes: Vec<u8> },
+    Bytes {
+        offset: usize,
+        bytes: Vec<u8>,
+    },
+    /// Past the page cache: torn at pages, and nothing behind a gap.
+    Pages {
+        offset: usize,
+        bytes: Vec<u8>,
+    },
     Size(usize),
 }
 
 impl Write {
     fn apply(self, content: &mut Vec<u8>) {
         match self {
-            Write::Bytes { offset, bytes } => Content::write(content, offset, &bytes),
+            Write::Bytes { offset, bytes } | Write::Pages { offset, bytes } => {
+                Content::write(content, offset, &bytes);
+            }
             Write::Size(size) => content.resize(size, 0),
         }
     }
@@ -129,6 +139,13 @@ impl Content {
             match write {
                 Write::Size(size) if rng.bool() => self.durable.resize(size, 0),
                 Write::Size(_) => {}
+                Write::Pages { offset, bytes } => {
+                    let upto = rng.usize(..=bytes.len() / PAGE) * PAGE;
+                    Content::write(&mut self.durable, offset, &bytes[..upto]);
+                    if upto < bytes.len() {
+                        break; // the file was not longer yet
+                    }
+                }
                 Write::Bytes { offset, bytes } => {
                     // All of it, nothing of it, or any of its sectors.
                     let (all, some) = (rng.u8(..3) == 0, rng.bool());
@@ -395,6 +412,33 @@ impl DiskFile for Handle {
             content.pending.push(Write::Bytes { offset, bytes: part });
             if fits < bytes.len() { Err(Errno::NOSPC.into()) } else { Ok(()) }
         })
+    }
+
+    /// Panics where a power cut could leave a hole.
+    fn write_direct(&self, paged: Paged<'_>) -> io::Result<bool> {
+        let (head, pages, tail) = paged.parts();
+        self.write_at(head, paged.offset)?;
+        self.changed(|content, full| {
+            if full {
+                return Err(Errno::NOSPC.into());
+            }
+            let offset = content.now.len();
+            let is_direct = |write: &Write| matches!(write, Write::Pages { .. });
+            let is_just_before =
+                |write: &Write| matches!(write, Write::Bytes { offset: at, .. } if at + PAGE >= offset);
+            assert!(
+                content.pending.iter().all(|write| is_direct(write) || is_just_before(write)),
+                "not synced before"
+            );
+            std::mem::take(&mut content.pending)
+                .into_iter()
+                .for_each(|write| write.apply(&mut content.durable));
+            Content::write(&mut content.now, offset, pages);
+            content.pending.push(Write::Pages { offset, bytes: pages.to_vec() });
+            Ok(())
+        })?;
+        self.write_at(tail, paged.offset)?;
+        Ok(true)
     }
 
     fn size(&self) -> io::Result<u64> {

@@ -15,12 +15,13 @@
 
 use std::fmt;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crc32fast::Hasher;
 use parking_lot::Mutex;
 
-use crate::disk::{DiskFile, Durable, FileId, Seen};
+use crate::disk::{DiskFile, Durable, FileId, Paged, Seen};
 
 /// Read back and written again at once, in bytes.
 const AGAIN_BYTES: usize = 64 * 1024;
@@ -109,16 +110,30 @@ impl Written {
 
     /// [`DiskFile::write_at`] for those who have the sum of the bytes already.
     pub fn write_summed(&self, bytes: &[u8], offset: u64, sum: u32) -> io::Result<()> {
+        self.write(offset..offset + bytes.len() as u64, sum, |file| file.write_at(bytes, offset))
+    }
+
+    /// [`DiskFile::write_direct`], for the same.
+    pub fn write_direct_summed(&self, paged: Paged<'_>, sum: u32) -> io::Result<bool> {
+        let end = paged.offset + paged.bytes.len() as u64;
+        self.write(paged.offset..end, sum, |file| file.write_direct(paged))
+    }
+
+    fn write<T>(
+        &self,
+        range: Range<u64>,
+        sum: u32,
+        write: impl FnOnce(&dyn DiskFile) -> io::Result<T>,
+    ) -> io::Result<T> {
         let _still = self.changing.lock();
         if self.is_in_doubt() {
             return Err(io::Error::other("the disk did not keep what was written before, which goes first"));
         }
-        let written = self.file.write_at(bytes, offset);
+        let written = write(&*self.file);
         let mut pieces = self.pieces.lock();
-        let end = offset + bytes.len() as u64;
-        pieces.forget(offset, end);
+        pieces.forget(range.start, range.end);
         if written.is_ok() {
-            pieces.add(offset, end, sum);
+            pieces.add(range.start, range.end, sum);
         }
         written
     }
@@ -187,6 +202,10 @@ impl DiskFile for Written {
     /// At its end, for a file that is only appended to. Refused while the disk has to take again what it had before.
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         self.write_summed(bytes, offset, Written::sum_of(bytes))
+    }
+
+    fn write_direct(&self, paged: Paged<'_>) -> io::Result<bool> {
+        self.write_direct_summed(paged, Written::sum_of(paged.bytes))
     }
 
     fn size(&self) -> io::Result<u64> {

@@ -8,6 +8,7 @@
 
 mod group;
 mod origins;
+mod paged;
 mod pools;
 mod stream;
 mod timed;
@@ -26,10 +27,11 @@ use super::SourceOptions;
 use crate::ack::{Claims, Count, GenerationId, SHARE_BYTES};
 use crate::budget::{Budget, Credit, Door, Refused};
 use crate::clock::{Clock, StampClock};
+use crate::disk::PAGE;
 use crate::ledger::{
     BEFORE_BYTES, Book, Head, Identity, Journal, Known, Mark, Note, Opened, Progress, Record, Restored, Stamp,
 };
-use crate::record::{Buffer, Chunk, Dealer, Ends, Lines, Origin, Records};
+use crate::record::{Buffer, Chunk, Dealer, Ends, Lines, Origin, PageSums, Records, Shift};
 use crate::tasks::Stop;
 pub use group::{SMALL_BYTES, Small};
 use origins::{Account, Origins, Own, Place};
@@ -88,7 +90,7 @@ pub struct Supply {
     book: Book,
     claims: Claims,
     onward: Onward,
-    /// How many bytes are read at once at most, but for a longer line.
+    /// What is read at once takes so much memory at most, but for a longer line.
     chunk_bytes: usize,
     /// What any chunk costs.
     least_cost: usize,
@@ -282,6 +284,7 @@ impl Outlet {
             filename: None,
             replayable: false,
             stages: Box::default(),
+            shift: Shift::default(),
         };
         let holder = self.supply.budget.holder(&origin.source, None);
         Place::Own(Box::new(Own { account: Account { origin: Arc::new(origin), holder }, filename: None }))
@@ -356,9 +359,9 @@ impl Outlet {
         stream
     }
 
-    /// How many bytes are worth to be read at once.
+    /// How many bytes are worth to be read at once: wherever in a page they are laid, they fit into one buffer.
     pub fn chunk_bytes(&self) -> usize {
-        self.supply.chunk_bytes
+        self.supply.chunk_bytes - PAGE
     }
 
     /// See [`Supply::asking_for_ends`].
@@ -382,9 +385,9 @@ impl Outlet {
         if ill_until.is_some_and(|until| self.supply.clock.now() < until) {
             return Err(Refused::Full);
         }
-        let Supply { pools: Pools { data, ends }, sinks, .. } = &self.supply;
-        let besides = cost_besides(ends.capacity_for(self.chunk_lines().min(bytes)), *sinks);
-        let cost = self.supply.cost(data.capacity_for(bytes) + besides);
+        let Supply { pools, sinks, .. } = &self.supply;
+        let besides = cost_besides(pools.ends.capacity_for(self.chunk_lines().min(bytes)), *sinks);
+        let cost = self.supply.cost(pools.cost_at(bytes) + besides);
         self.door.try_take(&self.origins.of(stream).holder, cost)
     }
 
@@ -398,7 +401,7 @@ impl Outlet {
     ) -> Result<(), NotSent> {
         let before = Head::of(&data[data.len().saturating_sub(BEFORE_BYTES)..]);
         let data = self.supply.pools.data.copy_of(data);
-        self.send_read(stream, data, WholeLines::Found(ends), before, credit)
+        self.send_read(stream, data, WholeLines::Found(ends), None, before, credit)
     }
 
     /// Hands over whole lines that start at the position. `lines`: those of `data`, at most [`Outlet::chunk_lines`].
@@ -409,6 +412,7 @@ impl Outlet {
         stream: &mut Stream,
         data: Buffer<u8>,
         lines: WholeLines<'_>,
+        sums: Option<PageSums>,
         before: Head,
         credit: Credit,
     ) -> Result<(), NotSent> {
@@ -432,7 +436,7 @@ impl Outlet {
         let cut = stamp.cut;
         if !sinks.is_empty() {
             let ends = lines.ends(&self.supply.pools.ends);
-            let chunk = self.chunk(stream, data, ends, credit, &stamp);
+            let chunk = self.chunk(stream, data, ends, sums, credit, &stamp);
             self.hand_over(chunk, stamp)?;
         }
         stream.move_to(range.end, count.lines, cut);
@@ -444,6 +448,7 @@ impl Outlet {
         stream: &Stream,
         mut data: Buffer<u8>,
         ends: Ends,
+        sums: Option<PageSums>,
         mut credit: Credit,
         stamp: &Stamp,
     ) -> Chunk {
@@ -452,11 +457,13 @@ impl Outlet {
         }
         let besides =
             cost_besides(self.supply.pools.ends.capacity_for(ends.len()), stamp.sinks.iter().count());
-        credit.shrink_to(self.supply.cost(data.capacity() + besides));
+        let cost = data.capacity() + sums.as_ref().map_or(0, PageSums::cost) + besides;
+        credit.shrink_to(self.supply.cost(cost));
         let lines = Lines {
             origin: self.origins.of(stream).origin.clone(),
             start: stamp.start,
             data,
+            sums,
             ends,
             base_ns: stamp.base_ns,
             first_line: stamp.first_line,

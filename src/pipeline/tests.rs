@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::ack::{GenerationId, Receipt, Receipts, SinkSet};
 use crate::budget::{Budget, Holder};
-use crate::record::{Labels, Origin, Record};
+use crate::record::{Labels, Origin, Record, Shift};
 
 const BASE_NS: i64 = 5_000;
 const FIRST_LINE: u64 = 1_000;
@@ -22,6 +22,7 @@ pub(super) fn origin(source: &str) -> Origin {
         filename: None,
         replayable: true,
         stages: Box::new(["chosen".into()]),
+        shift: Shift::default(),
     }
 }
 
@@ -54,6 +55,7 @@ fn given(texts: &[Vec<u8>], first_line: u64) -> Given {
         origin: Arc::new(origin("app")),
         start: 100,
         data: data.into(),
+        sums: None,
         ends: ends.into(),
         base_ns: BASE_NS + (first_line - FIRST_LINE) as i64,
         first_line,

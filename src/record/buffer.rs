@@ -10,6 +10,7 @@
 use std::ops::{Deref, DerefMut, Range};
 use std::sync::Arc;
 
+use crate::disk::PAGE;
 use crate::sync::Mutex;
 
 /// In items. What a quiet file brings at once is smaller: as large as it is, so that ten thousand of them fit.
@@ -73,9 +74,31 @@ impl<T: Copy + Default> Pool<T> {
         Buffer { items, from: 0, home: Some(self.clone()) }
     }
 
+    /// One that is used again, however short it is.
+    pub fn take_class(&self, len: usize) -> Buffer<T> {
+        let mut buffer = self.take(len.max(LEAST_CLASS));
+        buffer.keep(0..len);
+        buffer
+    }
+
+    /// What it takes, in bytes.
+    pub fn class_cost(&self, len: usize) -> usize {
+        self.capacity_for(len.max(LEAST_CLASS)) * size_of::<T>()
+    }
+
     pub fn copy_of(&self, items: &[T]) -> Buffer<T> {
         let mut buffer = self.take(items.len());
         buffer.copy_from_slice(items);
+        buffer
+    }
+}
+
+impl Pool<u8> {
+    /// `len` bytes, the first of which stands so far into a page of memory. Costs what one for a page more costs.
+    pub fn take_paged(&self, len: usize, into_page: usize) -> Buffer<u8> {
+        let mut buffer = self.take(len + PAGE);
+        let from = (buffer.as_ptr().align_offset(PAGE) + into_page) % PAGE;
+        buffer.keep(from..from + len);
         buffer
     }
 }

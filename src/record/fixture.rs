@@ -29,6 +29,7 @@ pub fn lines(raw: &[&str], start: u64, replayable: bool) -> Lines {
         filename: replayable.then(|| "/var/log/test.log".into()),
         replayable,
         stages: Box::default(),
+        shift: Shift::default(),
     };
     let credit = Budget::new(1 << 20).door().try_take(&Holder::default(), data.len()).expect("there is room");
     Lines {
@@ -36,6 +37,7 @@ pub fn lines(raw: &[&str], start: u64, replayable: bool) -> Lines {
         start,
         ends: ends.collect::<Vec<u32>>().into(),
         data: data.into(),
+        sums: None,
         base_ns: 1_000 + start as i64,
         first_line: start,
         continues: false,

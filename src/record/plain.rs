@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use super::{Kept, Lines, Records, without_line_end};
+use super::{Kept, Lines, Origin, PageSums, Records, without_line_end};
 
 /// Lines one behind the other, each as it was read, with the labels of their origin and without metadata; the time
 /// of each is that of the one before it and one nanosecond.
@@ -19,6 +19,8 @@ pub struct Plain<'a> {
     pub offset: u64,
     /// The first line goes on where an earlier record was cut.
     pub continues: bool,
+    /// Of `bytes`, if they are all of the chunk.
+    pub sums: Option<&'a PageSums>,
     /// The chunk, and which of its lines these are.
     lines: &'a Lines,
     range: (usize, usize),
@@ -52,9 +54,14 @@ impl<'a> Plain<'a> {
             time_ns: lines.base_ns + first as i64,
             offset: lines.start + start as u64,
             continues: lines.goes_on(first),
+            sums: lines.sums.as_ref().filter(|_| range == (0, lines.len())),
             lines,
             range,
         }
+    }
+
+    pub fn origin(&self) -> &'a Origin {
+        &self.lines.origin
     }
 
     /// The text of each line without its line end; `None` for one that was cut, or is the rest of one.

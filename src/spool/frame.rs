@@ -19,7 +19,7 @@ use std::sync::Arc;
 use crate::ack::{Count, GenerationId, SHARE_BYTES};
 use crate::budget::Credit;
 use crate::disk::DiskFile;
-use crate::record::{Changed, Entry, Labels, Lines, Origin, Place, Records, Slice};
+use crate::record::{Changed, Entry, Labels, Lines, Origin, Place, Records, Shift, Slice};
 
 pub const HEADER_BYTES: usize = 88;
 
@@ -422,6 +422,7 @@ fn parse(
         filename: filename.map(Into::into),
         replayable: flags & REPLAYABLE != 0,
         stages: Box::default(),
+        shift: Shift::default(),
     };
     let origin = match known {
         Some(known) if same(known, &origin) => known.clone(),
@@ -434,6 +435,7 @@ fn parse(
         origin,
         start,
         data: data.into(),
+        sums: None,
         ends: ends.into(),
         base_ns,
         first_line: 0, // only stages ask for it, and these records have passed them

@@ -13,6 +13,7 @@ mod corrupt;
 mod crash;
 mod cri;
 mod deadletter;
+mod direct;
 mod docker;
 mod expect;
 mod files;

@@ -26,6 +26,7 @@ mod known;
 mod names;
 mod packed;
 mod parts;
+mod scan;
 mod step;
 pub mod survey;
 mod sweep;

@@ -23,6 +23,7 @@ use super::holes::{Ahead, ahead, text_from};
 use super::identity::{HEAD_BYTES, begins_with, head_of, identity, read_at, stands_before};
 use super::packed::{Form, Unpacked};
 use super::parts::{arrange, frame_parts, keep_within};
+use super::scan::{Scan, Scanned};
 use super::step::{Look, Step, next_step};
 use super::sweep::Found;
 use super::turn::{Buffers, Caught, Reading, Turn};
@@ -33,9 +34,6 @@ use crate::durable::FileId;
 use crate::ledger::{BEFORE_BYTES, HOLE, Head};
 use crate::monitors::outlet::{GROUP_LINES, SMALL_BYTES, WholeLines};
 use crate::monitors::{NotSent, Stream};
-
-/// What is read at once is looked through while it still is in the cache of the processor.
-const STEP_BYTES: usize = 256 * 1024;
 
 /// In which the system counts what stands on the disk.
 pub(super) const BLOCK_BYTES: u64 = 512;
@@ -385,28 +383,22 @@ impl Tail {
             Ok(credit) => credit,
             Err(refused) => return Turn::NoCredit(refused),
         };
-        let mut data = outlet.buffer(back + want);
+        let mut data = outlet.buffer_at(stream, position - back as u64, back + want);
         ends.clear();
-        let (mut read, mut framed, most) = (0, Framed::default(), outlet.chunk_lines());
-        let mut counted = (!outlet.asks_for_ends()).then(Counted::default);
+        let (start, most) = (position - back as u64, outlet.chunk_lines());
         let in_steps = !in_parts && to_hole.is_none() && self.form.is_none();
-        let step = if in_steps { STEP_BYTES } else { data.len() };
-        while read < data.len() && !framed.full {
-            let upto = data.len().min(read + step);
-            match read_on(&mut read_at, &mut data[..upto], read, position - back as u64) {
-                Ok(now) => read = now,
-                Err(cause) => return Turn::Failed(cause),
+        let scanned = match in_steps {
+            true => {
+                let counted = (!outlet.asks_for_ends()).then(Counted::default);
+                let sums = outlet.summing(stream, position, want);
+                Scan { longest, most, ends, counted, sums }.run(read_at, &mut data, back, start)
             }
-            if in_steps && read > back {
-                counted = counted.and_then(|counted| counted.go_on(&data[back..read], longest, most));
-                if counted.is_none() {
-                    framed.go_on(&data[back..read], longest, End::More, most, ends);
-                }
-            }
-            if read < upto {
-                break;
-            }
-        }
+            false => read_at(&mut data, start).map(Scanned::unseen),
+        };
+        let Scanned { read, mut framed, counted, sums } = match scanned {
+            Ok(scanned) => scanned,
+            Err(cause) => return Turn::Failed(cause),
+        };
         let Some(len) = read.checked_sub(back) else { return Turn::Rest };
         let from_start = back as u64 == position;
         let known = from_start && read >= self.head.len as usize;
@@ -481,13 +473,14 @@ impl Tail {
             }
             cut_lines.add(found.cut as u64);
             data.keep(back + part.start..back + part.end);
+            let sums = sums.map(|sums| sums.end(&data));
             let lines = counted.map_or(WholeLines::Found(ends), |counted| WholeLines::Counted(counted.lines));
             if gathers {
                 let small = outlet.gather(data, lines, before.unwrap_or_default(), credit, grown);
                 return Turn::Caught(Caught { small, before, len });
             }
             task.waits_for("room downhill");
-            match outlet.send_read(stream, data, lines, before.unwrap_or_default(), credit) {
+            match outlet.send_read(stream, data, lines, sums, before.unwrap_or_default(), credit) {
                 Ok(()) => {}
                 Err(why) => return self.not_handed_over(why),
             }
@@ -533,55 +526,9 @@ impl Tail {
     }
 }
 
-/// Fills `data`, which has `filled` bytes of what begins at `start`, and says how far: less at the end of the file, or
-/// if something else stands there by now. The last bytes are read once more with what follows them, so that nothing
-/// can be exchanged in between.
-fn read_on(
-    mut read_at: impl FnMut(&mut [u8], u64) -> io::Result<usize>,
-    data: &mut [u8],
-    filled: usize,
-    start: u64,
-) -> io::Result<usize> {
-    let from = filled.saturating_sub(BEFORE_BYTES);
-    let mut stood = [0; BEFORE_BYTES];
-    let stood = &mut stood[..filled - from];
-    stood.copy_from_slice(&data[from..filled]);
-    let read = from + read_at(&mut data[from..], start + from as u64)?;
-    if read < filled || data[from..filled] != *stood {
-        data[from..filled].copy_from_slice(stood);
-        return Ok(filled);
-    }
-    Ok(read)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_was_exchanged_between_two_reads_is_not_mixed() {
-        let text: Vec<u8> = (0..=255).collect();
-        let check = |now: &[u8], filled: usize, expected: usize| {
-            let read_at = |buffer: &mut [u8], offset: u64| {
-                let there = now.get(offset as usize - 1000..).unwrap_or_default();
-                let len = there.len().min(buffer.len());
-                buffer[..len].copy_from_slice(&there[..len]);
-                Ok(len)
-            };
-            let mut data = text[..filled].to_vec();
-            data.resize(200, 0);
-            let read = read_on(read_at, &mut data, filled, 1000).unwrap();
-            assert_eq!(data[..read], text[..expected], "{} bytes, {filled} filled", now.len());
-        };
-        check(&text, 0, 200);
-        check(&text, 3, 200);
-        check(&text, 100, 200);
-        check(&text[..150], 100, 150);
-        check(&text[..100], 100, 100);
-        check(&text[..70], 100, 100); // it was cut
-        check(&[], 100, 100);
-        check(&[&[b'x'; 99], &text[99..]].concat(), 100, 100);
-    }
 
     /// There is one of each for every file that is followed, idle or not: what only a few need belongs in a box.
     #[test]

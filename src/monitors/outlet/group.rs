@@ -76,7 +76,7 @@ impl Outlet {
                 continue;
             }
             let (end, lines, cut) = (stamp.end, stamp.lines, stamp.cut);
-            let chunk = self.chunk(stream, small.data, small.ends, small.credit, &stamp);
+            let chunk = self.chunk(stream, small.data, small.ends, None, small.credit, &stamp);
             ended = self.hand_over(chunk, stamp);
             if ended.is_ok() {
                 stream.move_to(end, lines, cut);

@@ -12,7 +12,7 @@ use super::Stream;
 use crate::ack::GenerationId;
 use crate::budget::{Budget, Holder};
 use crate::monitors::SourceOptions;
-use crate::record::{Labels, Origin};
+use crate::record::{Labels, Origin, Shift};
 
 /// Half a kilobyte each. When more files than that have something to say, all of them begin anew.
 const KEPT: usize = 1024;
@@ -113,6 +113,7 @@ impl Origins {
             filename: Some(filename.clone()),
             replayable: true,
             stages: Box::default(),
+            shift: Shift::default(),
         };
         let holder = self.budget.holder_of(stream.generation.0, &home.source, &filename);
         Account { origin: Arc::new(origin), holder }

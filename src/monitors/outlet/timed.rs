@@ -17,7 +17,7 @@ use crate::ack::{Count, GenerationId};
 use crate::budget::{Credit, Refused};
 use crate::ledger::{BEFORE_BYTES, Cursor, Head, Known, Note, Opened, Stamp};
 use crate::monitors::SourceOptions;
-use crate::record::{Chunk, Labels, Lines, Origin, TIMED_BYTES, Timed};
+use crate::record::{Chunk, Labels, Lines, Origin, Shift, TIMED_BYTES, Timed};
 
 /// No line costs less on its way to us: its time, and a head or a line end.
 const WIRE_BYTES_MIN: usize = 32;
@@ -122,6 +122,7 @@ impl Outlet {
             // Anybody may remove a container, and its log with it.
             replayable: false,
             stages: who.stages.into(),
+            shift: Shift::default(),
         };
         let holder = self.supply.budget.holder(&origin.source, Some(&place));
         let account = Account { origin: Arc::new(origin), holder };
@@ -201,6 +202,7 @@ impl Outlet {
                 origin: self.origins.of(stream).origin.clone(),
                 start: range.start,
                 data: data.into(),
+                sums: None,
                 ends: ends.into(),
                 base_ns: 0,
                 first_line: stream.next_line,

@@ -4,7 +4,8 @@
 //! frame   = length u32 · crc u32 · number u64 · payload            (crc: of number and payload)
 //! payload = live from · void · entry
 //! void    = nothing | 'v' count (start length)…              (of numbers)
-//! entry   = 'a' path inode offset length sums parts          (about to be appended)
+//! entry   = 'a' path inode offset length sums parts          (about to be appended: a sum for each sector)
+//!         | 'p' path inode offset length sums parts          (the same: a sum for each whole page, and each sector beside)
 //!         | 'd' inode length                                 (about to be deleted, with so many bytes in it)
 //! ```
 //!
@@ -21,10 +22,47 @@ use crc32fast::Hasher;
 
 use super::journal::SEGMENT_BYTES;
 use crate::ack::GenerationId;
-use crate::disk::DiskFile;
+use crate::disk::{DiskFile, PAGE};
 
-/// What a kernel, or a disk that loses power, writes as a whole or not at all, in bytes from the start of the file.
-pub const BLOCK: u64 = 512;
+/// Bytes that are about to be appended.
+#[derive(Clone, Copy)]
+pub struct New<'a> {
+    pub bytes: &'a [u8],
+    pub block: Block,
+    /// Of all bytes before each border of a page, as far as they are known: none, or those of all borders.
+    pub sums: &'a [u32],
+}
+
+const SECTOR: u64 = 512;
+
+/// What is written as a whole or not at all, in bytes from the start of the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Block {
+    /// By any disk that loses power.
+    Sector,
+    /// Whole pages by a file system past its cache: what it has not written to the end is behind the end of the file, or
+    /// reads as zeros. What stands before and behind them goes through the cache, and may be torn at each sector.
+    Page,
+}
+
+impl Block {
+    /// Where the one that begins at `start` of such bytes ends.
+    fn end(self, start: u64, bytes_end: u64) -> u64 {
+        let sector_end = (start / SECTOR + 1).saturating_mul(SECTOR);
+        let page_end = start.saturating_add(PAGE as u64);
+        match self {
+            Block::Page if start.is_multiple_of(PAGE as u64) && page_end <= bytes_end => page_end,
+            _ => sector_end.min(bytes_end),
+        }
+    }
+
+    fn tag(self) -> u8 {
+        match self {
+            Block::Sector => b'a',
+            Block::Page => b'p',
+        }
+    }
+}
 
 const HEADER: usize = 16;
 
@@ -44,6 +82,7 @@ pub struct Appended {
     pub inode: u64,
     pub offset: u64,
     pub length: u64,
+    pub block: Block,
     /// See [`sums`].
     pub sums: Vec<u32>,
     pub parts: Vec<Part>,
@@ -69,23 +108,29 @@ pub enum Entry {
     },
 }
 
-/// Ranges of a file, cut where a write may be torn.
-pub fn blocks(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+/// Ranges of a file, cut where a write of all of it may be torn.
+pub fn blocks(range: Range<u64>, block: Block) -> impl Iterator<Item = Range<u64>> {
     let mut at = range.start;
     std::iter::from_fn(move || {
         let start = at;
-        at = range.end.min((start / BLOCK + 1) * BLOCK);
+        at = block.end(start, range.end);
         (start < range.end).then_some(start..at)
     })
 }
 
-/// Of the bytes that stand at `offset`, up to the end of each block: the last one is of all of them, and each block can
+/// Of bytes that are to stand at `offset`, up to the end of each block: the last one is of all of them, and each block can
 /// be told from others by itself, see [`sum_on`].
-pub fn sums(offset: u64, bytes: &[u8]) -> impl Iterator<Item = u32> {
-    let mut hasher = Hasher::new();
-    blocks(offset..offset + bytes.len() as u64).map(move |block| {
-        hasher.update(&bytes[(block.start - offset) as usize..(block.end - offset) as usize]);
-        hasher.clone().finalize()
+pub fn sums(offset: u64, new: New<'_>) -> impl Iterator<Item = u32> {
+    let New { bytes, block, sums: known } = new;
+    let mut before = 0;
+    blocks(offset..offset + bytes.len() as u64, block).map(move |block| {
+        let borders = (block.end / PAGE as u64 - offset / PAGE as u64) as usize;
+        let is_border = block.end.is_multiple_of(PAGE as u64);
+        before = match known.get(borders.wrapping_sub(1)).filter(|_| is_border) {
+            Some(known) => *known,
+            None => sum_on(before, &bytes[(block.start - offset) as usize..(block.end - offset) as usize]),
+        };
+        before
     })
 }
 
@@ -117,17 +162,21 @@ impl Frame {
     }
 
     /// Returns the sum of all of the bytes.
-    pub fn append(&mut self, path: &Path, inode: u64, offset: u64, bytes: &[u8], parts: &[Part]) -> u32 {
-        self.0.push(b'a');
+    pub fn append(&mut self, path: &Path, inode: u64, offset: u64, new: New<'_>, parts: &[Part]) -> u32 {
+        self.0.push(new.block.tag());
         let name = path.as_os_str().as_bytes();
         self.put(name.len() as u64);
         self.0.extend_from_slice(name);
-        [inode, offset, bytes.len() as u64].into_iter().for_each(|number| self.put(number));
+        [inode, offset, new.bytes.len() as u64].into_iter().for_each(|number| self.put(number));
         let mut all = 0;
-        for sum in sums(offset, bytes) {
+        for sum in sums(offset, new) {
             self.0.extend_from_slice(&sum.to_le_bytes());
             all = sum;
         }
+        debug_assert!(
+            sums(offset, new).eq(sums(offset, New { sums: &[], ..new })),
+            "they are of other bytes"
+        );
         for Part { generation, range, replayable } in parts {
             self.put(generation.0);
             self.put(range.start);
@@ -241,19 +290,22 @@ impl<'a> Reader<'a> {
 
     fn entry(&mut self) -> Option<Entry> {
         match self.bytes(1)? {
-            b"a" => self.appended().map(Entry::Appended),
+            b"a" => self.appended(Block::Sector).map(Entry::Appended),
+            b"p" => self.appended(Block::Page).map(Entry::Appended),
             b"d" => Some(Entry::Deleted { inode: self.number()?, length: self.number()? }),
             _ => None,
         }
     }
 
-    fn appended(&mut self) -> Option<Appended> {
+    fn appended(&mut self, block: Block) -> Option<Appended> {
         let length = self.number()? as usize;
         let path = PathBuf::from(OsStr::from_bytes(self.bytes(length)?));
         let (inode, offset, length) = (self.number()?, self.number()?, self.number()?);
         let range = offset..offset.checked_add(length)?;
-        let count = (range.end.div_ceil(BLOCK) - range.start / BLOCK) as usize;
-        let sums = self.bytes(count.checked_mul(4)?)?.chunks_exact(4);
+        if length / SECTOR > self.0.len() as u64 * (PAGE as u64 / SECTOR) {
+            return None; // it would have to have more sums than there are bytes
+        }
+        let sums = self.bytes(blocks(range, block).count() * 4)?.chunks_exact(4);
         let sums = sums.map(|sum| u32::from_le_bytes(sum.try_into().expect("four bytes"))).collect();
         let mut parts = Vec::new();
         while !self.0.is_empty() {
@@ -261,6 +313,6 @@ impl<'a> Reader<'a> {
             let range = start..start.checked_add(tail >> 1)?;
             parts.push(Part { generation, range, replayable: tail & 1 == 1 });
         }
-        Some(Appended { path, inode, offset, length, sums, parts })
+        Some(Appended { path, inode, offset, length, block, sums, parts })
     }
 }

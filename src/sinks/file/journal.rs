@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::frame::{self, Entry, Frame, Part};
+use super::frame::{self, Entry, Frame, New, Part};
 use crate::ack::merged;
 use crate::disk::{Disk, DiskFile, Durable, Open};
 use crate::durable::{Passed, SyncFolder, Unsynced, Written};
@@ -28,10 +28,10 @@ use crate::error::{Context, Error, Result};
 use crate::metrics::{Counter, Gauge};
 use crate::order;
 
-/// One second at full speed; a batch of the largest size fits.
+/// A second at full speed or more; a batch of the largest size fits.
 pub const SEGMENT_BYTES: u64 = 1 << 20;
 
-/// Half a minute at full speed without a checkpoint. Beyond it the oldest entries are forgotten.
+/// Half a minute or more at full speed without a checkpoint. Beyond it the oldest entries are forgotten.
 pub const SEGMENTS_MAX: usize = 32;
 
 /// Passed segments that stay for the next burst; made with the first one, so that what is open is the same ever after.
@@ -287,18 +287,18 @@ impl Journal {
         }
     }
 
-    /// About to append `bytes` to the output at `path`, which has `offset` bytes: returns their sum. An error: it must
+    /// About to append to the output at `path`, which has `offset` bytes: returns their sum. An error: it must
     /// not be, now. What was noted before did not reach the disk, and is written again first.
     pub fn append(
         &mut self,
         path: &Path,
         inode: u64,
         offset: u64,
-        bytes: &[u8],
+        new: New<'_>,
         parts: &[Part],
     ) -> Result<u32> {
         self.frame.begin(self.live_from, &self.void);
-        let sum = self.frame.append(path, inode, offset, bytes, parts);
+        let sum = self.frame.append(path, inode, offset, new, parts);
         self.write()?;
         Ok(sum)
     }

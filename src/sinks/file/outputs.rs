@@ -12,6 +12,9 @@
 //! An output is ours alone: what another process appends to it during a batch that fails is cut off with the
 //! batch. Moving, deleting and truncating it is everybody's right (logrotate), and is noticed.
 //!
+//! What is much and stands in memory as it will stand in the output goes to the disk from where it is, past the page
+//! cache; the reader of its source is told where what follows should stand.
+//!
 //! A line never goes on where something else ends: if the last byte of an output that is opened ends no line, a
 //! line end comes first, unless what comes is the rest of a line that was cut.
 
@@ -21,12 +24,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use super::frame::Part;
+use super::frame::{Block, New, Part};
 use super::journal::Journal;
 use super::payload::{Payload, Piece};
 use super::rotate;
 use crate::clock::Clock;
-use crate::disk::{Disk, DiskFile, FileId, Kind, Open, Seen, folder_of};
+use crate::disk::{Disk, DiskFile, FileId, Kind, Open, Paged, Seen, folder_of};
 use crate::durable::{OwnFiles, SyncFolder, Unsynced, Written};
 use crate::error::{Context, Error, Result};
 use crate::metrics::Gauge;
@@ -38,6 +41,11 @@ pub const OPEN_MAX: usize = 64;
 /// A file that is closed here stays open until it is synced: without a limit ten thousand outputs would hold
 /// ten thousand descriptors. With the default limit of 1024 there must be room for the sources.
 pub const UNSYNCED_MAX: usize = 256;
+
+/// What goes into one output at once may go past the page cache if it is so much: who brings it is behind, or fast, and
+/// the disk would have to take it soon in any case, since what was written is synced before a checkpoint relies on
+/// it. For less, a disk that turns would have to look for its place too often.
+const DIRECT_LEAST: usize = 128 * 1024;
 
 /// An output that was moved by others is written to for that long.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -80,6 +88,18 @@ struct Output {
     looked: Instant,
     /// The turn that wrote to it last; 0: nothing was written since it was opened.
     turn: u64,
+    way: Way,
+}
+
+/// Which way to the disk an output has had last.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Some of it may be in the page cache alone.
+    Cached,
+    /// Past the cache: only its last page may be there.
+    Direct,
+    /// As it has to: its file system knows no other.
+    CachedAlways,
 }
 
 /// A step of a batch, and how to take it back.
@@ -197,7 +217,7 @@ impl Outputs {
             let fresh = std::mem::replace(&mut output.turn, self.turn) == 0;
             if fresh && !output.whole && !piece.continues {
                 self.parts.clear();
-                self.append(path, output, b"\n")?;
+                self.append(path, output, b"\n", None)?;
             }
         }
         let mut at = 0;
@@ -205,7 +225,10 @@ impl Outputs {
             let part = self.fits(output, piece, at);
             if part > 0 {
                 piece.parts(at..at + part, &mut self.parts);
-                self.append(path, output, &piece.bytes[at..at + part])?;
+                let (bytes, offset) = (at..at + part, output.len);
+                let sums = piece.sums(&bytes, offset);
+                let is_direct = self.append(path, output, &piece.bytes[bytes], sums)?;
+                piece.teach(&self.parts, offset, is_direct);
                 at += part;
             }
             if at == piece.bytes.len() {
@@ -221,15 +244,32 @@ impl Outputs {
         }
     }
 
-    /// Notes it first, with where it comes from. The bytes are summed up once, for the journal and for the file.
-    fn append(&mut self, path: &Path, output: &mut Output, bytes: &[u8]) -> Result<()> {
+    /// Notes it first, with where it comes from. The bytes are summed up once, for the journal and for the file; `sums`:
+    /// or were, for each page. Whether they went from where they are.
+    fn append(
+        &mut self,
+        path: &Path,
+        output: &mut Output,
+        bytes: &[u8],
+        sums: Option<&[u32]>,
+    ) -> Result<bool> {
+        let may_be_direct = bytes.len() >= DIRECT_LEAST && output.way != Way::CachedAlways;
+        let paged = Paged::of(bytes, output.len).filter(|_| may_be_direct);
+        if paged.is_some() && output.way == Way::Cached && output.len > 0 {
+            self.unsynced.sync()?; // else a power cut leaves a hole in front of it
+        }
+        let new = match paged {
+            Some(_) => New { bytes, block: Block::Page, sums: sums.unwrap_or_default() },
+            None => New { bytes, block: Block::Sector, sums: &[] },
+        };
         let sum = match &mut self.journal {
-            Some(journal) => journal.append(path, output.id.inode, output.len, bytes, &self.parts)?,
+            Some(journal) => journal.append(path, output.id.inode, output.len, new, &self.parts)?,
             None => Written::sum_of(bytes),
         };
-        let written = output.append(bytes, sum);
+        let written = output.append(bytes, paged, sum);
         self.unsynced.note(output.file.clone()); // a write that failed may have left its part
-        written.context(|| format!("could not write {} bytes to {}", bytes.len(), path.display()))
+        written.context(|| format!("could not write {} bytes to {}", bytes.len(), path.display()))?;
+        Ok(output.way == Way::Direct)
     }
 
     /// How many bytes of the piece from `at` on go into the output before it is rotated.
@@ -291,6 +331,7 @@ impl Outputs {
             used: now,
             looked: now,
             turn: 0,
+            way: Way::Cached,
         })
     }
 
@@ -429,11 +470,21 @@ impl Outputs {
 }
 
 impl Output {
-    fn append(&mut self, bytes: &[u8], sum: u32) -> io::Result<()> {
+    fn append(&mut self, bytes: &[u8], paged: Option<Paged<'_>>, sum: u32) -> io::Result<()> {
         if self.len == 0 {
             self.age = (Duration::ZERO, self.used);
         }
-        self.file.write_summed(bytes, self.len, sum)?;
+        match paged {
+            Some(paged) => {
+                self.way = Way::Cached; // whatever becomes of it
+                let is_direct = self.file.write_direct_summed(paged, sum)?;
+                self.way = if is_direct { Way::Direct } else { Way::CachedAlways };
+            }
+            None => {
+                self.file.write_summed(bytes, self.len, sum)?;
+                self.way = if self.way == Way::CachedAlways { self.way } else { Way::Cached };
+            }
+        }
         self.len += bytes.len() as u64;
         self.whole = bytes.ends_with(b"\n");
         Ok(())
@@ -452,6 +503,7 @@ impl Output {
         }
         if seen.size != self.len {
             self.len = seen.size; // somebody truncated it, or wrote to it
+            self.way = Way::Cached;
             self.whole = ends_whole(&*self.file, self.len);
         }
         if now.saturating_duration_since(self.looked) < look_every {

@@ -56,6 +56,8 @@ pub struct Piece<'a> {
     pub bytes: &'a [u8],
     start: usize,
     runs: &'a [Run],
+    /// It is where it was read.
+    lent: Option<Plain<'a>>,
 }
 
 impl Payload {
@@ -150,27 +152,27 @@ impl Payload {
         }
     }
 
-    fn bytes_of<'a>(&'a self, piece: &'a Stretch) -> &'a [u8] {
-        match &piece.stands {
-            Stands::Here(at) => &self.bytes[*at..at + piece.bytes.len()],
-            Stands::Lent(slice) => {
-                slice.records.plain(slice.range.clone()).expect("it was when it was lent").bytes
-            }
-        }
-    }
-
     /// In order.
     pub fn pieces(&self) -> impl Iterator<Item = Piece<'_>> {
         self.pieces.iter().map(|piece| {
-            let Stretch { path, bytes, continues, .. } = piece;
+            let Stretch { path, bytes, continues, stands } = piece;
             let first = self.runs.partition_point(|run| run.end <= bytes.start);
             let behind = self.runs.partition_point(|run| run.end <= bytes.end);
+            let lent = match stands {
+                Stands::Here(_) => None,
+                Stands::Lent(slice) => slice.records.plain(slice.range.clone()),
+            };
+            let here = match (stands, &lent) {
+                (Stands::Here(at), _) => &self.bytes[*at..at + bytes.len()],
+                (_, lent) => lent.as_ref().expect("it was plain when it was lent").bytes,
+            };
             Piece {
                 path: &self.paths[*path],
                 continues: *continues,
-                bytes: self.bytes_of(piece),
+                bytes: here,
                 start: bytes.start,
                 runs: &self.runs[first..behind],
+                lent,
             }
         })
     }
@@ -188,6 +190,18 @@ impl Piece<'_> {
             start = end;
         }
         (start, start)
+    }
+
+    /// Of some of its bytes that go to `offset` of a file, if they were summed up when they were read.
+    pub fn sums(&self, bytes: &Range<usize>, offset: u64) -> Option<&[u32]> {
+        self.lent?.sums.filter(|_| *bytes == (0..self.bytes.len()))?.at(offset)
+    }
+
+    /// To whoever reads its source: these parts of it went to `offset` of a file, and that from where they are.
+    pub fn teach(&self, parts: &[Part], offset: u64, from_here: bool) {
+        if let (Some(plain), [part, ..]) = (&self.lent, parts) {
+            plain.origin().shift.learn(part.range.start, offset, from_here);
+        }
     }
 
     /// From where some of the bytes come, which were cut as [`Piece::cuts_around`] says.

@@ -273,7 +273,7 @@ fn state(file: &dyn DiskFile, entry: &Appended, size: u64) -> io::Result<State> 
         let mut bytes = vec![0; (end.min(size).saturating_sub(start)) as usize];
         let filled = file.read_at(&mut bytes, start)?;
         bytes.truncate(filled);
-        for (block, sum) in blocks(start..end).zip(&mut sums) {
+        for (block, sum) in blocks(start..end, entry.block).zip(&mut sums) {
             let range = (block.start - start) as usize..(block.end - start) as usize;
             let there = &bytes[range.start.min(filled)..range.end.min(filled)];
             let before = std::mem::replace(&mut before, *sum);
@@ -293,7 +293,7 @@ fn state(file: &dyn DiskFile, entry: &Appended, size: u64) -> io::Result<State> 
 mod tests {
     use super::*;
     use crate::disk::model::ModelDisk;
-    use crate::sinks::file::frame::sums;
+    use crate::sinks::file::frame::{Block, New, sums};
 
     const OUT: &str = "/out/x";
 
@@ -314,8 +314,12 @@ mod tests {
         }
 
         fn note(&mut self, bytes: &[u8], replayable: bool) {
+            self.note_in(Block::Sector, bytes, replayable);
+        }
+
+        fn note_in(&mut self, block: Block, bytes: &[u8], replayable: bool) {
             let offset = self.file.size().unwrap();
-            let sums = sums(offset, bytes).collect();
+            let sums = sums(offset, New { bytes, block, sums: &[] }).collect();
             let generation = GenerationId(self.entries.len() as u64);
             self.entries.push((
                 generation.0 + 1,
@@ -324,6 +328,7 @@ mod tests {
                     inode: self.file.id().unwrap().inode,
                     offset,
                     length: bytes.len() as u64,
+                    block,
                     sums,
                     parts: vec![Part { generation, range: 0..bytes.len() as u64, replayable }],
                 }),
@@ -355,6 +360,41 @@ mod tests {
     fn noise(length: usize, seed: u64) -> Vec<u8> {
         let mut rng = fastrand::Rng::with_seed(seed);
         std::iter::repeat_with(|| rng.u8(1..)).take(length).collect()
+    }
+
+    /// What went past the page cache.
+    #[test]
+    fn pages_that_did_not_reach_the_disk_are_cut_off_and_half_ones_are_strange() {
+        let (first, second) = (noise(700, 1), noise(20_000, 2));
+        for (end, hole, state) in [
+            (20_700, 0..0, State::Whole),
+            (8192, 0..0, State::Torn),
+            (700, 0..0, State::Torn),
+            (20_700, 4096..8192, State::Torn),
+            (20_700, 4096..20_700, State::Torn),
+            // What stands beside whole pages goes through the cache.
+            (1024, 0..0, State::Torn),
+            (20_700, 20_480..20_700, State::Torn),
+            (20_480 + 100, 0..0, State::Strange),
+            // Past the cache no file system leaves half a page: it is somebody else's.
+            (8192 + 512, 0..0, State::Strange),
+            (20_700, 8192..8704, State::Strange),
+        ] {
+            let mut bench = Bench::new();
+            bench.append(&first);
+            bench.note_in(Block::Page, &second, true);
+            bench.foreign(&second);
+            bench.file.set_size(end).unwrap();
+            let zeros = vec![0; (hole.end - hole.start) as usize];
+            bench.file.in_place().unwrap().write_at(&zeros, hole.start).unwrap();
+            let (delivered, size, recovered) = bench.recover();
+            let expected = match state {
+                State::Whole => (vec![0, 1], end, 0, 0),
+                State::Torn => (vec![0], 700, end - 700, 0),
+                State::Strange => (vec![0], end, 0, 20_000),
+            };
+            assert_eq!((delivered, size, recovered.cut, recovered.strange), expected, "{end} {hole:?}");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::ack::{Ack, Receipt, Receipts, SinkSet};
 use crate::budget::{Budget, Holder, READ_BYTES};
 use crate::clock::Clock;
 use crate::durable::FileId;
-use crate::record::{Changed, Entry, Labels, Lines, Origin, Records, Slice};
+use crate::record::{Changed, Entry, Labels, Lines, Origin, Records, Shift, Slice};
 use crate::sinks::{Answer, BatchLimits, Connection, Format, KindOptions, RetryOptions, RotateOptions};
 use crate::sync::Shared;
 use crate::tasks::Switch;
@@ -27,6 +27,7 @@ pub fn origin(generation: u64, source: &str, filename: Option<&str>) -> Arc<Orig
         filename: filename.map(Arc::from),
         replayable: true,
         stages: Box::default(),
+        shift: Shift::default(),
     })
 }
 
@@ -42,6 +43,7 @@ pub fn lines(origin: &Arc<Origin>, raw: &[&[u8]], base_ns: i64) -> Lines {
         origin: origin.clone(),
         start: 100,
         data: data.into(),
+        sums: None,
         ends: ends.into(),
         base_ns,
         first_line: 0,

@@ -11,7 +11,7 @@ use super::*;
 use crate::ack::{Ack, GenerationId, Receipt, Receipts, SinkSet};
 use crate::budget::{Budget, Holder};
 use crate::metrics::Registry;
-use crate::record::{Batch, Changed, Entry, Labels, Lines, Origin, Records, Slice};
+use crate::record::{Batch, Changed, Entry, Labels, Lines, Origin, Records, Shift, Slice};
 use crate::sinks::http::tests::{body_of, context, options, serve};
 use crate::sinks::{BatchLimits, Encoder, Guilty, KindOptions, LongLines, RetryOptions};
 
@@ -110,6 +110,7 @@ fn origin(labels: &[(&str, &str)]) -> Arc<Origin> {
         filename: None,
         replayable: true,
         stages: Box::default(),
+        shift: Shift::default(),
     })
 }
 
@@ -122,7 +123,18 @@ fn lines(origin: &Arc<Origin>, base_ns: i64, texts: &[&[u8]]) -> Lines {
     let credit = Budget::new(1 << 30).door().try_take(&Holder::default(), data.len()).unwrap();
     let (origin, start, first_line) = (origin.clone(), 0, 0);
     let (data, ends) = (data.into(), ends.into());
-    Lines { origin, start, data, ends, base_ns, first_line, continues: false, timed: None, credit }
+    Lines {
+        origin,
+        start,
+        data,
+        sums: None,
+        ends,
+        base_ns,
+        first_line,
+        continues: false,
+        timed: None,
+        credit,
+    }
 }
 
 fn batch(all: Vec<Records>) -> Batch {

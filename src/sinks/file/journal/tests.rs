@@ -1,7 +1,7 @@
 use super::*;
 use crate::ack::GenerationId;
 use crate::disk::model::ModelDisk;
-use crate::sinks::file::frame::{Appended, sums};
+use crate::sinks::file::frame::{Appended, Block, sums};
 
 struct Bench {
     disk: ModelDisk,
@@ -48,6 +48,10 @@ impl Bench {
     }
 }
 
+fn new(bytes: &[u8]) -> New<'_> {
+    New { bytes, block: Block::Sector, sums: &[] }
+}
+
 fn part(generation: u64, range: Range<u64>) -> Part {
     Part { generation: GenerationId(generation), range, replayable: generation == 2 }
 }
@@ -69,17 +73,25 @@ fn what_was_noted_is_read_in_its_order() {
     assert!(entries.is_empty() && bench.segments() == 0, "nothing is made before the first entry");
     let bytes = vec![7; 1300];
     let parts = [part(1, 0..1000), part(2, 1 << 40..u64::MAX / 4)];
-    let sum = journal.append(Path::new("/out/x \u{e4}"), 9, 300, &bytes, &parts).unwrap();
+    let sum = journal.append(Path::new("/out/x \u{e4}"), 9, 300, new(&bytes), &parts).unwrap();
     assert_eq!(sum, crc32fast::hash(&bytes));
     journal.delete(9, 1600).unwrap();
     let (mut journal, entries) = bench.open();
-    let sums: Vec<u32> = sums(300, &bytes).collect();
+    let sums: Vec<u32> = sums(300, new(&bytes)).collect();
     assert_eq!(sums, [212, 724, 1236, 1300].map(|upto| crc32fast::hash(&bytes[..upto])));
     let path = "/out/x \u{e4}".into();
-    let appended = Appended { path, inode: 9, offset: 300, length: 1300, sums, parts: parts.to_vec() };
+    let appended = Appended {
+        path,
+        inode: 9,
+        offset: 300,
+        length: 1300,
+        block: Block::Sector,
+        sums,
+        parts: parts.to_vec(),
+    };
     let expected = [Entry::Appended(appended), Entry::Deleted { inode: 9, length: 1600 }];
     assert_eq!(entries, expected);
-    journal.append(Path::new("/y"), 1, 0, b"", &[]).unwrap();
+    journal.append(Path::new("/y"), 1, 0, new(b""), &[]).unwrap();
     assert_eq!(offsets(&bench.open().1), [300, 1600, 0], "over two lives");
 }
 
@@ -89,7 +101,7 @@ fn an_entry_is_history_when_two_checkpoints_are_past_its_answer() {
     let (mut journal, _) = bench.open();
     let mut note = |offset| {
         journal.answered();
-        journal.append(Path::new("/x"), 1, offset, b"x", &[]).unwrap();
+        journal.append(Path::new("/x"), 1, offset, new(b"x"), &[]).unwrap();
         offsets(&bench.open().1)
     };
     assert_eq!(note(0), [0]);
@@ -111,7 +123,7 @@ fn segments_are_recycled_and_bounded() {
     let parts = vec![part(1, 1 << 60..(1 << 60) + 1); 40_000]; // an entry of 430 KiB: two a segment
     let mut note = |offset| {
         journal.answered();
-        journal.append(Path::new("/x"), 1, offset, b"x", &parts).unwrap();
+        journal.append(Path::new("/x"), 1, offset, new(b"x"), &parts).unwrap();
     };
     (0..20).for_each(|at| {
         note(at);
@@ -141,7 +153,7 @@ fn every_byte_flipped_and_every_length_is_survived() {
     let ends: Vec<usize> = (0..3)
         .map(|at| {
             let parts = [part(1, 0..10)];
-            journal.append(Path::new("/x"), 1, at * 10, b"0123456789", &parts).unwrap();
+            journal.append(Path::new("/x"), 1, at * 10, new(b"0123456789"), &parts).unwrap();
             journal.at as usize
         })
         .collect();
@@ -168,12 +180,12 @@ fn a_full_disk_costs_the_entry_and_nothing_else() {
     let bench = Bench::new();
     let (mut journal, _) = bench.open();
     bench.disk.set_full(true);
-    journal.append(Path::new("/x"), 1, 0, b"x", &[]).unwrap();
+    journal.append(Path::new("/x"), 1, 0, new(b"x"), &[]).unwrap();
     assert_eq!((bench.counter.get(), bench.segments()), (1, 0));
     bench.disk.set_full(false);
-    journal.append(Path::new("/x"), 1, 1, b"x", &[]).unwrap();
+    journal.append(Path::new("/x"), 1, 1, new(b"x"), &[]).unwrap();
     bench.disk.set_full(true);
-    journal.append(Path::new("/x"), 1, 2, b"x", &[]).unwrap();
+    journal.append(Path::new("/x"), 1, 2, new(b"x"), &[]).unwrap();
     assert_eq!((bench.counter.get(), offsets(&bench.open().1)), (1, vec![1, 2]), "room was set aside");
 }
 
@@ -183,8 +195,8 @@ fn what_was_taken_back_is_void_and_no_gap() {
     let (mut journal, _) = bench.open();
     let mut note = |offset: u64, is_taken_back: bool| {
         let begun = journal.next();
-        journal.append(Path::new("/x"), 1, offset, b"x", &[]).unwrap();
-        journal.append(Path::new("/y"), 2, offset, b"x", &[]).unwrap();
+        journal.append(Path::new("/x"), 1, offset, new(b"x"), &[]).unwrap();
+        journal.append(Path::new("/y"), 2, offset, new(b"x"), &[]).unwrap();
         if is_taken_back {
             journal.delete(3, offset).unwrap();
             journal.take_back(begun);
@@ -212,7 +224,7 @@ fn short_lives_whose_end_the_ledger_knows_leave_no_history_behind() {
         journal.believe(found.entries.iter().map(|(number, _)| *number), was_known);
         for offset in [life, life + 1] {
             journal.answered();
-            journal.append(Path::new("/x"), 1, offset, b"x", &[]).unwrap();
+            journal.append(Path::new("/x"), 1, offset, new(b"x"), &[]).unwrap();
         }
         assert_eq!(offsets(&bench.open().1), [life, life + 1]);
         assert!(bench.segments() <= 4, "{}", bench.segments());
@@ -230,7 +242,7 @@ fn a_segment_that_cannot_be_read_costs_nothing_of_what_is_written_later() {
     let note = |offset| {
         let (mut journal, Found { entries, gap }) = open();
         journal.believe(entries.iter().map(|(number, _)| *number).filter(|at| *at < gap), Arc::default());
-        journal.append(Path::new("/x"), 1, offset, b"x", &[]).unwrap();
+        journal.append(Path::new("/x"), 1, offset, new(b"x"), &[]).unwrap();
         let entries: Vec<Entry> = open().1.entries.into_iter().map(|(_, entry)| entry).collect();
         offsets(&entries)
     };
@@ -247,7 +259,7 @@ fn what_is_void_never_outgrows_a_frame() {
     let (mut journal, _) = bench.read();
     journal.live_from = 1;
     journal.believe((1..10_000_000).step_by(20), Arc::default());
-    journal.append(Path::new("/x"), 1, 0, b"x", &[]).unwrap();
+    journal.append(Path::new("/x"), 1, 0, new(b"x"), &[]).unwrap();
     assert_eq!((bench.counter.get(), offsets(&bench.open().1)), (0, vec![0]));
 }
 
@@ -270,7 +282,7 @@ fn a_power_cut_takes_nothing_that_was_synced_however_segments_were_recycled() {
                 match rng.u8(..10) {
                     0..7 => {
                         let path = if rng.bool() { &large } else { "/x" };
-                        journal.append(Path::new(path), 1, 0, b"x", &[]).unwrap();
+                        journal.append(Path::new(path), 1, 0, new(b"x"), &[]).unwrap();
                     }
                     7 => journal.answered(),
                     8 if checkpoints_are_rare => {}
@@ -300,7 +312,7 @@ fn a_power_cut_takes_the_newest_entries_at_most() {
         let bench = Bench::new();
         let (mut journal, _) = bench.open();
         let mut note = |offset| {
-            journal.append(Path::new("/x"), 1, offset, &[1; 9000], &[]).unwrap();
+            journal.append(Path::new("/x"), 1, offset, new(&[1; 9000]), &[]).unwrap();
         };
         (0..5).for_each(&mut note);
         bench.unsynced.sync().unwrap();
@@ -309,7 +321,7 @@ fn a_power_cut_takes_the_newest_entries_at_most() {
         let (mut journal, entries) = bench.open();
         let known = offsets(&entries);
         assert!(known.len() >= 5 && known.iter().copied().eq(0..known.len() as u64), "{seed}: {known:?}");
-        journal.append(Path::new("/x"), 1, 77, b"x", &[]).unwrap();
+        journal.append(Path::new("/x"), 1, 77, new(b"x"), &[]).unwrap();
         assert_eq!(*offsets(&bench.open().1).last().unwrap(), 77, "{seed}");
     }
 }
